@@ -1,0 +1,46 @@
+# Every verb sets up what it needs in .venv: torch 2.13.0 (CPU) where no torch is there, then tilewright itself, built here.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH ?= torch==2.13.0
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+
+.PHONY: build test demo bench lint format check clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q setuptools wheel ninja cmake
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q "$(TORCH)"
+
+$(VENV)/.built: $(BIN)/python $(SOURCES)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install -q --no-build-isolation -e ".[test,bench,demo,lint]"
+	touch $@
+
+build: $(VENV)/.built
+
+test: build  ## builds from scratch in a clean checkout and runs every test
+	$(BIN)/python -m pytest tests
+
+demo: build  ## trains two real models, native and accelerated side by side
+	$(BIN)/python -m tilewright demo
+
+bench: build  ## the benchmark suite against native; make bench ARGS=--quick
+	$(BIN)/python -m tilewright bench $(ARGS)
+
+check: build  ## every op against float64 references, on each ISA of this machine
+	$(BIN)/python -m tilewright check
+
+lint: $(VENV)/.built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	git ls-files 'csrc/*.h' 'csrc/*.cpp' | xargs $(BIN)/clang-format --dry-run -Werror
+
+format: $(VENV)/.built
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	git ls-files 'csrc/*.h' 'csrc/*.cpp' | xargs $(BIN)/clang-format -i
+
+clean:
+	rm -rf build $(VENV) python/tilewright/*.so python/tilewright/_build.py

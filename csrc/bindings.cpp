@@ -1,0 +1,13 @@
+// What Python asks of the extension beside the torch ops: build facts and ISA control.
+#include <torch/csrc/utils/pybind.h>
+
+#include "cpu/kernel_table.h"
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.doc() = "tilewright's compiled part; the ops are in torch.ops.tilewright";
+  m.attr("torch_version") = TILEWRIGHT_TORCH_VERSION;
+  m.attr("compiler") = "g++ " __VERSION__;
+  m.def("available_isas", &tilewright::available_isas, "ISAs this build has and this machine runs, slowest first");
+  m.def("active_isa", [] { return std::string(tilewright::kernel_table().isa); }, "the ISA in use");
+  m.def("force_isa", &tilewright::force_isa, "use the named ISA from now on");
+}

@@ -1,0 +1,6 @@
+// Every macro that kernels share.
+#pragma once
+
+// Loop bodies passed as lambdas must vanish into the loop: a call per vector would cost more than the vector's work,
+// and the lane count they are given is a constant only after inlining.
+#define TILEWRIGHT_INLINE __attribute__((always_inline))

@@ -1,0 +1,46 @@
+// 64-byte vectors: AVX-512 F, BW, DQ, VL. Tails are masked loads and stores, which touch no memory behind the mask.
+#pragma once
+#include <immintrin.h>
+#define TILEWRIGHT_ISA_IS_AVX512 1
+namespace tilewright {
+namespace {
+constexpr long kVectorBytes = 64;
+}
+}  // namespace tilewright
+#include "cpu/isa/vec.h"
+
+namespace tilewright {
+namespace {
+
+inline __mmask16 mask16(int64_t n) { return static_cast<__mmask16>(_bzhi_u32(0xffffu, static_cast<unsigned>(n))); }
+inline __mmask8 mask8(int64_t n) { return static_cast<__mmask8>(_bzhi_u32(0xffu, static_cast<unsigned>(n))); }
+
+inline VecF32 load(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(mask16(n), p); }
+inline VecF64 load(const double* p, int64_t n) { return _mm512_maskz_loadu_pd(mask8(n), p); }
+inline void store(float* p, VecF32 v, int64_t n) { _mm512_mask_storeu_ps(p, mask16(n), v); }
+inline void store(double* p, VecF64 v, int64_t n) { _mm512_mask_storeu_pd(p, mask8(n), v); }
+
+inline VecF32 widen_f16(VecU16Half bits) { return _mm512_cvtph_ps(bit_cast<__m256i>(bits)); }
+inline VecU16Half narrow_f16(VecF32 v) {
+  return bit_cast<VecU16Half>(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline VecF32 load(const BF16* p, int64_t n) {
+  return widen_bf16(bit_cast<VecU16Half>(_mm256_maskz_loadu_epi16(mask16(n), p)));
+}
+inline VecF32 load(const F16* p, int64_t n) {
+  return widen_f16(bit_cast<VecU16Half>(_mm256_maskz_loadu_epi16(mask16(n), p)));
+}
+inline void store(BF16* p, VecF32 v, int64_t n) {
+  _mm256_mask_storeu_epi16(p, mask16(n), bit_cast<__m256i>(narrow_bf16(v)));
+}
+inline void store(F16* p, VecF32 v, int64_t n) {
+  _mm256_mask_storeu_epi16(p, mask16(n), bit_cast<__m256i>(narrow_f16(v)));
+}
+
+inline VecF32 sqrt(VecF32 v) { return _mm512_sqrt_ps(v); }
+inline VecF64 sqrt(VecF64 v) { return _mm512_sqrt_pd(v); }
+inline VecF32 scale_by_power_of_two(VecF32 v, VecF32 n) { return _mm512_scalef_ps(v, n); }
+inline VecF64 scale_by_power_of_two(VecF64 v, VecF64 n) { return _mm512_scalef_pd(v, n); }
+
+}  // namespace
+}  // namespace tilewright

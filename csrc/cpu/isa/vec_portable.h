@@ -1,0 +1,43 @@
+// The parts of the vector vocabulary that need no instruction of their own; for ISAs without masked memory access.
+#pragma once
+#include "cpu/isa/vec.h"
+
+namespace tilewright {
+namespace {
+
+// --- tails: through a zeroed buffer, so that nothing beyond the n elements is touched ---
+template <typename T>
+inline auto load_through_buffer(const T* p, int64_t n) {
+  T lanes[kLanes<Acc<T>>] = {};
+  __builtin_memcpy(lanes, p, static_cast<uint64_t>(n) * sizeof(T));
+  return load(lanes);
+}
+template <typename T, typename V>
+inline void store_through_buffer(T* p, V v, int64_t n) {
+  T lanes[kLanes<Acc<T>>];
+  store(lanes, v);
+  __builtin_memcpy(p, lanes, static_cast<uint64_t>(n) * sizeof(T));
+}
+inline VecF32 load(const float* p, int64_t n) { return load_through_buffer(p, n); }
+inline VecF64 load(const double* p, int64_t n) { return load_through_buffer(p, n); }
+inline VecF32 load(const BF16* p, int64_t n) { return load_through_buffer(p, n); }
+inline VecF32 load(const F16* p, int64_t n) { return load_through_buffer(p, n); }
+inline void store(float* p, VecF32 v, int64_t n) { store_through_buffer(p, v, n); }
+inline void store(double* p, VecF64 v, int64_t n) { store_through_buffer(p, v, n); }
+inline void store(BF16* p, VecF32 v, int64_t n) { store_through_buffer(p, v, n); }
+inline void store(F16* p, VecF32 v, int64_t n) { store_through_buffer(p, v, n); }
+
+// --- v * 2^n in two steps, so that results among the denormals are reached from a normal number ---
+inline VecF32 scale_by_power_of_two(VecF32 v, VecF32 n) {
+  const VecI32 whole = __builtin_convertvector(n, VecI32);
+  const VecI32 half = whole >> 1;
+  return v * bit_cast<VecF32>((half + 127) << 23) * bit_cast<VecF32>((whole - half + 127) << 23);
+}
+inline VecF64 scale_by_power_of_two(VecF64 v, VecF64 n) {
+  const VecI64 whole = __builtin_convertvector(n, VecI64);
+  const VecI64 half = whole >> 1;
+  return v * bit_cast<VecF64>((half + 1023) << 52) * bit_cast<VecF64>((whole - half + 1023) << 52);
+}
+
+}  // namespace
+}  // namespace tilewright

@@ -1,0 +1,100 @@
+#include "cpu/kernel_table.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+#define TILEWRIGHT_DECLARE_2(family, isa) extern "C" void tilewright_fill_##family##_##isa(tilewright::KernelTable*);
+#define TILEWRIGHT_DECLARE_1(isa, family) TILEWRIGHT_DECLARE_2(family, isa)
+#define TILEWRIGHT_DECLARE_baseline(family) TILEWRIGHT_DECLARE_1(baseline, family)
+#define TILEWRIGHT_DECLARE_avx2(family) TILEWRIGHT_DECLARE_1(avx2, family)
+#define TILEWRIGHT_DECLARE_avx512(family) TILEWRIGHT_DECLARE_1(avx512, family)
+#define X(isa) TILEWRIGHT_FAMILIES(TILEWRIGHT_DECLARE_##isa)
+TILEWRIGHT_ISA_LIST
+#undef X
+
+namespace tilewright {
+namespace {
+
+// __builtin_cpu_supports also asks the operating system (XGETBV) whether it saves the wide registers.
+bool cpu_runs(const std::string& isa) {
+#if defined(__x86_64__)
+  if (isa == "avx2") {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+           __builtin_cpu_supports("bmi2");
+  }
+  if (isa == "avx512") {
+    return cpu_runs("avx2") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  }
+#endif
+  return isa == "baseline";
+}
+
+#define TILEWRIGHT_FILL_baseline(family) tilewright_fill_##family##_baseline(&table);
+#define TILEWRIGHT_FILL_avx2(family) tilewright_fill_##family##_avx2(&table);
+#define TILEWRIGHT_FILL_avx512(family) tilewright_fill_##family##_avx512(&table);
+
+// Tables of the ISAs that this machine runs, in the order of CMakeLists.txt: slowest first.
+const std::vector<KernelTable>& tables() {
+  static const std::vector<KernelTable> all = [] {
+    std::vector<KernelTable> filled;
+#define X(isa_name)                                 \
+  if (cpu_runs(#isa_name)) {                        \
+    KernelTable table{};                            \
+    table.isa = #isa_name;                          \
+    TILEWRIGHT_FAMILIES(TILEWRIGHT_FILL_##isa_name) \
+    filled.push_back(table);                        \
+  }
+    TILEWRIGHT_ISA_LIST
+#undef X
+    return filled;
+  }();
+  return all;
+}
+
+const KernelTable* find_table(const std::string& name) {
+  for (const KernelTable& table : tables()) {
+    if (name == table.isa) return &table;
+  }
+  return nullptr;
+}
+
+// The fastest table not above TILEWRIGHT_ISA; an ISA that the machine lacks caps to the best it has.
+const KernelTable* choose_table() {
+  const char* cap = std::getenv("TILEWRIGHT_ISA");
+  const std::string name = cap == nullptr ? "" : cap;
+  if (name.empty() || name == "avx512") return &tables().back();
+  if (name != "avx2" && name != "baseline") {
+    throw std::runtime_error("TILEWRIGHT_ISA must be avx512, avx2 or baseline, got '" + name + "'");
+  }
+  const KernelTable* table = find_table(name);
+  return table != nullptr ? table : &tables().front();
+}
+
+std::atomic<const KernelTable*> active_table{nullptr};
+
+}  // namespace
+
+const KernelTable& kernel_table() {
+  const KernelTable* table = active_table.load(std::memory_order_acquire);
+  if (table == nullptr) {
+    table = choose_table();
+    active_table.store(table, std::memory_order_release);
+  }
+  return *table;
+}
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const KernelTable& table : tables()) names.emplace_back(table.isa);
+  return names;
+}
+
+void force_isa(const std::string& name) {
+  const KernelTable* table = find_table(name);
+  if (table == nullptr) throw std::runtime_error("this machine or build has no ISA '" + name + "'");
+  active_table.store(table, std::memory_order_release);
+}
+
+}  // namespace tilewright

@@ -1,0 +1,39 @@
+// What cpu/layer_norm.cpp hands to kernels/layer_norm.h.
+#pragma once
+#include "common/types.h"
+
+namespace tilewright {
+
+// Rows are contiguous: element (r, c) of x, y, dy, dx is at r * cols + c.
+template <typename T>
+struct LayerNormForwardArgs {
+  const T* x;            // [rows, cols]
+  const Acc<T>* weight;  // [cols] or null: all ones
+  const Acc<T>* bias;    // [cols] or null: all zeros
+  T* y;                  // [rows, cols]
+  Acc<T>* mean;          // [rows]
+  Acc<T>* rstd;          // [rows]
+  int64_t cols;
+  Acc<T> eps;
+};
+
+template <typename T>
+struct LayerNormBackwardArgs {
+  const T* dy;           // [rows, cols]
+  const T* x;            // [rows, cols]
+  const Acc<T>* weight;  // [cols] or null: all ones
+  const Acc<T>* mean;    // [rows]
+  const Acc<T>* rstd;    // [rows]
+  T* dx;                 // [rows, cols] or null: not wanted
+  Acc<T>* dweight;       // [cols], added to; or null together with dbias: not wanted
+  Acc<T>* dbias;         // [cols], added to
+  int64_t cols;
+};
+
+template <typename T>
+struct LayerNormKernels {
+  void (*forward)(const LayerNormForwardArgs<T>&, int64_t row_begin, int64_t row_end);
+  void (*backward)(const LayerNormBackwardArgs<T>&, int64_t row_begin, int64_t row_end);
+};
+
+}  // namespace tilewright

@@ -1,0 +1,64 @@
+// From Tensor to what kernels take: typed pointers, accumulation-type parameters, one dispatch on dtype, threads.
+#pragma once
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+
+#include "common/types.h"
+#include "ops/library.h"
+
+namespace tilewright {
+
+// The pointer as kernels see it, null for an undefined tensor. The caller has checked the dtype.
+template <typename T>
+const T* const_data(const Tensor& tensor) {
+  return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) : nullptr;
+}
+template <typename T>
+T* mutable_data(const Tensor& tensor) {
+  return tensor.defined() ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
+}
+
+// The one switch on dtype: calls body with a value of the kernel's element type.
+template <typename Body>
+void dispatch_floating(at::ScalarType dtype, const char* op, const Body& body) {
+  switch (dtype) {
+    case at::kFloat:
+      return body(float{});
+    case at::kDouble:
+      return body(double{});
+    case at::kBFloat16:
+      return body(BF16{});
+    case at::kHalf:
+      return body(F16{});
+    default:
+      TORCH_CHECK(false, op, ": input must be float32, float64, bfloat16 or float16, got ", dtype);
+  }
+}
+
+// The dtype sums and statistics of an op on `dtype` are kept in.
+inline at::ScalarType accumulation_dtype(at::ScalarType dtype) {
+  return dtype == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// A parameter (weight, bias, ...) contiguous and in the accumulation type; undefined stays undefined. No copy for
+// float32 and float64, a few KB otherwise.
+inline Tensor as_accumulator(const Tensor& parameter, at::ScalarType dtype) {
+  return parameter.defined() ? parameter.to(accumulation_dtype(dtype)).contiguous() : parameter;
+}
+
+// Runs body(begin, end) over [0, size) on torch's threads. cost is the work of one item in elements read or a like
+// unit; below about 32768 of them in all, waking a thread costs more than it brings (1-3 us).
+template <typename Body>
+void parallel_for_cost(int64_t size, int64_t cost, const Body& body) {
+  constexpr int64_t kWorthAThread = 32768;
+  const int64_t grain = std::max<int64_t>(1, kWorthAThread / std::max<int64_t>(1, cost));
+  if (size <= grain) {
+    if (size > 0) body(0, size);
+    return;
+  }
+  at::parallel_for(0, size, grain, body);
+}
+
+}  // namespace tilewright

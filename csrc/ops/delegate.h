@@ -1,0 +1,37 @@
+// The one place that decides whether a call is ours or native PyTorch's.
+//
+// Ours: dense float32, float64, bfloat16 or float16 tensors on a device we have kernels for, with plain reverse-mode
+// autograd. Native's: every other dtype, layout and device; tensor subclasses with their own __torch_dispatch__
+// (DTensor, ...); any torch.func transform or vmap; forward-mode AD. Native's ops are differentiable to any order, so
+// nobody gets an error that native would not give.
+#pragma once
+#include "ops/library.h"
+
+namespace tilewright {
+
+// Without looking at transforms: may this tensor be handed to our kernels? Undefined tensors may.
+bool tensor_needs_native(const Tensor& tensor);
+
+inline bool tensor_needs_native(const OptionalTensor& tensor) {
+  return tensor.has_value() && tensor_needs_native(*tensor);
+}
+
+// True where a torch.func transform (grad, vmap, jvp, functionalize) is active in this thread.
+bool transform_is_active();
+
+// True where the op must be computed by native's ops. Accepts Tensor and optional<Tensor>.
+template <typename... Tensors>
+bool use_native(const Tensors&... tensors) {
+  return transform_is_active() || (tensor_needs_native(tensors) || ...);
+}
+
+inline bool needs_grad(const Tensor& tensor) { return tensor.defined() && tensor.requires_grad(); }
+inline bool needs_grad(const OptionalTensor& tensor) { return tensor.has_value() && needs_grad(*tensor); }
+
+// True where autograd has to record the op.
+template <typename... Tensors>
+bool records_grad(const Tensors&... tensors) {
+  return at::GradMode::is_enabled() && (needs_grad(tensors) || ...);
+}
+
+}  // namespace tilewright

@@ -1,0 +1,51 @@
+#include "ops/layer_norm.h"
+
+namespace tilewright {
+
+LayerNormSize check_layer_norm(const Tensor& input, at::IntArrayRef normalized_shape, const Tensor& weight,
+                               const Tensor& bias) {
+  const auto rank = static_cast<int64_t>(normalized_shape.size());
+  TORCH_CHECK(rank >= 1, "layer_norm: normalized_shape must have at least one dimension, got ", normalized_shape);
+  const bool fits = input.dim() >= rank && input.sizes().slice(input.dim() - rank).equals(normalized_shape);
+  TORCH_CHECK(fits, "layer_norm: input must end in normalized_shape ", normalized_shape, ", got input of shape ",
+              input.sizes());
+  TORCH_CHECK(!weight.defined() || weight.sizes().equals(normalized_shape), "layer_norm: weight must have shape ",
+              normalized_shape, " (normalized_shape), got ", weight.sizes());
+  TORCH_CHECK(!bias.defined() || bias.sizes().equals(normalized_shape), "layer_norm: bias must have shape ",
+              normalized_shape, " (normalized_shape), got ", bias.sizes());
+  const int64_t cols = c10::multiply_integers(normalized_shape);
+  const int64_t rows = c10::multiply_integers(input.sizes().slice(0, input.dim() - rank));
+  return {rows, cols};
+}
+
+std::tuple<Tensor, Tensor, Tensor> layer_norm_forward(const Tensor& input, c10::SymIntArrayRef normalized_shape,
+                                                      const OptionalTensor& weight, const OptionalTensor& bias,
+                                                      double eps) {
+  static const auto op = find_op<decltype(layer_norm_forward)>("tilewright::layer_norm_forward");
+  return op.call(input, normalized_shape, weight, bias, eps);
+}
+
+std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& grad_output, const Tensor& input,
+                                                       c10::SymIntArrayRef normalized_shape, const Tensor& mean,
+                                                       const Tensor& rstd, const OptionalTensor& weight,
+                                                       std::array<bool, 3> output_mask) {
+  static const auto op = find_op<decltype(layer_norm_backward)>("tilewright::layer_norm_backward");
+  return op.call(grad_output, input, normalized_shape, mean, rstd, weight, output_mask);
+}
+
+}  // namespace tilewright
+
+TORCH_LIBRARY_FRAGMENT(tilewright, m) {
+  m.def(
+      "layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight=None, Tensor? bias=None, float eps=1e-05) -> "
+      "Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "layer_norm_forward(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, float eps) -> "
+      "(Tensor output, Tensor mean, Tensor rstd)",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "layer_norm_backward(Tensor grad_output, Tensor input, SymInt[] normalized_shape, Tensor mean, Tensor rstd, "
+      "Tensor? weight, bool[3] output_mask) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
+      {at::Tag::pt2_compliant_tag});
+}

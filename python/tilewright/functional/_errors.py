@@ -1,0 +1,23 @@
+"""The exception types of native's argument parser, for ops that are parsed from a schema."""
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def native_type_errors(function: Callable[P, R]) -> Callable[P, R]:
+    """An argument of a wrong type raises TypeError, as torch's own functions do, where the dispatcher raises RuntimeError."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except RuntimeError as error:
+            if "Expected a value of type" in str(error):
+                raise TypeError(f"{function.__name__}(): {error}") from None
+            raise
+
+    return wrapper

@@ -1,0 +1,50 @@
+"""Thin: hands torch's and Python's paths to CMake and ninja, packages python/. Sources and flags are in CMakeLists.txt."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import torch
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).parent.resolve()
+
+
+class CMakeBuild(build_ext):
+    """Runs CMake once per extension and writes the torch version it was built for beside the library."""
+
+    def build_extension(self, ext: Extension) -> None:
+        output = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
+        output.mkdir(parents=True, exist_ok=True)
+        tag = f"{sysconfig.get_config_var('SOABI')}-torch{torch.__version__}"
+        build = ROOT / "build" / f"cmake-{tag}"
+        definitions = {
+            "TILEWRIGHT_TORCH_INCLUDES": ";".join(cpp_extension.include_paths()),
+            "TILEWRIGHT_TORCH_LIBRARY_DIR": ";".join(cpp_extension.library_paths()),
+            "TILEWRIGHT_TORCH_VERSION": torch.__version__,
+            "TILEWRIGHT_CXX11_ABI": str(int(torch._C._GLIBCXX_USE_CXX11_ABI)),
+            "TILEWRIGHT_PYTHON_INCLUDE": sysconfig.get_path("include"),
+            "TILEWRIGHT_EXTENSION_SUFFIX": sysconfig.get_config_var("EXT_SUFFIX"),
+            "TILEWRIGHT_OUTPUT_DIR": str(output),
+            "TILEWRIGHT_SANITIZE": os.environ.get("TILEWRIGHT_SANITIZE", "0"),
+        }
+        arguments = [f"-D{name}={value}" for name, value in definitions.items()]
+        subprocess.check_call(["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *arguments])
+        subprocess.check_call(["cmake", "--build", str(build)])
+        (output / "_build.py").write_text(
+            '"""Written by setup.py: what the extension beside this file was built for."""\n\n'
+            f'TORCH_VERSION = "{torch.__version__}"\nPYTHON_VERSION = "{sys.version.split()[0]}"\n'
+        )
+
+    def copy_extensions_to_source(self) -> None:
+        """Editable installs: the facts travel with the library."""
+        super().copy_extensions_to_source()
+        built = Path(self.build_lib) / "tilewright" / "_build.py"
+        (ROOT / "python" / "tilewright" / "_build.py").write_text(built.read_text())
+
+
+setup(ext_modules=[Extension("tilewright._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
