@@ -1,6 +1,6 @@
 // One translation unit per ISA and kernel family: CMakeLists.txt compiles this file once for each pair, with that ISA's
 // flags and
-//   TILEWRIGHT_ISA (avx512, ...), TILEWRIGHT_FAMILY (layer_norm, ...), and the two headers below.
+//   TILEWRIGHT_ISA (avx512, ...), TILEWRIGHT_FAMILY (layer_norm, ...), and the headers below.
 //
 // Everything it includes lies in an anonymous namespace, and it exports one symbol: an inline function with external
 // linkage would be merged by the linker with the copy of another ISA, and an older machine would meet an instruction it
@@ -8,6 +8,7 @@
 // reason.
 #include "cpu/kernels/typed_kernels.h"
 #include TILEWRIGHT_ISA_HEADER
+#include TILEWRIGHT_TILE_HEADER
 #include TILEWRIGHT_FAMILY_HEADER
 
 #define TILEWRIGHT_JOIN_2(a, b) a##b

@@ -1,0 +1,187 @@
+// The matrix-product vocabulary of matmul, conv2d and attention, on one core: a register tile, a packed right operand,
+// and the loop over tiles. Operands are float32 or float64 here (A = Acc<T>); 16-bit types are widened while they are
+// packed.
+//
+//   right operand, packed           C[M, N] (+)= left[M, K] * right[K, N]
+//   [panel][K][kTileCols]                     kTileCols columns of one panel
+//   +--------+--------+--                    +--------+
+//   | k = 0  | k = 0  |            left      |########|  one register tile: kTileRows x kTileVectors accumulators,
+//   | k = 1  | k = 1  |            rows in   |########|  each k: kTileVectors loads of a panel row, and one broadcast
+//   |  ...   |  ...   |            place     |########|  of left per row
+//   +--------+--------+--                    +--------+
+//   columns behind N are zero
+//
+// Left is read through (row, column) strides, so plain, transposed and packed operands are the same code. Every element
+// of C is one chain of fmas over k in order: the result does not depend on how M and N were cut.
+#pragma once
+#include "common/macros.h"
+#include "common/types.h"
+
+namespace tilewright {
+namespace {
+
+template <typename A>
+constexpr int64_t kTileCols = kTileVectors * kLanes<A>;
+
+// Precondition: 1 <= n <= kVectors * kLanes; b has kVectors whole vectors in every row. c_row in elements.
+template <typename A, int kRows, int kVectors>
+void gemm_tile(int64_t K, const A* a, int64_t a_row, int64_t a_col, const A* b, int64_t b_row, A* c, int64_t c_row,
+               int64_t n, bool accumulate) {
+  constexpr int64_t kStep = kLanes<A>;
+  Vec<A> acc[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) acc[i][v] = Vec<A>{};
+  }
+  for (int64_t k = 0; k < K; ++k) {
+    Vec<A> right[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) right[v] = load(b + k * b_row + v * kStep);
+    const A* left = a + k * a_col;
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      const Vec<A> value = broadcast<A>(left[i * a_row]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) acc[i][v] = fma(value, right[v], acc[i][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      A* out = c + i * c_row + v * kStep;
+      const int64_t width = n - v * kStep;
+      if (width >= kStep) {
+        store(out, accumulate ? load(out) + acc[i][v] : acc[i][v]);
+      } else if (width > 0) {
+        store(out, accumulate ? load(out, width) + acc[i][v] : acc[i][v], width);
+      }
+    }
+  }
+}
+
+template <typename A>
+using GemmTile = void (*)(int64_t, const A*, int64_t, int64_t, const A*, int64_t, A*, int64_t, int64_t, bool);
+
+// The tile for exactly `rows` rows (1..kTileRows): every row tail runs at full speed.
+template <typename A, int kVectors, int kRows = kTileRows>
+inline GemmTile<A> tile_for_rows(int64_t rows) {
+  if constexpr (kRows == 1) {
+    return gemm_tile<A, 1, kVectors>;
+  } else {
+    return rows == kRows ? gemm_tile<A, kRows, kVectors> : tile_for_rows<A, kVectors, kRows - 1>(rows);
+  }
+}
+
+// Rows are cut into equal tiles rather than full ones and a thin last one: 30 rows are 10 + 10 + 10, not 14 + 14 + 2.
+inline int64_t tile_count(int64_t M) { return (M + kTileRows - 1) / kTileRows; }
+
+// C[M, N] (+)= left[M, K] * panels, for one K block whose panels were written by pack_right.
+template <typename A>
+void gemm_panels(int64_t M, int64_t N, int64_t K, const A* a, int64_t a_row, int64_t a_col, const A* panels, A* c,
+                 int64_t c_row, bool accumulate) {
+  const int64_t tiles = tile_count(M);
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t row = M * t / tiles, rows = M * (t + 1) / tiles - row;
+    const GemmTile<A> wide = tile_for_rows<A, kTileVectors>(rows), narrow = tile_for_rows<A, 1>(rows);
+    for (int64_t col = 0; col < N; col += kTileCols<A>) {
+      const int64_t n = N - col < kTileCols<A> ? N - col : kTileCols<A>;
+      const GemmTile<A> tile = n > kLanes<A> ? wide : narrow;
+      tile(K, a + row * a_row, a_row, a_col, panels + col * K, kTileCols<A>, c + row * c_row + col, c_row, n,
+           accumulate);
+    }
+  }
+}
+
+// In-register transpose of kLanes vectors: log2(kLanes) rounds of swapping ever smaller off-diagonal blocks.
+template <typename A, int kWidth = kLanes<A> / 2>
+inline TILEWRIGHT_INLINE void transpose(Vec<A> (&v)[kLanes<A>]) {
+  constexpr int kCount = kLanes<A>;
+  using Index = decltype(v[0] == v[0]);
+  Index low, high;
+#pragma GCC unroll 16
+  for (int lane = 0; lane < kCount; ++lane) {
+    low[lane] = (lane & kWidth) == 0 ? lane : kCount + lane - kWidth;
+    high[lane] = (lane & kWidth) == 0 ? lane + kWidth : kCount + lane;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kCount; ++i) {
+    if ((i & kWidth) != 0) continue;
+    const Vec<A> upper = v[i], lower = v[i + kWidth];
+    v[i] = __builtin_shuffle(upper, lower, low);
+    v[i + kWidth] = __builtin_shuffle(upper, lower, high);
+  }
+  if constexpr (kWidth > 1) transpose<A, kWidth / 2>(v);
+}
+
+// dst[k][j] = src[j * stride + k] for j < n (<= lanes), k < K; zeros for n <= j < lanes. dst rows are dst_row elements
+// apart.
+template <typename T>
+void pack_transposed(int64_t K, int64_t n, const T* src, int64_t stride, Acc<T>* dst, int64_t dst_row) {
+  using A = Acc<T>;
+  constexpr int64_t kStep = kLanes<A>;
+  for (int64_t k = 0; k < K; k += kStep) {
+    const int64_t width = K - k < kStep ? K - k : kStep;
+    Vec<A> block[kLanes<A>];
+    for (int64_t j = 0; j < kStep; ++j) {
+      block[j] = j >= n ? Vec<A>{} : width == kStep ? load(src + j * stride + k) : load(src + j * stride + k, width);
+    }
+    transpose<A>(block);
+    for (int64_t i = 0; i < width; ++i) store(dst + (k + i) * dst_row, block[i]);
+  }
+}
+
+// dst[k][j] = src[k * stride + j] for j < n (<= kTileCols); zeros behind. One panel of a right operand with contiguous
+// rows.
+template <typename T>
+void pack_rows(int64_t K, int64_t n, const T* src, int64_t stride, Acc<T>* dst) {
+  using A = Acc<T>;
+  constexpr int64_t kStep = kLanes<A>;
+  for (int64_t k = 0; k < K; ++k) {
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < kTileCols<A>; j += kStep) {
+      const int64_t width = n - j;
+      const T* from = src + k * stride + j;
+      store(dst + k * kTileCols<A> + j, width >= kStep ? load(from) : width > 0 ? load(from, width) : Vec<A>{});
+    }
+  }
+}
+
+// Element by element, for operands with no unit stride.
+template <typename T>
+void pack_strided(int64_t K, int64_t n, const T* src, int64_t row, int64_t col, Acc<T>* dst) {
+  for (int64_t k = 0; k < K; ++k) {
+    for (int64_t j = 0; j < kTileCols<Acc<T>>; ++j) {
+      dst[k * kTileCols<Acc<T>> + j] = j < n ? load(src + k * row + j * col, 1)[0] : Acc<T>(0);
+    }
+  }
+}
+
+// Elements that pack_right writes for a right operand of K x N.
+template <typename A>
+inline int64_t packed_size(int64_t K, int64_t N) {
+  return (N + kTileCols<A> - 1) / kTileCols<A> * kTileCols<A> * K;
+}
+
+// right[K, N], element (k, n) at src[k * row + n * col], into panels.
+template <typename T>
+void pack_right(int64_t K, int64_t N, const T* src, int64_t row, int64_t col, Acc<T>* panels) {
+  using A = Acc<T>;
+  for (int64_t n = 0; n < N; n += kTileCols<A>) {
+    const int64_t width = N - n < kTileCols<A> ? N - n : kTileCols<A>;
+    A* panel = panels + n * K;
+    if (col == 1) {
+      pack_rows(K, width, src + n, row, panel);
+    } else if (row == 1) {
+      for (int64_t j = 0; j < kTileCols<A>; j += kLanes<A>) {
+        pack_transposed(K, width - j, src + (n + j) * col, col, panel + j, kTileCols<A>);
+      }
+    } else {
+      pack_strided(K, width, src + n * col, row, col, panel);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tilewright
