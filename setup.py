@@ -1,4 +1,4 @@
-"""Thin: hands torch's and Python's paths to CMake and ninja, packages python/. Sources and flags are in CMakeLists.txt."""
+"""Thin: hands torch's and Python's paths to CMake and ninja. Sources and flags are in CMakeLists.txt."""
 
 import os
 import subprocess
@@ -20,7 +20,8 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         output = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
         output.mkdir(parents=True, exist_ok=True)
-        tag = f"{sysconfig.get_config_var('SOABI')}-torch{torch.__version__}"
+        sanitize = os.environ.get("TILEWRIGHT_SANITIZE", "0") == "1"
+        tag = f"{sysconfig.get_config_var('SOABI')}-torch{torch.__version__}" + ("-sanitize" if sanitize else "")
         build = ROOT / "build" / f"cmake-{tag}"
         definitions = {
             "TILEWRIGHT_TORCH_INCLUDES": ";".join(cpp_extension.include_paths()),
@@ -30,7 +31,7 @@ class CMakeBuild(build_ext):
             "TILEWRIGHT_PYTHON_INCLUDE": sysconfig.get_path("include"),
             "TILEWRIGHT_EXTENSION_SUFFIX": sysconfig.get_config_var("EXT_SUFFIX"),
             "TILEWRIGHT_OUTPUT_DIR": str(output),
-            "TILEWRIGHT_SANITIZE": os.environ.get("TILEWRIGHT_SANITIZE", "0"),
+            "TILEWRIGHT_SANITIZE": str(int(sanitize)),
         }
         arguments = [f"-D{name}={value}" for name, value in definitions.items()]
         subprocess.check_call(["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *arguments])

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-
 from tilewright.testing import available_isas, force_isa
 
 

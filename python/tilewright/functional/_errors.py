@@ -9,7 +9,7 @@ R = TypeVar("R")
 
 
 def native_type_errors(function: Callable[P, R]) -> Callable[P, R]:
-    """An argument of a wrong type raises TypeError, as torch's own functions do, where the dispatcher raises RuntimeError."""
+    """An argument of a wrong type raises TypeError, as torch's functions do, not the dispatcher's RuntimeError."""
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:

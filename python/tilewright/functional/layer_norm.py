@@ -21,7 +21,8 @@ def layer_norm(
 ) -> Tensor:
     """Normalise over the last dimensions: (x - mean) / sqrt(var + eps) * weight + bias.
 
-    Drop-in for :func:`torch.nn.functional.layer_norm` (Ba, Kiros & Hinton 2016, arXiv:1607.06450); var is the biased variance.
+    Drop-in for :func:`torch.nn.functional.layer_norm` (Ba, Kiros & Hinton 2016, arXiv:1607.06450); var is the
+    biased variance.
 
     Args:
         input: [*, normalized_shape], float32, float64, bfloat16 or float16; other tensors go to native.

@@ -1,7 +1,7 @@
 """What tests, benchmarks and ``tilewright check`` share: ISA control, float64 references, the accuracy bar.
 
-The oracle is float64 math written plainly (:mod:`tilewright.testing.references`), never native float32. The bar: our error
-against it is at most twice native's own on the same input.
+The oracle is float64 math written plainly (:mod:`tilewright.testing.references`), never native float32. The bar: our
+error against it is at most twice native's own on the same input.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,9 +16,9 @@ from . import references
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-# The bar never falls below this share of the largest reference value, because native's error on a small or ill-conditioned
-# input can be near zero by chance: 16 roundings where sums are in the type itself, 2 where they are in float32 and only the
-# result is rounded.
+# The bar never falls below this share of the largest reference value, because native's error on a small or
+# ill-conditioned input can be near zero by chance: 16 roundings where sums are in the type itself, 2 where they are in
+# float32 and only the result is rounded.
 _FLOOR = {torch.float64: 16 * 2**-53, torch.float32: 16 * 2**-24, torch.float16: 2 * 2**-11, torch.bfloat16: 2 * 2**-8}
 
 
