@@ -1,4 +1,4 @@
-"""Who computes a call: our kernels for plain dense floating-point tensors, native for everything else, without an error."""
+"""Who computes a call: our kernels for plain dense floating-point tensors, native for everything else."""
 
 import threading
 

@@ -39,7 +39,8 @@ def test_isa_units_initialise_nothing_when_loaded():
     """A static initialiser in an AVX-512 unit would run before any CPU check."""
     for path in _objects():
         sections = subprocess.run(["readelf", "-SW", str(path)], capture_output=True, text=True, check=True).stdout
-        assert ".init_array" not in sections and ".ctors" not in sections, path
+        assert ".init_array" not in sections, path
+        assert ".ctors" not in sections, path
 
 
 def _active_isa(cap: str | None) -> subprocess.CompletedProcess[str]:

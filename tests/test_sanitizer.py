@@ -31,8 +31,8 @@ def test_no_access_outside_a_tensor(tmp_path):
     ignore = shutil.ignore_patterns("*.so", "_build.py", "__pycache__")
     shutil.copytree(ROOT / "python" / "tilewright", tmp_path / "tilewright", ignore=ignore, dirs_exist_ok=True)
 
-    # Torch itself is not instrumented and keeps its caches: leaks are not ours to judge. Its allocations are intercepted, so
-    # every tensor has guard zones.
+    # Torch itself is not instrumented and keeps its caches: leaks are not ours to judge. Its allocations are
+    # intercepted, so every tensor has guard zones.
     environment |= {
         "LD_PRELOAD": " ".join(str(path) for path in runtimes),
         "ASAN_OPTIONS": "detect_leaks=0:protect_shadow_gap=0",
