@@ -1,7 +1,7 @@
 """torch.nn's layers on tilewright's kernels: subclasses with the same constructor and state_dict; only forward differs.
 
-Layers with a fused form (LinearAct, ConvAct2d, BatchNormAct2d, DropoutAdd, DropoutAddLayerNorm) subclass the torch.nn layer
-whose parameters they hold and take the fusion's options as keyword arguments. State dicts load in both directions.
+Layers with a fused form (LinearAct, ConvAct2d, BatchNormAct2d, DropoutAdd, DropoutAddLayerNorm) subclass the torch.nn
+layer whose parameters they hold and take the fusion's options as keyword arguments. State dicts load both ways.
 """
 
 from .attention import MultiheadAttention

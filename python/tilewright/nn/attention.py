@@ -1,7 +1,7 @@
 """Multi-head attention (Vaswani et al. 2017, arXiv:1706.03762).
 
-N batch, L queries, S keys, E embedding, H heads, D = E / H. The projections are read in the caller's layout ([N, L, E] or
-[L, N, E]) through strided views [N, H, L, D]; nothing is transposed in memory, masks are never expanded over heads.
+N batch, L queries, S keys, E embedding, H heads, D = E / H. The projections are read in the caller's layout ([N, L, E]
+or [L, N, E]) through strided views [N, H, L, D]; without weights nothing is transposed in memory, no mask expanded.
 """
 
 import math
@@ -25,7 +25,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         float32, float64, bfloat16 or float16 (other tensors go to native).
 
     Raises:
-        AssertionError, RuntimeError: as torch's: wrong ranks or sizes, a mask of another shape, is_causal without a mask.
+        AssertionError, RuntimeError: torch's own: wrong ranks or sizes, masks of another shape, is_causal without mask.
 
     Example:
         >>> attention = tilewright.nn.MultiheadAttention(256, 8, batch_first=True)
@@ -44,7 +44,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend: returns the output, shaped as query, and the weights ([N, L, S], or [N, H, L, S] not averaged) or None."""
+        """Attend: the output, shaped as query, and the weights ([N, L, S], or [N, H, L, S] not averaged) or None."""
         if not self._fits(query, key, value, key_padding_mask, attn_mask, is_causal):
             return super().forward(
                 query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
@@ -136,7 +136,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         return k, v
 
     def _merged_mask(self, attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
-        """Both masks as one that broadcasts to [N, H, L, S]: bool with True = attend, or additive; extra keys are attended."""
+        """Both masks in one that broadcasts to [N, H, L, S]: bool (True = attend) or additive; extra keys attended."""
         if attn_mask is not None and padding is not None and attn_mask.dtype != padding.dtype:
             canonical = torch.nn.functional._canonical_mask  # warns, as torch does, that mixed types are deprecated
             padding = canonical(padding, "key_padding_mask", attn_mask.dtype, "attn_mask", q.dtype)
@@ -162,7 +162,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
 
 
 def _attend_with_weights(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> tuple[Tensor, Tensor]:
-    """Attention by explicit weights: output [N, H, L, D] and weights [N, H, L, S], the latter after dropout, as torch's."""
+    """Attention by explicit weights: output [N, H, L, D] and the weights after dropout [N, H, L, S], as torch's."""
     batch_and_heads, shape = q.shape[:2], (*q.shape[:3], k.shape[2])
     q, k, v = ((q * math.sqrt(1.0 / q.shape[-1])).flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
     if mask is None:

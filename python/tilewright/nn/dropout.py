@@ -9,7 +9,7 @@ from .. import functional
 class Dropout(torch.nn.Dropout):
     """:class:`torch.nn.Dropout` on tilewright's counter-based generator, seeded from torch's default one.
 
-    torch.manual_seed rules which elements fall, for any number of threads; the pattern is not native's for the same seed.
+    torch.manual_seed rules which elements fall, for any number of threads; the pattern is not native's for one seed.
 
     Args:
         p: probability of an element to be zeroed; the others are scaled by 1 / (1 - p).
@@ -54,6 +54,8 @@ class DropoutAdd(torch.nn.Dropout):
         if inplace:
             raise ValueError("DropoutAdd: inplace=True is not supported, expected False")
 
-    def forward(self, input: Tensor, residual: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, input: Tensor, residual: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
         """Return residual + dropout(input + bias); without dropout in eval."""
         return functional.dropout_add(input, residual, self.p, self.training, bias=bias)

@@ -54,7 +54,9 @@ class DropoutAddLayerNorm(torch.nn.LayerNorm):
         self.p = p
         self.prenorm = prenorm
 
-    def forward(self, input: Tensor, residual: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(  # type: ignore[override]
+        self, input: Tensor, residual: Tensor
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Drop, add, normalise; also return the sum where prenorm."""
         return functional.dropout_add_layer_norm(
             input,
@@ -74,9 +76,9 @@ class DropoutAddLayerNorm(torch.nn.LayerNorm):
 
 
 def _running_averages(layer: torch.nn.modules.batchnorm._BatchNorm) -> tuple[Tensor | None, Tensor | None, bool, float]:
-    """running_mean, running_var, training and momentum of this call, counting the batch: the rules of torch's _BatchNorm.
+    """running_mean, running_var, training and momentum of this call, counting the batch, by the rules of torch's layer.
 
-    momentum None means the cumulative average, whose factor is 1 / batches seen. Without tracking, the running statistics
+    momentum None means the cumulative average, whose factor is 1 / batches seen. Without tracking, running statistics
     are neither read nor written in training; without running statistics, eval normalises by the batch's own.
     """
     momentum = 0.0 if layer.momentum is None else layer.momentum
