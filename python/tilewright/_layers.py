@@ -6,7 +6,6 @@ when the caller names it, a subclass that overrides nothing of what the replacem
 """
 
 import copyreg
-import functools
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ REPLACEMENTS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
     torch.nn.MultiheadAttention: nn.MultiheadAttention,
 }
 _ORIGINALS = {ours: native for native, ours in REPLACEMENTS.items()}
+_MADE: dict[type[torch.nn.Module], type[torch.nn.Module]] = {}  # user's subclass -> its accelerated class
 _FUSED = (nn.LinearAct, nn.ConvAct2d, nn.BatchNormAct2d, nn.DropoutAdd, nn.DropoutAddLayerNorm)
 
 
@@ -62,7 +62,7 @@ class _AcceleratedSubclass:
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
         constructor, arguments, *state = reduced
-        if constructor is not copyreg.__newobj__:  # type: ignore[attr-defined]
+        if constructor is not copyreg.__newobj__:
             return (constructor, arguments, *state)  # the user's own __reduce__ rules
         return (_new_object, (self.tilewright_original,), *state)
 
@@ -73,13 +73,14 @@ def _new_object(kind: type[torch.nn.Module]) -> torch.nn.Module:
     return made.__new__(made)
 
 
-@functools.cache  # type: ignore[arg-type]
 def _accelerated_subclass(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:
-    """The replacement's methods before the user's class: an instance of both, and of the torch.nn type."""
-    base = supported_base(kind)
-    assert base is not None, kind
-    members = {"__module__": kind.__module__, "__doc__": kind.__doc__, "tilewright_original": kind}
-    return type(kind.__name__, (_AcceleratedSubclass, REPLACEMENTS[base], kind), members)
+    """The replacement's methods before the user's class: an instance of both, and of the torch.nn type; made once."""
+    if kind not in _MADE:
+        base = supported_base(kind)
+        assert base is not None, kind
+        members = {"__module__": kind.__module__, "__doc__": kind.__doc__, "tilewright_original": kind}
+        _MADE[kind] = type(kind.__name__, (_AcceleratedSubclass, REPLACEMENTS[base], kind), members)
+    return _MADE[kind]
 
 
 def is_accelerated(module: torch.nn.Module) -> bool:

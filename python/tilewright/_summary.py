@@ -75,7 +75,7 @@ def summary(model: torch.nn.Module) -> Summary:
         model: any module, before or after :func:`tilewright.accelerate`.
 
     Returns:
-        Summary: ``.rows``, ``.replaced`` and ``.left`` hold SummaryRow(name, type, accelerated, reason); printed, a table.
+        Summary: ``.rows``, ``.replaced`` and ``.left`` hold SummaryRow(name, type, accelerated, reason).
 
     Raises:
         TypeError: model is not a torch.nn.Module.
