@@ -20,6 +20,22 @@ def _refuse_other_torch() -> None:
 
 _refuse_other_torch()
 
-from . import _C, _meta, functional  # noqa: E402
+from . import _C, _meta, functional, nn, testing  # noqa: E402
+from ._accelerate import accelerate, restore  # noqa: E402
+from ._info import info  # noqa: E402
+from ._summary import Summary, SummaryRow, summary  # noqa: E402
 
-__all__ = ["_C", "_meta", "functional"]
+__all__ = [
+    "_C",
+    "Summary",
+    "SummaryRow",
+    "__version__",
+    "_meta",
+    "accelerate",
+    "functional",
+    "info",
+    "nn",
+    "restore",
+    "summary",
+    "testing",
+]

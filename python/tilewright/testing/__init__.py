@@ -64,6 +64,20 @@ def assert_as_accurate(ours: Tensor, native: Tensor, reference: Tensor, *, facto
     assert error <= bar, f"{what}: error {error:.3e} against float64, allowed {bar:.3e}"
 
 
+def error_ratio(ours: Tensor, native: Tensor, reference: Tensor) -> float:
+    """Our largest error against the float64 reference, in units of native's (at least half of _FLOOR): 2 is the bar.
+
+    Raises:
+        AssertionError: dtype or shape differ from native's.
+    """
+    assert ours.dtype == native.dtype, f"dtype {ours.dtype}, native gives {native.dtype}"
+    assert ours.shape == native.shape, f"shape {tuple(ours.shape)}, native gives {tuple(native.shape)}"
+    finite = reference[reference.isfinite()]
+    scale = finite.abs().max().item() if finite.numel() else 0.0
+    error, unit = max_error(ours, reference), max(max_error(native, reference), _FLOOR[ours.dtype] * scale / 2)
+    return error / unit if unit > 0 else (0.0 if error == 0 else float("inf"))
+
+
 def ops_called(function: Callable[[], object]) -> set[str]:
     """Names of the torch ops that a call runs: proof that a kernel of ours, not native's, did the work."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
@@ -71,4 +85,13 @@ def ops_called(function: Callable[[], object]) -> set[str]:
     return {event.key for event in profiler.key_averages()}
 
 
-__all__ = ["DTYPES", "assert_as_accurate", "available_isas", "force_isa", "max_error", "ops_called", "references"]
+__all__ = [
+    "DTYPES",
+    "assert_as_accurate",
+    "available_isas",
+    "error_ratio",
+    "force_isa",
+    "max_error",
+    "ops_called",
+    "references",
+]

@@ -1,0 +1,116 @@
+"""accelerate and restore: one line puts a model on tilewright's layers, one takes it off again."""
+
+import logging
+from collections import Counter
+
+import torch
+
+from ._layers import is_accelerated, is_derived, original_type, replacement, why_left
+from ._selection import Entries, Selection
+
+logger = logging.getLogger("tilewright")
+
+
+def accelerate(model: torch.nn.Module, *, only: Entries = None, skip: Entries = None) -> torch.nn.Module:
+    """Put every supported layer of a model on tilewright's kernels, in place.
+
+    Replaced are modules of exactly these torch.nn types: Conv2d, Linear, LayerNorm, BatchNorm1d/2d/3d, Dropout and
+    MultiheadAttention. The module objects stay and only their class changes, so parameters (tied ones too), buffers,
+    hooks, training flags, dtype, device, state_dict keys, optimizers, modules used in several places and wrappers such
+    as DDP's are as before. Left alone are subclasses (see only), parametrized and lazy modules, TorchScript, and
+    modules whose forward was replaced.
+    :func:`tilewright.summary` says what was replaced and what was left and why; the logger "tilewright" does too.
+
+    Accelerate before torch.compile, fully_shard or parametrize; torch.jit.script and ONNX export want a restored model.
+
+    Args:
+        model: the module; may itself be a supported layer.
+        only: replace nothing but what these select: types or names, or a list of them. A type selects modules of
+            exactly that type, a name the module with that qualified name, a pattern such as "layer?.*" all that it
+            matches; each with everything inside. Naming a user's subclass of a supported type replaces it too, if it
+            does not override forward.
+        skip: leave what these select, in the same way; skip wins over only.
+
+    Returns:
+        model itself.
+
+    Raises:
+        TypeError: model is not a torch.nn.Module; only or skip holds something else than Module types and names.
+        ValueError: a name matches no module; a type in only can not be replaced. The model is then unchanged.
+
+    Example:
+        >>> model = tilewright.accelerate(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU()))
+        >>> type(model[0])
+        <class 'tilewright.nn.linear.Linear'>
+    """
+    _require_module("accelerate", model)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    chosen, left = Selection("only", only, modules), Selection("skip", skip, modules)
+    subclasses = chosen.named_subclasses()
+    chosen.refuse_pointless()
+    targets: dict[int, tuple[str, torch.nn.Module]] = {}
+    kept: set[int] = set()
+    for name, module in modules.items():
+        if left.holds(name):
+            kept.add(id(module))
+        elif (only is None or chosen.holds(name)) and _replaceable(module, subclasses):
+            targets.setdefault(id(module), (name, module))
+    replaced: Counter[str] = Counter()
+    for key, (name, module) in targets.items():
+        if key not in kept:
+            replaced[type(module).__name__] += 1
+            module.__class__ = replacement(type(module))
+            logger.debug("%s: %s replaced", name or "(the model)", original_type(module).__name__)
+    _log_left(modules)
+    logger.info("accelerated %s", ", ".join(f"{n} {kind}" for kind, n in sorted(replaced.items())) or "nothing")
+    return model
+
+
+def restore(model: torch.nn.Module) -> torch.nn.Module:
+    """Give back the torch.nn layers that :func:`accelerate` replaced, in place; the numbers and all state stay.
+
+    Fused layers (LinearAct and the like) have no torch.nn counterpart and stay.
+
+    Args:
+        model: any module.
+
+    Returns:
+        model itself.
+
+    Raises:
+        TypeError: model is not a torch.nn.Module.
+
+    Example:
+        >>> type(tilewright.restore(tilewright.accelerate(torch.nn.Linear(8, 8))))
+        <class 'torch.nn.modules.linear.Linear'>
+    """
+    _require_module("restore", model)
+    count = 0
+    for module in model.modules():
+        original = original_type(module)
+        if original is not type(module):
+            module.__class__ = original
+            count += 1
+        elif is_derived(module):
+            logger.warning("%s derives from tilewright's layer (parametrized since?) and stays", type(module).__name__)
+    logger.info("restored %d layers", count)
+    return model
+
+
+def _require_module(function: str, model: object) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"{function}(): model must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def _replaceable(module: torch.nn.Module, subclasses: set[type[torch.nn.Module]]) -> bool:
+    if is_accelerated(module) or "forward" in vars(module):
+        return False
+    return type(module) in subclasses or why_left(module) is None
+
+
+def _log_left(modules: dict[str, torch.nn.Module]) -> None:
+    if logger.isEnabledFor(logging.DEBUG):
+        for name, module in modules.items():
+            reason = None if is_accelerated(module) else why_left(module)
+            if reason and not any(module.children()):
+                logger.debug("%s: %s left: %s", name or "(the model)", type(module).__name__, reason)
