@@ -1,9 +1,8 @@
 """layer_norm over widths of models, short and long rows, odd sizes and layouts."""
 
+import tilewright.functional as TF
 import torch
 import torch.nn.functional as F
-
-import tilewright.functional as TF
 
 from .cases import FORWARD, TRAIN, Case, Problem, Work, dims, element_size, randn
 

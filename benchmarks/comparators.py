@@ -18,7 +18,9 @@ import torch
 from .cases import Case, Function
 
 NAMES = ("native", "compile", "mkl-unlocked")
-WRAP: Mapping[str, Callable[[Function], Function]] = {"compile": lambda function: torch.compile(function, dynamic=False)}
+WRAP: Mapping[str, Callable[[Function], Function]] = {
+    "compile": lambda function: torch.compile(function, dynamic=False)
+}
 
 _FUSED = ("_act", "dropout_add", "masked_scale")
 _MKL_OPS = ("matmul", "linear", "attention")

@@ -9,9 +9,8 @@ seed, native's operations are run with it, and the share of kept elements must f
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
-
 from tilewright.testing import max_error
+from torch import Tensor
 
 from .cases import FORWARD, TRAIN, Case, Function, Problem
 
@@ -44,7 +43,12 @@ def output_gradients(outputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tens
 
 
 def _results(
-    function: Function, problem: Problem, direction: str, dtype: torch.dtype, extra: tuple[Tensor, ...] = (), wide: bool = False
+    function: Function,
+    problem: Problem,
+    direction: str,
+    dtype: torch.dtype,
+    extra: tuple[Tensor, ...] = (),
+    wide: bool = False,
 ) -> list[Tensor]:
     inputs = leaves(problem, direction, (lambda t: t.double()) if wide else (lambda t: t))
     if direction != TRAIN:

@@ -38,7 +38,12 @@ def speedup(rows: Sequence[Row], title: str, path: Path) -> None:
     axis = figure.subplots()
     ratios = [row.ratio for row in rows]
     spread = [[r.ratio - r.ratio_p20 for r in rows], [r.ratio_p80 - r.ratio for r in rows]]
-    axis.barh([_label(row) for row in rows], [ratio - 1 for ratio in ratios], left=1, color=[_COLOURS[r.direction] for r in rows])
+    axis.barh(
+        [_label(row) for row in rows],
+        [ratio - 1 for ratio in ratios],
+        left=1,
+        color=[_COLOURS[r.direction] for r in rows],
+    )
     axis.errorbar(ratios, range(len(rows)), xerr=spread, fmt="none", ecolor="black", elinewidth=0.7)
     _ratio_axis(axis, ratios)
     axis.invert_yaxis()
@@ -81,7 +86,9 @@ def overview(rows: Sequence[Row], path: Path) -> None:
     axis.invert_yaxis()
     axis.tick_params(axis="y", labelsize=7)
     axis.legend(loc="lower right", fontsize=8)
-    axis.set_title(f"times faster than native PyTorch ({rows[0].machine}, {rows[0].threads} threads): geometric means", fontsize=9)
+    axis.set_title(
+        f"times faster than native PyTorch ({rows[0].machine}, {rows[0].threads} threads): geometric means", fontsize=9
+    )
     figure.savefig(path, dpi=110)
 
 

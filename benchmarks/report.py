@@ -66,7 +66,9 @@ def case_name(row: Row) -> str:
 def op_table(op: str, rows: Sequence[Row]) -> Table:
     """Every case of an op; fits 100 columns."""
     comparator = rows[0].comparator
-    table = Table(title=f"{op}, {rows[0].threads} threads, {rows[0].isa}", box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table = Table(
+        title=f"{op}, {rows[0].threads} threads, {rows[0].isa}", box=SIMPLE_HEAD, title_justify="left", pad_edge=False
+    )
     table.add_column("case", overflow="fold", max_width=37)
     table.add_column("type")
     table.add_column("pass")
@@ -91,7 +93,9 @@ def op_table(op: str, rows: Sequence[Row]) -> Table:
 
 def group_table(rows: Sequence[Row]) -> Table:
     """One line per group."""
-    table = Table(title=f"ratio {rows[0].comparator}/ours by group", box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table = Table(
+        title=f"ratio {rows[0].comparator}/ours by group", box=SIMPLE_HEAD, title_justify="left", pad_edge=False
+    )
     table.add_column("group", overflow="fold", max_width=38)
     for heading in ("cases", "geomean", "worst"):
         table.add_column(heading, justify="right")
@@ -116,7 +120,9 @@ def show(rows: Sequence[Row], console: Console) -> None:
         console.print(group_table([row for row in rows if row.ok]))
     for row in rows:
         if not row.ok:
-            console.print(f"[bold red]FAILED[/] {escape(f'{case_name(row)} {row.dtype} {row.direction}: {row.status[8:]}')}")
+            console.print(
+                f"[bold red]FAILED[/] {escape(f'{case_name(row)} {row.dtype} {row.direction}: {row.status[8:]}')}"
+            )
 
 
 def _markdown_table(rows: Sequence[Row]) -> list[str]:

@@ -108,7 +108,9 @@ def read(path: Path) -> list[Row]:
     kinds = {field.name: field.type for field in fields(Row)}
     convert = {float: float, int: int, str: str}
     with path.open(newline="") as file:
-        return [Row(**{name: convert[kinds[name]](value) for name, value in line.items()}) for line in csv.DictReader(file)]  # type: ignore[index]
+        return [
+            Row(**{name: convert[kinds[name]](value) for name, value in line.items()}) for line in csv.DictReader(file)
+        ]  # type: ignore[index]
 
 
 def write(path: Path, rows: list[Row]) -> None:

@@ -6,9 +6,8 @@ the CPU has one. Copy bandwidth: ``a.copy_(b)`` at the case's own size, so that 
 
 import time
 
-import torch
-
 import tilewright
+import torch
 
 from .cases import Work
 
