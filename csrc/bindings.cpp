@@ -2,6 +2,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "cpu/kernel_table.h"
+#include "cpu/roofline.h"
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "tilewright's compiled part; the ops are in torch.ops.tilewright";
@@ -10,4 +11,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("available_isas", &tilewright::available_isas, "ISAs this build has and this machine runs, slowest first");
   m.def("active_isa", [] { return std::string(tilewright::kernel_table().isa); }, "the ISA in use");
   m.def("force_isa", &tilewright::force_isa, "use the named ISA from now on");
+  m.def("measure_fma_peak", &tilewright::measure_fma_peak, pybind11::call_guard<pybind11::gil_scoped_release>(),
+        "GFLOP/s of multiply-adds in the named dtype, on the ISA in use and torch's threads");
 }

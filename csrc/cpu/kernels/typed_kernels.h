@@ -3,15 +3,17 @@
 #pragma once
 #include "common/types.h"
 #include "cpu/kernels/layer_norm_args.h"
+#include "cpu/kernels/roofline_args.h"
 
 // Each family has kernels/<family>.h with a function fill_<family>(TypedKernels<T>&).
-#define TILEWRIGHT_FAMILIES(X) X(layer_norm)
+#define TILEWRIGHT_FAMILIES(X) X(layer_norm) X(roofline)
 
 namespace tilewright {
 
 template <typename T>
 struct TypedKernels {
   LayerNormKernels<T> layer_norm;
+  RooflineKernels<T> roofline;
 };
 
 struct KernelTable {

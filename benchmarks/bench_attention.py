@@ -1,0 +1,114 @@
+"""scaled_dot_product_attention: causal, masks, dropout, grouped heads, decoding, windows, odd sizes; fp32 and bf16."""
+
+import tilewright.functional as TF
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cases import FORWARD, TRAIN, Case, Problem, Work, dims, element_size, randn
+
+MODEL = (
+    "Flops: 2 B H Sq Sk (D + Dv) forward, two products; backward five more (the scores are computed again), so 3.5 times that in all. "
+    "Causal counts the pairs that attend only. Softmax and dropout are not counted. Bytes: q, k, v and the output once forward; backward "
+    "reads them and dy and writes three gradients. Shapes are BxHxSqxD, or BxHxSqxSkxD; 'BSHD' means views of [B, S, H, D] tensors."
+)
+P = 0.1
+
+
+def _mask(kind: str, b: int, h: int, sq: int, sk: int, dtype: torch.dtype) -> Tensor | None:
+    if kind == "bool mask":  # a band, so that every row attends somewhere
+        return (torch.arange(sq)[:, None] - torch.arange(sk)[None, :]).abs() < max(sk // 2, 1)
+    if kind == "padding":  # a quarter of the keys of every second sequence
+        keep = torch.ones(b, 1, 1, sk, dtype=torch.bool)
+        keep[::2, ..., -(sk // 4) :] = False
+        return keep
+    return randn(1, h, sq, sk, dtype=dtype, seed=5) if kind == "bias" else None
+
+
+def _recover_dropped(q: Tensor, k: Tensor, v: Tensor, *mask: Tensor, **options: object) -> Tensor:
+    """The keep-mask: with the identity for values the output is the matrix of dropped probabilities."""
+    identity = torch.eye(k.shape[-2], dtype=v.dtype).expand(*v.shape[:2], -1, -1)
+    return TF.scaled_dot_product_attention(q, k, identity, *mask, **options) != 0  # type: ignore[arg-type]
+
+
+def _masked(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
+    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    return (scores.softmax(-1) * keep.to(q.dtype) * (1 / (1 - P))) @ v
+
+
+def _case(shape: str, dtype: torch.dtype = torch.float32, kind: str = "", kv_heads: int = 0, **options: object) -> Case:
+    """kind: causal, bool mask, padding, bias, dropout, BSHD or nothing; kv_heads: fewer heads of keys and values (GQA)."""
+    b, h, sq, *rest = dims(shape)
+    sk, d = (rest[0], rest[1]) if len(rest) == 2 else (sq, rest[0])
+
+    def tensor(heads: int, length: int, seed: int) -> Tensor:
+        if kind == "BSHD":
+            return randn(b, length, heads, d, dtype=dtype, seed=seed).transpose(1, 2)
+        return randn(b, heads, length, d, dtype=dtype, seed=seed)
+
+    def build() -> Problem:
+        mask = _mask(kind, b, h, sq, sk, dtype)
+        arguments = {
+            "is_causal": kind == "causal",
+            "dropout_p": P if kind == "dropout" else 0.0,
+            "enable_gqa": kv_heads > 0,
+        }
+
+        def native(q: Tensor, k: Tensor, v: Tensor, *mask: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(q, k, v, *mask, **arguments)  # type: ignore[arg-type]
+
+        def ours(q: Tensor, k: Tensor, v: Tensor, *mask: Tensor) -> Tensor:
+            return TF.scaled_dot_product_attention(q, k, v, *mask, **arguments)  # type: ignore[arg-type]
+
+        pairs = sum(min(i + 1, sk) for i in range(sq)) if kind == "causal" else sq * sk
+        flops = 4.0 * b * h * pairs * d
+        moved = element_size(dtype) * b * d * (2 * h * sq + 2 * (kv_heads or h) * sk)
+        return Problem(
+            inputs=[
+                tensor(h, sq, 0),
+                tensor(kv_heads or h, sk, 1),
+                tensor(kv_heads or h, sk, 2),
+                *([] if mask is None else [mask]),
+            ],
+            native=native,
+            ours=ours,
+            work={FORWARD: Work(flops, moved), TRAIN: Work(3.5 * flops, 3 * moved)},
+            differentiable=(0, 1, 2),
+            masked=_masked if kind == "dropout" else None,
+            recover=(lambda *tensors: _recover_dropped(*tensors, **arguments)) if kind == "dropout" else None,
+        )
+
+    detail = " ".join(filter(None, [kind, f"{kv_heads} kv heads" if kv_heads else ""])) or "contiguous"
+    return Case("attention", "sdpa", shape, build, dtype, detail, **options)  # type: ignore[arg-type]
+
+
+_BF16, _FORWARD_ONLY = torch.bfloat16, (FORWARD,)
+
+CASES = [
+    _case("8x12x128x64", quick=True),
+    _case("2x12x512x64", quick=True),
+    _case("2x12x512x64", kind="causal", quick=True),
+    _case("16x8x128x32", kind="causal", quick=True),
+    _case("1x16x2048x128", directions=_FORWARD_ONLY),
+    _case("1x8x1024x64", kind="causal"),
+    _case("8x6x197x64", kind="BSHD", quick=True),
+    _case("2x12x512x64", kind="bool mask", quick=True),
+    _case("4x12x256x64", kind="padding"),
+    _case("4x8x256x64", kind="bias"),
+    _case("2x12x512x64", kind="dropout", quick=True),
+    _case("8x12x128x64", kind="dropout"),
+    _case("1x32x512x64", kv_heads=8, quick=True),
+    _case("1x16x1x1900x96", directions=_FORWARD_ONLY, quick=True),
+    _case("8x32x1x512x128", kv_heads=8, directions=_FORWARD_ONLY),
+    _case("64x12x49x32", quick=True),
+    _case("2x8x333x40"),
+    _case("2x8x256x77x64"),
+    _case("4x4x100x256x80"),
+    _case("8x12x128x64", _BF16, quick=True),
+    _case("2x12x512x64", _BF16),
+    _case("2x12x512x64", _BF16, "causal", quick=True),
+    _case("1x16x1x1900x96", _BF16, directions=_FORWARD_ONLY),
+    _case("64x12x49x32", _BF16),
+]
+
+SWEEP = [_case(f"1x8x{s}x64", size=8.0 * s * s * 64 * 2) for s in (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024)]

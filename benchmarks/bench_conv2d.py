@@ -1,0 +1,118 @@
+"""conv2d over the layers of convolutional networks: dense, pointwise, strided, dilated, stem, depthwise, grouped; NCHW and NHWC."""
+
+import tilewright.functional as TF
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cases import BOTH, FORWARD, TRAIN, Case, Problem, Work, element_size, in_layout, randn
+
+MODEL = (
+    "Flops: a forward is 2 N Ho Wo Co (Ci/groups) Kh Kw whatever the algorithm (Winograd does fewer, so it may pass the peak); the "
+    "weight gradient is as much again, the input gradient too (a network's first layer has none). Bytes: x, weight and y once forward; "
+    "backward dy and x once for each gradient, and the gradients."
+)
+
+
+def _case(
+    shape: str,
+    out: int,
+    kernel: int,
+    dtype: torch.dtype = torch.float32,
+    layout: str = "NCHW",
+    *,
+    stride: int = 1,
+    padding: int | None = None,
+    dilation: int = 1,
+    groups: int = 1,
+    act: bool = False,
+    residual: bool = False,
+    first: bool = False,
+    **options: object,
+) -> Case:
+    """shape: NxCxHxW or NxCxH for squares. first: a network's first layer, whose input needs no gradient."""
+    sizes = [int(part) for part in shape.split("x")]
+    n, channels, height, width = (*sizes, sizes[-1])[:4]
+    pad = dilation * (kernel // 2) if padding is None else padding
+
+    def native(x: Tensor, weight: Tensor, bias: Tensor, *other: Tensor) -> Tensor:
+        y = F.conv2d(x, weight, bias, stride, pad, dilation, groups)
+        for added in other:
+            y = y + added
+        return F.relu(y) if act else y
+
+    def ours(x: Tensor, weight: Tensor, bias: Tensor, *other: Tensor) -> Tensor:
+        if not act:
+            return TF.conv2d(x, weight, bias, stride, pad, dilation, groups)
+        added = other[0] if other else None
+        return TF.conv2d_act(x, weight, bias, stride, pad, dilation, groups, activation="relu", residual=added)
+
+    def build() -> Problem:
+        fan_in = channels // groups * kernel * kernel
+        x = in_layout(randn(n, channels, height, width, dtype=dtype), layout)
+        weight = in_layout(
+            randn(out, channels // groups, kernel, kernel, dtype=dtype, seed=1, scale=fan_in**-0.5), layout
+        )
+        bias = randn(out, dtype=dtype, seed=2)
+        reach = dilation * (kernel - 1) + 1
+        ho, wo = (height + 2 * pad - reach) // stride + 1, (width + 2 * pad - reach) // stride + 1
+        added = [in_layout(randn(n, out, ho, wo, dtype=dtype, seed=3), layout)] if residual else []
+        flops = 2.0 * n * ho * wo * out * fan_in
+        s, y = element_size(dtype), n * ho * wo * out
+        forward = s * (x.numel() + weight.numel() + y * (2 if residual else 1))
+        weights = s * (x.numel() + y + weight.numel())
+        inputs = 0 if first else s * (y + weight.numel() + x.numel())
+        return Problem(
+            inputs=[x, weight, bias, *added],
+            native=native,
+            ours=ours,
+            work={FORWARD: Work(flops, forward), TRAIN: Work(flops * (2 if first else 3), forward + weights + inputs)},
+            differentiable=(1, 2) if first else None,
+        )
+
+    name = f"{shape} {kernel}x{kernel}->{out}"
+    name += "".join(
+        f" {letter}{value}" for letter, value in (("s", stride), ("d", dilation), ("g", groups)) if value != 1
+    )
+    detail = f"{layout} residual" if residual else layout
+    form = "conv2d_act" if act else "conv2d"
+    return Case("conv2d", form, name, build, dtype, detail, accuracy=8, **options)  # type: ignore[arg-type]
+
+
+def _both_layouts(*arguments: object, quick: bool = False, **options: object) -> list[Case]:
+    return [_case(*arguments, layout=layout, quick=quick, **options) for layout in ("NCHW", "NHWC")]  # type: ignore[arg-type]
+
+
+_BF16 = torch.bfloat16
+
+CASES = [
+    *_both_layouts("8x64x56", 64, 3, quick=True),
+    *_both_layouts("8x128x28", 128, 3, quick=True),
+    *_both_layouts("8x256x14", 256, 3),
+    *_both_layouts("8x512x7", 512, 3),
+    *_both_layouts("8x64x56", 256, 1, quick=True),
+    *_both_layouts("8x1024x14", 256, 1),
+    *_both_layouts("8x128x56", 128, 3, stride=2),
+    *_both_layouts("8x256x56", 512, 1, stride=2),
+    *_both_layouts("8x3x224", 64, 7, stride=2, padding=3, first=True, quick=True),
+    *_both_layouts("8x3x224", 32, 3, stride=2, first=True),
+    *_both_layouts("8x96x56", 96, 3, groups=96, quick=True),
+    *_both_layouts("8x192x28", 192, 7, groups=192),
+    *_both_layouts("8x144x28", 144, 3, groups=144, stride=2),
+    *_both_layouts("8x128x28", 128, 3, groups=8),
+    _case("64x1x28", 6, 5, padding=0, first=True, quick=True),
+    _case("64x6x12", 16, 5, padding=0),
+    _case("8x3x224", 768, 16, stride=16, padding=0, first=True),
+    _case("4x64x28", 64, 3, dilation=2),
+    _case("8x61x29", 67, 3),
+    _case("1x64x56", 64, 3, directions=(FORWARD,), quick=True),
+    _case("1x256x14", 256, 3, layout="NHWC", directions=(FORWARD,)),
+    _case("64x64x8", 128, 3, quick=True),
+    *_both_layouts("8x128x28", 128, 3, _BF16),
+    _case("8x64x56", 256, 1, _BF16, "NHWC"),
+    *_both_layouts("8x128x28", 128, 3, act=True),
+    *_both_layouts("8x256x14", 256, 3, act=True, residual=True),
+    _case("8x128x28", 128, 3, layout="NHWC", act=True, residual=True, directions=BOTH, quick=True),
+]
+
+SWEEP = [_case(f"8x{c}x28", c, 3, size=9.0 * 8 * 784 * c * c) for c in (4, 8, 16, 32, 48, 64, 96, 128, 192, 256)]

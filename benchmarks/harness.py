@@ -1,0 +1,122 @@
+"""The protocol: native and ours in turn, in one process, under one allocator, after the gate.
+
+- A B A B ...; the ratio native/ours pair by pair, its median; at least 15 pairs and 0.3 s. Figures of two runs are never
+  compared: machines are shared and noisy, and what disturbs one side of a pair disturbs the other.
+- malloc keeps large blocks (three environment variables that must stand before Python starts, so the suite runs itself again with
+  them): else the page faults of a fresh output, the same on both sides, hide every kernel.
+- A case whose result is wrong (gate.py) gets the word FAILED and no time.
+"""
+
+import gc
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import gate
+from .cases import FORWARD, TRAIN, Case, Function, Problem
+
+ROOT = Path(__file__).resolve().parent.parent
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TRIM_THRESHOLD_": "4000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+MIN_PAIRS, MIN_SECONDS = 15, 0.3
+_MIN_SAMPLE = 50e-6  # one sample: long beside the clock's own 0.1 us
+
+
+def has_malloc_environment() -> bool:
+    """Whether this process was started with the allocator settings."""
+    return all(os.environ.get(name) == value for name, value in MALLOC.items())
+
+
+def run_again(module: str, argv: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run ``python -m module argv`` with more environment; its exit status."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", module, *argv]
+    return subprocess.run(command, env={**os.environ, **environment, "PYTHONPATH": path.rstrip(os.pathsep)}).returncode
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Medians over the pairs, in seconds; ratio is native/ours."""
+
+    native: float
+    ours: float
+    ratio: float
+    ratio_p20: float
+    ratio_p80: float
+    pairs: int
+
+
+def make_call(function: Function, problem: Problem, direction: str) -> Callable[[], object]:
+    """The call to time: forward, or forward and torch.autograd.grad, on tensors made beforehand."""
+    inputs = gate.leaves(problem, direction)
+    if direction == FORWARD:
+        return lambda: function(*inputs)
+    wanted = [inputs[i] for i in problem.wanted()]
+    outputs: tuple[Tensor, ...] = gate.as_tuple(function(*inputs))
+    gradients = _gradients_like(outputs)
+
+    def call() -> object:
+        return torch.autograd.grad(gate.as_tuple(function(*inputs)), wanted, gradients)
+
+    return call
+
+
+def _gradients_like(outputs: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients in the layout of the outputs, as the layer above would give them."""
+    values = gate.output_gradients(outputs, outputs[0].dtype)
+    return [torch.empty_like(y, requires_grad=False).copy_(g) for y, g in zip(outputs, values, strict=True)]
+
+
+def _seconds(call: Callable[[], object], inner: int) -> float:
+    start = time.perf_counter()
+    for _ in range(inner):
+        call()
+    return (time.perf_counter() - start) / inner
+
+
+def time_pairs(native: Callable[[], object], ours: Callable[[], object]) -> Timing:
+    """A B A B until there are enough pairs and enough time."""
+    warm = max(min(_seconds(call, 1) for _ in range(3)) for call in (native, ours))
+    inner = max(1, int(_MIN_SAMPLE / max(warm, 1e-9)))
+    samples: list[tuple[float, float]] = []
+    gc.collect()
+    gc.disable()
+    try:
+        end = time.perf_counter() + MIN_SECONDS
+        while len(samples) < MIN_PAIRS or time.perf_counter() < end:
+            samples.append((_seconds(native, inner), _seconds(ours, inner)))
+    finally:
+        gc.enable()
+    ratios = sorted(a / b for a, b in samples)
+    return Timing(
+        native=statistics.median(a for a, _ in samples),
+        ours=statistics.median(b for _, b in samples),
+        ratio=statistics.median(ratios),
+        ratio_p20=ratios[len(ratios) // 5],
+        ratio_p80=ratios[len(ratios) * 4 // 5],
+        pairs=len(samples),
+    )
+
+
+def measure(
+    case: Case, problem: Problem, direction: str, wrap_native: Callable[[Function], Function] | None = None
+) -> tuple[Timing | None, str]:
+    """Gate, then time. Returns (timing, '') or (None, why it failed). wrap_native makes another comparator of native."""
+    reason = gate.check(case, problem, direction)
+    if reason:
+        return None, reason
+    native = wrap_native(problem.native) if wrap_native else problem.native
+    with torch.no_grad() if direction != TRAIN else nullcontext():
+        return time_pairs(make_call(native, problem, direction), make_call(problem.ours, problem, direction)), ""

@@ -1,0 +1,165 @@
+"""Tables for people: per op on the console, and summary.md with one line per group.
+
+A group is a form, a dtype and a direction; its figure is the geometric mean of the ratios, its worst the lowest single case.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from . import results
+from .results import NATIVE, Row
+
+
+@dataclass(frozen=True)
+class Group:
+    """The cases of one form, dtype and direction."""
+
+    name: str
+    op: str
+    geomean: float
+    worst: Row
+    roofline: float  # median share
+    cases: int
+
+
+def groups(rows: Iterable[Row]) -> list[Group]:
+    """Groups of the rows that have a time, in order of appearance."""
+    members: dict[tuple[str, str, str, str], list[Row]] = {}
+    for row in rows:
+        if row.ok:
+            members.setdefault((row.op, row.form, row.dtype, row.direction), []).append(row)
+    return [
+        Group(
+            name=f"{form} {dtype} {direction}",
+            op=op,
+            geomean=math.exp(statistics.fmean(math.log(row.ratio) for row in group)),
+            worst=min(group, key=lambda row: row.ratio),
+            roofline=statistics.median(row.roofline for row in group),
+            cases=len(group),
+        )
+        for (op, form, dtype, direction), group in members.items()
+    ]
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def _colour(ratio: float) -> str:
+    return "green" if ratio >= 1.1 else "red" if ratio < 0.97 else "yellow"
+
+
+def case_name(row: Row) -> str:
+    """The case without its op, dtype and direction."""
+    layout = "" if row.layout == "contiguous" else f" {row.layout}"
+    return f"{row.form} {row.shape}{layout}"
+
+
+def op_table(op: str, rows: Sequence[Row]) -> Table:
+    """Every case of an op; fits 100 columns."""
+    comparator = rows[0].comparator
+    table = Table(
+        title=f"{op}, {rows[0].threads} threads, {rows[0].isa}", box=SIMPLE_HEAD, title_justify="left", pad_edge=False
+    )
+    table.add_column("case", overflow="fold", max_width=37)
+    table.add_column("type")
+    table.add_column("pass")
+    for heading in (f"{comparator} ms", "ours ms", "ratio", "rate", "of limit"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        if not row.ok:
+            table.add_row(escape(case_name(row)), row.dtype, row.direction, "[bold red]FAILED[/]", "", "", "", "")
+            continue
+        table.add_row(
+            escape(case_name(row)),
+            row.dtype,
+            row.direction,
+            _milliseconds(row.native_ms),
+            _milliseconds(row.ours_ms),
+            f"[{_colour(row.ratio)}]{row.ratio:.2f}x[/]",
+            f"{row.rate:.0f} {row.unit.replace('FLOP/s', 'F').replace('B/s', 'B')}/s",
+            f"{row.roofline:.0%}",
+        )
+    return table
+
+
+def group_table(rows: Sequence[Row]) -> Table:
+    """One line per group."""
+    table = Table(
+        title=f"ratio {rows[0].comparator}/ours by group", box=SIMPLE_HEAD, title_justify="left", pad_edge=False
+    )
+    table.add_column("group", overflow="fold", max_width=38)
+    for heading in ("cases", "geomean", "worst"):
+        table.add_column(heading, justify="right")
+    table.add_column("worst case", overflow="fold", max_width=30)
+    for group in groups(rows):
+        worst = group.worst.ratio
+        table.add_row(
+            escape(group.name),
+            str(group.cases),
+            f"[{_colour(group.geomean)}]{group.geomean:.2f}x[/]",
+            f"[{_colour(worst)}]{worst:.2f}x[/]",
+            escape(f"{group.worst.shape} {group.worst.layout}"),
+        )
+    return table
+
+
+def show(rows: Sequence[Row], console: Console) -> None:
+    """Tables of one run."""
+    for op in dict.fromkeys(row.op for row in rows):
+        console.print(op_table(op, [row for row in rows if row.op == op]))
+    if any(row.ok for row in rows):
+        console.print(group_table([row for row in rows if row.ok]))
+    for row in rows:
+        if not row.ok:
+            console.print(
+                f"[bold red]FAILED[/] {escape(f'{case_name(row)} {row.dtype} {row.direction}: {row.status[8:]}')}"
+            )
+
+
+def _markdown_table(rows: Sequence[Row]) -> list[str]:
+    lines = ["| group | cases | geomean | worst | worst case | share of limit (median) |", "|---|--:|--:|--:|---|--:|"]
+    for group in groups(rows):
+        worst = group.worst
+        lines.append(
+            f"| {group.name} | {group.cases} | **{group.geomean:.2f}x** | {worst.ratio:.2f}x "
+            f"| {worst.shape} {worst.layout} | {group.roofline:.0%} |"
+        )
+    return lines
+
+
+def write_summary(folder: Path, models: Mapping[str, str]) -> None:
+    """summary.md of everything measured on a machine, for README and for readers of the repository."""
+    rows = [row for row in results.read_all(folder) if not row.size]
+    if not rows:
+        return
+    stamp = max(rows, key=lambda row: row.date)
+    peaks = {row.dtype: row.peak_gflops for row in rows if row.ok}
+    lines = [
+        f"# {stamp.machine}, {stamp.threads} threads, {stamp.isa}",
+        "",
+        f"torch {stamp.torch}, tilewright {stamp.tilewright}, {stamp.date} UTC. Ratio = native time / ours, measured in turn in one process.",
+        "Multiply-add peak: " + ", ".join(f"{dtype} {peak:.0f} GFLOP/s" for dtype, peak in peaks.items()) + ".",
+        "",
+        "![overview](overview.png)",
+    ]
+    titles = {NATIVE: "Against native PyTorch", "compile": "Fused forms against torch.compile"}
+    titles["mkl-unlocked"] = "Appendix: against MKL with its vendor check answered (a yardstick)"
+    for comparator, title in titles.items():
+        chosen = [row for row in rows if row.comparator == comparator and row.ok]
+        if chosen:
+            lines += ["", f"## {title}", "", *_markdown_table(chosen)]
+    failed = [row for row in rows if not row.ok]
+    if failed:
+        lines += ["", "## FAILED", ""]
+        lines += [f"- {case_name(row)} {row.dtype} {row.direction}: {row.status[8:]}" for row in failed]
+    lines += ["", "## What is counted", "", *[f"- **{op}**: {text}" for op, text in models.items()]]
+    (folder / "summary.md").write_text("\n".join(lines) + "\n")
