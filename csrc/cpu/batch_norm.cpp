@@ -54,11 +54,9 @@ struct BatchNormForward {
     };
     const auto& pass = passes<T>(plan);
     run_passes(
-        plan, sizeof(T) * (residual.defined() ? 2 : 1),
-        [&](int64_t begin, int64_t end) {
-          if (training) pass.stats(stats, begin, end);
-        },
-        merge, [&](int64_t begin, int64_t end) { pass.apply(apply, begin, end); });
+        plan, /*reduces=*/training, /*maps=*/true, sizeof(T) * (residual.defined() ? 2 : 1),
+        [&](int64_t begin, int64_t end) { pass.stats(stats, begin, end); }, merge,
+        [&](const BatchNormLines& lines) { pass.apply(apply, lines); });
   }
 
   void merge_stats(int64_t channel, const double* means, const double* m2s, Acc<T>* mean_out, Acc<T>* var_out) {
@@ -167,14 +165,9 @@ struct BatchNormBackward {
     };
     const auto& pass = passes<T>(plan);
     run_passes(
-        plan, sizeof(T) * (y.defined() ? 3 : 2),
-        [&](int64_t begin, int64_t end) {
-          if (wants_sums) pass.sums(sums, begin, end);
-        },
-        merge,
-        [&](int64_t begin, int64_t end) {
-          if (grad_input.defined() || grad_residual.defined()) pass.grad(grad, begin, end);
-        });
+        plan, /*reduces=*/wants_sums, /*maps=*/grad_input.defined(), sizeof(T) * (y.defined() ? 3 : 2),
+        [&](int64_t begin, int64_t end) { pass.sums(sums, begin, end); }, merge,
+        [&](const BatchNormLines& lines) { pass.grad(grad, lines); });
   }
 };
 

@@ -58,27 +58,53 @@ void for_each_block(const BatchNormPlan& plan, int64_t channel, const Body& body
   }
 }
 
-// Runs first(tasks), then merge(channels), then second(tasks). Where a channel's planes fit in a core's L2 and there are
-// channels enough for all threads, channel by channel, so that second finds them in cache.
-template <typename First, typename Merge, typename Second>
-void run_passes(const BatchNormPlan& plan, int64_t bytes_per_value, const First& first, const Merge& merge,
-                const Second& second) {
+inline int64_t line_count(const BatchNormPlan& plan) {
+  return plan.rows ? plan.shape.images : plan.shape.images * plan.shape.channels;
+}
+inline int64_t line_length(const BatchNormPlan& plan) { return plan.rows ? plan.shape.channels : plan.shape.size; }
+
+// Calls map(lines) over the whole tensor in the order of memory; lines are split where there are few of them.
+template <typename Map>
+void run_map(const BatchNormPlan& plan, const Map& map) {
+  constexpr int64_t kSegment = 16384;
+  const int64_t lines = line_count(plan), length = line_length(plan);
+  if (length <= kSegment || lines >= 4 * at::get_num_threads()) {
+    parallel_for_cost(lines, length, [&](int64_t begin, int64_t end) { map({begin, end, 1, 0, length}); });
+    return;
+  }
+  const int64_t segments = divide_up(length, kSegment);
+  parallel_for_cost(lines * segments, kSegment, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t line = i / segments, from = i % segments * kSegment;
+      map({line, line + 1, 1, from, std::min(length, from + kSegment)});
+    }
+  });
+}
+
+// Runs reduce(tasks), then merge(channels), then map(lines). Where a channel's planes fit in a core's L2 and there are
+// channels enough for all threads, channel by channel, so that map finds them in cache.
+template <typename Reduce, typename Merge, typename Map>
+void run_passes(const BatchNormPlan& plan, bool reduces, bool maps, int64_t bytes_per_value, const Reduce& reduce,
+                const Merge& merge, const Map& map) {
   const BatchNormShape& shape = plan.shape;
   constexpr int64_t kCacheBytes = 1 << 20;
-  if (!plan.rows && shape.channels >= 2 * at::get_num_threads() && plan.count * bytes_per_value <= kCacheBytes) {
+  const bool by_channel = reduces && maps && !plan.rows && shape.channels >= 2 * at::get_num_threads() &&
+                          plan.count * bytes_per_value <= kCacheBytes;
+  if (by_channel) {
+    const int64_t lines = line_count(plan);
     parallel_for_cost(shape.channels, 2 * plan.count, [&](int64_t begin, int64_t end) {
       for (int64_t channel = begin; channel < end; ++channel) {
-        first(channel * shape.blocks, (channel + 1) * shape.blocks);
+        reduce(channel * shape.blocks, (channel + 1) * shape.blocks);
         merge(channel, channel + 1);
-        second(channel * shape.blocks, (channel + 1) * shape.blocks);
+        map({channel, lines, shape.channels, 0, shape.size});
       }
     });
     return;
   }
   const int64_t cost = shape.block * (plan.rows ? std::min(shape.channels, kBatchNormTile) : 1);
-  parallel_for_cost(plan.tasks, cost, first);
-  parallel_for_cost(shape.channels, 4 * shape.blocks, merge);
-  parallel_for_cost(plan.tasks, cost, second);
+  if (reduces) parallel_for_cost(plan.tasks, cost, reduce);
+  parallel_for_cost(shape.channels, reduces ? 4 * shape.blocks : 1, merge);
+  if (maps) run_map(plan, map);
 }
 
 }  // namespace tilewright

@@ -7,7 +7,8 @@
 //   planes  task = channel * blocks + block; a block is `block` consecutive elements of the channel
 //   rows    task = block * tiles + tile; a block is `block` rows, a tile at most kBatchNormTile channels
 // Partial results are kept per (block, channel) and merged in the order of blocks, so no result depends on who ran which
-// task.
+// task. Passes that only map elements go over lines instead, in the order of memory or channel by channel:
+//   planes  line = image * channels + channel, of `size` elements;      rows  line = row, of `channels` elements
 #pragma once
 #include "common/types.h"
 
@@ -26,6 +27,12 @@ struct BatchNormShape {
   // Where the partial of (channel, block) lies: channel * channel_stride + block * block_stride.
   int64_t channel_stride;
   int64_t block_stride;
+};
+
+// Lines begin, begin + step, ... below end; of each the elements [from, to).
+struct BatchNormLines {
+  int64_t begin, end, step;
+  int64_t from, to;
 };
 
 // Per block: the mean, and the sum of squared distances from it.
@@ -77,13 +84,12 @@ struct BatchNormGradArgs {
   BatchNormShape shape;
 };
 
-// All over tasks [begin, end).
 template <typename T>
 struct BatchNormPasses {
-  void (*stats)(const BatchNormStatsArgs<T>&, int64_t begin, int64_t end);
-  void (*apply)(const BatchNormApplyArgs<T>&, int64_t begin, int64_t end);
-  void (*sums)(const BatchNormSumsArgs<T>&, int64_t begin, int64_t end);
-  void (*grad)(const BatchNormGradArgs<T>&, int64_t begin, int64_t end);
+  void (*stats)(const BatchNormStatsArgs<T>&, int64_t begin, int64_t end);  // tasks
+  void (*sums)(const BatchNormSumsArgs<T>&, int64_t begin, int64_t end);    // tasks
+  void (*apply)(const BatchNormApplyArgs<T>&, const BatchNormLines&);
+  void (*grad)(const BatchNormGradArgs<T>&, const BatchNormLines&);
 };
 
 template <typename T>

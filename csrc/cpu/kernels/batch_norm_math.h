@@ -7,12 +7,22 @@
 namespace tilewright {
 namespace {
 
-// A block's mean and m2 from a first estimate of the mean and the sums of d = x - estimate and d^2: the correction
-// takes back what the float32 sum behind the estimate had lost (x + 1e4 keeps its variance), and a constant channel
-// gives 0.
+// Is the estimate of a mean good enough for one pass? sums: of d = x - estimate and of d^2 over count values. The square
+// of the distance between estimate and mean is lost digits in the variance: at most two bits are given away.
+inline bool estimate_is_poor(double sum_d, double sum_dd, double count) {
+  return sum_d * sum_d > 0.75 * sum_dd * count;
+}
+
+// An estimate must be finite, or it would hide where Inf and NaN lie.
+template <typename A>
+inline A finite_or_zero(A estimate) {
+  return estimate - estimate == A(0) ? estimate : A(0);
+}
+
+// A block's mean and m2 from the same sums. The correction gives the mean more digits than Acc has, so x + 1e4 keeps its
+// variance and a constant channel has none.
 inline void store_block_stats(double estimate, double sum_d, double sum_dd, double count, double* mean, double* m2) {
-  const bool finite = sum_d - sum_d == 0.0;  // an infinite x has no usable distance, but a mean
-  *mean = finite ? estimate + sum_d / count : estimate;
+  *mean = estimate + sum_d / count;
   const double value = sum_dd - sum_d * sum_d / count;
   *m2 = value < 0.0 ? 0.0 : value;
 }

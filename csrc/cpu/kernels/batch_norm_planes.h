@@ -52,48 +52,59 @@ inline double sum_chains(const Vec<A> (&chains)[4]) {
 }
 
 template <typename T>
-void batch_norm_stats_planes(const BatchNormStatsArgs<T>& args, int64_t task_begin, int64_t task_end) {
+inline TILEWRIGHT_INLINE void distance_sums(const BatchNormStatsArgs<T>& args, const PlaneTask& task, Acc<T> estimate,
+                                            double& sum_d, double& sum_dd) {
   using A = Acc<T>;
   const T* x = args.x;
+  Vec<A> d_chains[4] = {}, dd_chains[4] = {};
+  for_each_run(args.shape, task.channel, task.begin, task.end, [&](int64_t offset, int64_t length) TILEWRIGHT_INLINE {
+    for_each_vector_in_chains<A>(offset, length, [&](int chain, int64_t o, int64_t n) TILEWRIGHT_INLINE {
+      Vec<A> d = load(x + o, n) - estimate;
+      if (n < kLanes<A>) d = keep_first(d, n);
+      d_chains[chain] += d;
+      dd_chains[chain] = fma(d, d, dd_chains[chain]);
+    });
+  });
+  sum_d = sum_chains<A>(d_chains);
+  sum_dd = sum_chains<A>(dd_chains);
+}
+
+template <typename T>
+void batch_norm_stats_planes(const BatchNormStatsArgs<T>& args, int64_t task_begin, int64_t task_end) {
+  using A = Acc<T>;
   for (int64_t index = task_begin; index < task_end; ++index) {
     const PlaneTask task = plane_task(args.shape, index);
     const double count = static_cast<double>(task.end - task.begin);
-    Vec<A> sum[4] = {};
-    for_each_run(args.shape, task.channel, task.begin, task.end, [&](int64_t offset, int64_t length) TILEWRIGHT_INLINE {
-      for_each_vector_in_chains<A>(offset, length, [&](int chain, int64_t o, int64_t n) TILEWRIGHT_INLINE {
-        sum[chain] += load(x + o, n);
-      });
-    });
-    const A estimate = static_cast<A>(sum_chains<A>(sum) / count);
-    Vec<A> sum_d[4] = {}, sum_dd[4] = {};
-    for_each_run(args.shape, task.channel, task.begin, task.end, [&](int64_t offset, int64_t length) TILEWRIGHT_INLINE {
-      for_each_vector_in_chains<A>(offset, length, [&](int chain, int64_t o, int64_t n) TILEWRIGHT_INLINE {
-        Vec<A> d = load(x + o, n) - estimate;
-        if (n < kLanes<A>) d = keep_first(d, n);
-        sum_d[chain] += d;
-        sum_dd[chain] = fma(d, d, sum_dd[chain]);
-      });
-    });
-    store_block_stats(estimate, sum_chains<A>(sum_d), sum_chains<A>(sum_dd), count, args.mean + task.partial,
-                      args.m2 + task.partial);
+    const BatchNormShape& shape = args.shape;
+    const int64_t first = (task.begin / shape.size * shape.channels + task.channel) * shape.size;
+    const int64_t within = task.begin % shape.size, rest = shape.size - within;
+    const int64_t sample = rest < kLanes<A> ? rest : kLanes<A>;
+    A estimate = finite_or_zero(reduce_add<A>(load(args.x + first + within, sample)) / static_cast<A>(sample));
+    double sum_d, sum_dd;
+    distance_sums(args, task, estimate, sum_d, sum_dd);
+    if (estimate_is_poor(sum_d, sum_dd, count)) {
+      estimate = static_cast<A>(estimate + sum_d / count);
+      distance_sums(args, task, estimate, sum_d, sum_dd);
+    }
+    store_block_stats(estimate, sum_d, sum_dd, count, args.mean + task.partial, args.m2 + task.partial);
   }
 }
 
 template <typename T, bool kRelu, bool kResidual>
-void batch_norm_apply_planes_as(const BatchNormApplyArgs<T>& args, int64_t task_begin, int64_t task_end) {
+void batch_norm_apply_planes_as(const BatchNormApplyArgs<T>& args, const BatchNormLines& lines) {
   using A = Acc<T>;
   const T *x = args.x, *residual = args.residual;
   T* y = args.y;
-  for (int64_t index = task_begin; index < task_end; ++index) {
-    const PlaneTask task = plane_task(args.shape, index);
-    const A mean = args.mean[task.channel], scale = args.scale[task.channel];
-    const Vec<A> shift = broadcast<A>(args.shift[task.channel]);
-    for_each_run(args.shape, task.channel, task.begin, task.end, [&](int64_t offset, int64_t length) TILEWRIGHT_INLINE {
-      for_each_vector_in_chains<A>(offset, length, [&](int, int64_t o, int64_t n) TILEWRIGHT_INLINE {
-        Vec<A> v = (load(x + o, n) - mean) * scale + shift;
-        if constexpr (kResidual) v += load(residual + o, n);
-        store(y + o, kRelu ? relu(v) : v, n);
-      });
+  const BatchNormShape& shape = args.shape;
+  for (int64_t line = lines.begin; line < lines.end; line += lines.step) {
+    const int64_t c = line % shape.channels;
+    const A mean = args.mean[c], scale = args.scale[c];
+    const Vec<A> shift = broadcast<A>(args.shift[c]);
+    const int64_t offset = line * shape.size + lines.from;
+    for_each_vector_in_chains<A>(offset, lines.to - lines.from, [&](int, int64_t o, int64_t n) TILEWRIGHT_INLINE {
+      Vec<A> v = (load(x + o, n) - mean) * scale + shift;
+      if constexpr (kResidual) v += load(residual + o, n);
+      store(y + o, kRelu ? relu(v) : v, n);
     });
   }
 }
@@ -121,25 +132,24 @@ void batch_norm_sums_planes_as(const BatchNormSumsArgs<T>& args, int64_t task_be
 }
 
 template <typename T, bool kRelu, bool kCentred>
-void batch_norm_grad_planes_as(const BatchNormGradArgs<T>& args, int64_t task_begin, int64_t task_end) {
+void batch_norm_grad_planes_as(const BatchNormGradArgs<T>& args, const BatchNormLines& lines) {
   using A = Acc<T>;
   const T *dy = args.dy, *x = args.x, *y = args.y;
   T *dx = args.dx, *dresidual = args.dresidual;
-  for (int64_t index = task_begin; index < task_end; ++index) {
-    const PlaneTask task = plane_task(args.shape, index);
-    const int64_t c = task.channel;
+  const BatchNormShape& shape = args.shape;
+  for (int64_t line = lines.begin; line < lines.end; line += lines.step) {
+    const int64_t c = line % shape.channels;
     const A mean = kCentred ? args.mean[c] : A(0), mean_g = kCentred ? args.mean_g[c] : A(0);
     const A slope = kCentred ? args.slope[c] : A(0), scale = args.scale[c];
-    for_each_run(args.shape, c, task.begin, task.end, [&](int64_t offset, int64_t length) TILEWRIGHT_INLINE {
-      for_each_vector_in_chains<A>(offset, length, [&](int, int64_t o, int64_t n) TILEWRIGHT_INLINE {
-        const Vec<A> g = load_gradient<T, kRelu>(dy, y, o, n);
-        if constexpr (kRelu) {
-          if (dresidual != nullptr) store(dresidual + o, g, n);
-        }
-        Vec<A> v = g;
-        if constexpr (kCentred) v = g - mean_g - (load(x + o, n) - mean) * slope;
-        store(dx + o, v * scale, n);
-      });
+    const int64_t offset = line * shape.size + lines.from;
+    for_each_vector_in_chains<A>(offset, lines.to - lines.from, [&](int, int64_t o, int64_t n) TILEWRIGHT_INLINE {
+      const Vec<A> g = load_gradient<T, kRelu>(dy, y, o, n);
+      if constexpr (kRelu) {
+        if (dresidual != nullptr) store(dresidual + o, g, n);
+      }
+      Vec<A> v = g;
+      if constexpr (kCentred) v = g - mean_g - (load(x + o, n) - mean) * slope;
+      store(dx + o, v * scale, n);
     });
   }
 }
