@@ -2,16 +2,18 @@
 // It sees no std header, because the ISA units include it.
 #pragma once
 #include "common/types.h"
+#include "cpu/kernels/batch_norm_args.h"
 #include "cpu/kernels/layer_norm_args.h"
 #include "cpu/kernels/roofline_args.h"
 
 // Each family has kernels/<family>.h with a function fill_<family>(TypedKernels<T>&).
-#define TILEWRIGHT_FAMILIES(X) X(layer_norm) X(roofline)
+#define TILEWRIGHT_FAMILIES(X) X(batch_norm) X(layer_norm) X(roofline)
 
 namespace tilewright {
 
 template <typename T>
 struct TypedKernels {
+  BatchNormKernels<T> batch_norm;
   LayerNormKernels<T> layer_norm;
   RooflineKernels<T> roofline;
 };

@@ -1,5 +1,6 @@
 """torch.nn.functional's names on tilewright's kernels: same arguments, same results, same errors."""
 
+from .batch_norm import batch_norm, batch_norm_act
 from .layer_norm import layer_norm
 
-__all__ = ["layer_norm"]
+__all__ = ["batch_norm", "batch_norm_act", "layer_norm"]

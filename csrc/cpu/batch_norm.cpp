@@ -1,0 +1,293 @@
+// batch_norm on the CPU: which layout, which tasks, which threads. Tasks and the order in which their partial results
+// are merged (in float64) depend on the shape alone, so the result is the same for any number of threads; only whether
+// a channel's passes run back to back, while it is in cache, depends on how many there are.
+#include "ops/batch_norm.h"
+
+#include <memory>
+
+#include "cpu/batch_norm_plan.h"
+
+namespace tilewright {
+namespace {
+
+// Native's rule for a variance and an eps of 0 in training; in evaluation the quotient is infinite, as native's is.
+double reciprocal_deviation(double var, double eps, bool training) {
+  return training && var == 0.0 && eps == 0.0 ? 0.0 : 1.0 / std::sqrt(var + eps);
+}
+
+template <typename T>
+std::unique_ptr<T[]> uninitialised(int64_t size) {
+  return std::make_unique_for_overwrite<T[]>(static_cast<size_t>(size));
+}
+
+template <typename T>
+struct BatchNormForward {
+  const BatchNormPlan& plan;
+  Tensor x, weight, bias, residual, output, mean, var;
+  double eps;
+  bool relu, training;
+
+  void run() {
+    using A = Acc<T>;
+    const BatchNormShape& shape = plan.shape;
+    const auto partials = uninitialised<double>(training ? 2 * shape.channels * shape.blocks : 0);
+    const auto factors = uninitialised<A>(2 * shape.channels);
+    double *means = partials.get(), *m2s = means + shape.channels * shape.blocks;
+    A *scale = factors.get(), *shift = scale + shape.channels;
+    const BatchNormStatsArgs<T> stats{const_data<T>(x), means, m2s, shape};
+    const BatchNormApplyArgs<T> apply{const_data<T>(x),
+                                      const_data<T>(residual),
+                                      mutable_data<T>(output),
+                                      const_data<A>(mean),
+                                      scale,
+                                      shift,
+                                      relu,
+                                      shape};
+    const A *w = const_data<A>(weight), *b = const_data<A>(bias);
+    A *mean_out = mutable_data<A>(mean), *var_out = mutable_data<A>(var);
+    const auto merge = [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        if (training) merge_stats(c, means, m2s, mean_out, var_out);
+        scale[c] = static_cast<A>(reciprocal_deviation(var_out[c], eps, training) * (w != nullptr ? w[c] : A(1)));
+        shift[c] = b != nullptr ? b[c] : A(0);
+      }
+    };
+    const auto& pass = passes<T>(plan);
+    run_passes(
+        plan, /*reduces=*/training, /*maps=*/true, sizeof(T) * (residual.defined() ? 2 : 1),
+        [&](int64_t begin, int64_t end) { pass.stats(stats, begin, end); }, merge,
+        [&](const BatchNormLines& lines) { pass.apply(apply, lines); });
+  }
+
+  void merge_stats(int64_t channel, const double* means, const double* m2s, Acc<T>* mean_out, Acc<T>* var_out) {
+    const double count = static_cast<double>(plan.count);
+    double sum = 0.0, m2 = 0.0;
+    for_each_block(plan, channel, [&](int64_t i, int64_t n) { sum += means[i] * static_cast<double>(n); });
+    const double centre = sum / count;
+    for_each_block(plan, channel, [&](int64_t i, int64_t n) {
+      const double distance = means[i] - centre;
+      m2 += m2s[i] + distance * distance * static_cast<double>(n);
+    });
+    mean_out[channel] = static_cast<Acc<T>>(centre);
+    var_out[channel] = static_cast<Acc<T>>(m2 / count);
+  }
+};
+
+void check_residual(const Tensor& residual, const Tensor& input) {
+  TORCH_CHECK(!residual.defined() ||
+                  (residual.sizes().equals(input.sizes()) && residual.scalar_type() == input.scalar_type()),
+              "batch_norm: residual must have input's shape ", input.sizes(), " and dtype ", input.scalar_type(),
+              ", got ", residual.sizes(), " and ", residual.scalar_type());
+}
+
+std::tuple<Tensor, Tensor, Tensor> batch_norm_forward_cpu(const Tensor& input, const OptionalTensor& weight,
+                                                          const OptionalTensor& bias, const OptionalTensor& given_mean,
+                                                          const OptionalTensor& given_var, double eps,
+                                                          const OptionalTensor& residual_opt, bool relu) {
+  const bool training = !is_defined(given_mean);
+  check_batch_norm(input, weight, bias, given_mean, given_var, training);
+  const Tensor residual = value_or_undefined(residual_opt);
+  check_residual(residual, input);
+  const auto dtype = input.scalar_type();
+  const BatchNormPlan plan = plan_batch_norm(input);
+  const auto stat_options = input.options().dtype(accumulation_dtype(dtype)).memory_format(std::nullopt);
+  Tensor output = at::empty_like(input, plan.format);
+  Tensor mean = at::empty({plan.shape.channels}, stat_options), var = at::empty({plan.shape.channels}, stat_options);
+  if (!training) {
+    mean.copy_(*given_mean);
+    var.copy_(*given_var);
+  }
+  if (input.numel() == 0) {
+    if (training) mean.zero_(), var.zero_();
+    return {output, mean, var};
+  }
+  dispatch_floating(dtype, "batch_norm", [&](auto element) {
+    BatchNormForward<decltype(element)>{
+        plan,
+        input.contiguous(plan.format),
+        as_accumulator(value_or_undefined(weight), dtype),
+        as_accumulator(value_or_undefined(bias), dtype),
+        residual.defined() ? residual.contiguous(plan.format) : residual,
+        output,
+        mean,
+        var,
+        eps,
+        relu,
+        training}
+        .run();
+  });
+  return {output, mean, var};
+}
+
+template <typename T>
+struct BatchNormBackward {
+  const BatchNormPlan& plan;
+  Tensor dy, x, y, mean, var, weight, grad_input, grad_weight, grad_bias, grad_residual;
+  double eps;
+  bool training;
+
+  void run() {
+    using A = Acc<T>;
+    const BatchNormShape& shape = plan.shape;
+    const bool wants_sums = grad_weight.defined() || grad_bias.defined() || (training && grad_input.defined());
+    const auto partials = uninitialised<double>(wants_sums ? 2 * shape.channels * shape.blocks : 0);
+    const auto factors = uninitialised<A>(3 * shape.channels);
+    double *sums_g = partials.get(), *sums_gx = sums_g + shape.channels * shape.blocks;
+    A *scale = factors.get(), *mean_g = scale + shape.channels, *slope = mean_g + shape.channels;
+    const BatchNormSumsArgs<T> sums{const_data<T>(dy), const_data<T>(x), const_data<T>(y), const_data<A>(mean),
+                                    sums_g,            sums_gx,          shape};
+    const BatchNormGradArgs<T> grad{const_data<T>(dy),
+                                    const_data<T>(x),
+                                    const_data<T>(y),
+                                    mutable_data<T>(grad_input),
+                                    mutable_data<T>(grad_residual),
+                                    const_data<A>(mean),
+                                    scale,
+                                    mean_g,
+                                    training ? slope : nullptr,
+                                    shape};
+    const A *w = const_data<A>(weight), *vars = const_data<A>(var);
+    A *dweight = mutable_data<A>(grad_weight), *dbias = mutable_data<A>(grad_bias);
+    const double count = static_cast<double>(plan.count);
+    const auto merge = [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        double sum_g = 0.0, sum_gx = 0.0;
+        if (wants_sums) {
+          for_each_block(plan, c, [&](int64_t i, int64_t) { sum_g += sums_g[i], sum_gx += sums_gx[i]; });
+        }
+        const double rstd = reciprocal_deviation(vars[c], eps, training);
+        scale[c] = static_cast<A>(rstd * (w != nullptr ? w[c] : A(1)));
+        mean_g[c] = static_cast<A>(sum_g / count);
+        slope[c] = static_cast<A>(sum_gx * rstd * rstd / count);
+        if (dweight != nullptr) dweight[c] = static_cast<A>(sum_gx * rstd);
+        if (dbias != nullptr) dbias[c] = static_cast<A>(sum_g);
+      }
+    };
+    const auto& pass = passes<T>(plan);
+    run_passes(
+        plan, /*reduces=*/wants_sums, /*maps=*/grad_input.defined(), sizeof(T) * (y.defined() ? 3 : 2),
+        [&](int64_t begin, int64_t end) { pass.sums(sums, begin, end); }, merge,
+        [&](const BatchNormLines& lines) { pass.grad(grad, lines); });
+  }
+};
+
+void check_backward(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& var,
+                    const Tensor& output) {
+  const auto is_like_input = [&](const Tensor& tensor) {
+    return tensor.sizes().equals(input.sizes()) && tensor.scalar_type() == input.scalar_type();
+  };
+  TORCH_CHECK(is_like_input(grad_output), "batch_norm_backward: grad_output must have input's shape ", input.sizes(),
+              " and dtype ", input.scalar_type(), ", got ", grad_output.sizes(), " and ", grad_output.scalar_type());
+  TORCH_CHECK(!output.defined() || is_like_input(output), "batch_norm_backward: output must have input's shape ",
+              input.sizes(), " and dtype ", input.scalar_type(), ", got ", output.sizes(), " and ",
+              output.scalar_type());
+  const auto expected = accumulation_dtype(input.scalar_type());
+  TORCH_CHECK(mean.scalar_type() == expected && var.scalar_type() == expected && mean.numel() == input.size(1) &&
+                  var.numel() == input.size(1),
+              "batch_norm_backward: mean and var must hold one ", expected, " for each of ", input.size(1),
+              " channels, got ", mean.sizes(), " and ", var.sizes());
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cpu(const Tensor& grad_output, const Tensor& input,
+                                                                   const Tensor& mean, const Tensor& var,
+                                                                   const OptionalTensor& weight_opt,
+                                                                   const OptionalTensor& output_opt, double eps,
+                                                                   bool training, std::array<bool, 4> output_mask) {
+  check_batch_norm(input, weight_opt, {}, {}, {}, /*training=*/true);
+  const Tensor weight = value_or_undefined(weight_opt), output = value_or_undefined(output_opt);
+  check_backward(grad_output, input, mean, var, output);
+  TORCH_CHECK(output.defined() || !output_mask[3],
+              "batch_norm_backward: grad_residual is grad_output itself where no relu was applied");
+  const auto dtype = input.scalar_type(), sum_dtype = accumulation_dtype(dtype);
+  const BatchNormPlan plan = plan_batch_norm(input);
+  const auto sum_options = input.options().dtype(sum_dtype).memory_format(std::nullopt);
+  const auto parameter_gradient = [&](bool wanted) {
+    return wanted ? at::empty({plan.shape.channels}, sum_options) : Tensor();
+  };
+  // The gradient of a residual comes with dx in one pass; dx goes nowhere where only the former is wanted.
+  const bool wants_pass = output_mask[0] || output_mask[3];
+  Tensor grad_input = wants_pass ? at::empty_like(input, plan.format) : Tensor();
+  Tensor grad_residual = output_mask[3] ? at::empty_like(input, plan.format) : Tensor();
+  Tensor grad_weight = parameter_gradient(output_mask[1]), grad_bias = parameter_gradient(output_mask[2]);
+  if (input.numel() == 0) {
+    if (grad_weight.defined()) grad_weight.zero_();
+    if (grad_bias.defined()) grad_bias.zero_();
+  } else {
+    dispatch_floating(dtype, "batch_norm_backward", [&](auto element) {
+      BatchNormBackward<decltype(element)>{plan,
+                                           grad_output.contiguous(plan.format),
+                                           input.contiguous(plan.format),
+                                           output.defined() ? output.contiguous(plan.format) : output,
+                                           mean.contiguous(),
+                                           var.contiguous(),
+                                           as_accumulator(weight, dtype),
+                                           grad_input,
+                                           grad_weight,
+                                           grad_bias,
+                                           grad_residual,
+                                           eps,
+                                           training}
+          .run();
+    });
+  }
+  if (weight.defined() && weight.scalar_type() != sum_dtype) {
+    if (grad_weight.defined()) grad_weight = grad_weight.to(weight.scalar_type());
+    if (grad_bias.defined()) grad_bias = grad_bias.to(weight.scalar_type());
+  }
+  return {output_mask[0] ? grad_input : Tensor(), grad_weight, grad_bias, grad_residual};
+}
+
+template <typename R, typename A>
+void update(const Tensor& running, const Tensor& batch, double factor, double momentum) {
+  R* out = running.mutable_data_ptr<R>();
+  const A* in = batch.const_data_ptr<A>();
+  const int64_t stride = running.stride(0), size = running.numel();
+  for (int64_t c = 0; c < size; ++c) {
+    const double value = static_cast<double>(in[c]) * factor, before = static_cast<double>(out[c * stride]);
+    out[c * stride] = static_cast<R>(momentum * value + (1.0 - momentum) * before);
+  }
+}
+
+void batch_norm_update_stats_cpu(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean,
+                                 const Tensor& var, int64_t count, double momentum) {
+  const auto sum_dtype = accumulation_dtype(running_mean.scalar_type());
+  for (const Tensor& running : {running_mean, running_var}) {
+    TORCH_CHECK(running.dim() == 1 && running.numel() == mean.numel() && running.scalar_type() == running_mean.scalar_type(),
+                "batch_norm_update_stats_: running_mean and running_var must be [", mean.numel(),
+                "] and of one dtype, got ", running.sizes(), " and ", running.scalar_type());
+  }
+  for (const Tensor& batch : {mean, var}) {
+    TORCH_CHECK(batch.numel() == mean.numel() && batch.is_contiguous() && batch.scalar_type() == sum_dtype,
+                "batch_norm_update_stats_: mean and var must be contiguous, alike in size and ", sum_dtype, ", got ",
+                batch.sizes(), " and ", batch.scalar_type());
+  }
+  if (count == 0) return;
+  // One value has no unbiased variance: 0 * infinity is the NaN that native gives.
+  const double unbiased = static_cast<double>(count) / static_cast<double>(count - 1);
+  const auto both = [&](auto running, auto sum) {
+    update<decltype(running), decltype(sum)>(running_mean, mean, 1.0, momentum);
+    update<decltype(running), decltype(sum)>(running_var, var, unbiased, momentum);
+  };
+  switch (running_mean.scalar_type()) {
+    case at::kFloat:
+      return both(float{}, float{});
+    case at::kDouble:
+      return both(double{}, double{});
+    case at::kBFloat16:
+      return both(c10::BFloat16{}, float{});
+    case at::kHalf:
+      return both(c10::Half{}, float{});
+    default:
+      TORCH_CHECK(false, "batch_norm_update_stats_: running_mean must be floating point, got ",
+                  running_mean.scalar_type());
+  }
+}
+
+}  // namespace
+}  // namespace tilewright
+
+TORCH_LIBRARY_IMPL(tilewright, CPU, m) {
+  m.impl("batch_norm_forward", tilewright::batch_norm_forward_cpu);
+  m.impl("batch_norm_update_stats_", tilewright::batch_norm_update_stats_cpu);
+  m.impl("batch_norm_backward", tilewright::batch_norm_backward_cpu);
+}

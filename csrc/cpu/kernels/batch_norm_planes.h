@@ -1,0 +1,158 @@
+// Batch norm where a channel is runs of contiguous elements: per-channel values are broadcast over vectors.
+#pragma once
+#include "cpu/kernels/batch_norm_math.h"
+#include "cpu/kernels/rows.h"
+
+namespace tilewright {
+namespace {
+
+// Calls body(offset, length) for each contiguous run that elements [begin, end) of a channel consist of.
+template <typename Body>
+inline TILEWRIGHT_INLINE void for_each_run(const BatchNormShape& shape, int64_t channel, int64_t begin, int64_t end,
+                                           const Body& body) {
+  int64_t image = begin / shape.size, within = begin % shape.size;
+  while (begin < end) {
+    const int64_t length = shape.size - within < end - begin ? shape.size - within : end - begin;
+    body((image * shape.channels + channel) * shape.size + within, length);
+    begin += length;
+    within = 0;
+    ++image;
+  }
+}
+
+struct PlaneTask {
+  int64_t channel, begin, end, partial;
+};
+
+inline PlaneTask plane_task(const BatchNormShape& shape, int64_t task) {
+  const int64_t channel = task / shape.blocks, block = task % shape.blocks;
+  const int64_t elements = shape.images * shape.size, begin = block * shape.block;
+  const int64_t end = begin + shape.block < elements ? begin + shape.block : elements;
+  return {channel, begin, end, channel * shape.channel_stride + block * shape.block_stride};
+}
+
+// Calls step(chain, offset, n) over a run, spreading vectors over four chains of accumulators.
+template <typename A, typename Step>
+inline TILEWRIGHT_INLINE void for_each_vector_in_chains(int64_t offset, int64_t length, const Step& step) {
+  constexpr int64_t kStep = kLanes<A>;
+  const int64_t end = offset + length;
+  for (; offset + 4 * kStep <= end; offset += 4 * kStep) {
+    step(0, offset, kStep);
+    step(1, offset + kStep, kStep);
+    step(2, offset + 2 * kStep, kStep);
+    step(3, offset + 3 * kStep, kStep);
+  }
+  for (; offset + kStep <= end; offset += kStep) step(0, offset, kStep);
+  if (offset < end) step(1, offset, end - offset);
+}
+
+template <typename A>
+inline double sum_chains(const Vec<A> (&chains)[4]) {
+  return reduce_add<A>((chains[0] + chains[1]) + (chains[2] + chains[3]));
+}
+
+template <typename T>
+inline TILEWRIGHT_INLINE void distance_sums(const BatchNormStatsArgs<T>& args, const PlaneTask& task, Acc<T> estimate,
+                                            double& sum_d, double& sum_dd) {
+  using A = Acc<T>;
+  const T* x = args.x;
+  Vec<A> d_chains[4] = {}, dd_chains[4] = {};
+  for_each_run(args.shape, task.channel, task.begin, task.end, [&](int64_t offset, int64_t length) TILEWRIGHT_INLINE {
+    for_each_vector_in_chains<A>(offset, length, [&](int chain, int64_t o, int64_t n) TILEWRIGHT_INLINE {
+      Vec<A> d = load(x + o, n) - estimate;
+      if (n < kLanes<A>) d = keep_first(d, n);
+      d_chains[chain] += d;
+      dd_chains[chain] = fma(d, d, dd_chains[chain]);
+    });
+  });
+  sum_d = sum_chains<A>(d_chains);
+  sum_dd = sum_chains<A>(dd_chains);
+}
+
+template <typename T>
+void batch_norm_stats_planes(const BatchNormStatsArgs<T>& args, int64_t task_begin, int64_t task_end) {
+  using A = Acc<T>;
+  for (int64_t index = task_begin; index < task_end; ++index) {
+    const PlaneTask task = plane_task(args.shape, index);
+    const double count = static_cast<double>(task.end - task.begin);
+    const BatchNormShape& shape = args.shape;
+    const int64_t first = (task.begin / shape.size * shape.channels + task.channel) * shape.size;
+    const int64_t within = task.begin % shape.size, rest = shape.size - within;
+    const int64_t sample = rest < kLanes<A> ? rest : kLanes<A>;
+    A estimate = finite_or_zero(reduce_add<A>(load(args.x + first + within, sample)) / static_cast<A>(sample));
+    double sum_d, sum_dd;
+    distance_sums(args, task, estimate, sum_d, sum_dd);
+    if (estimate_is_poor(sum_d, sum_dd, count)) {
+      estimate = static_cast<A>(estimate + sum_d / count);
+      distance_sums(args, task, estimate, sum_d, sum_dd);
+    }
+    store_block_stats(estimate, sum_d, sum_dd, count, args.mean + task.partial, args.m2 + task.partial);
+  }
+}
+
+template <typename T, bool kRelu, bool kResidual>
+void batch_norm_apply_planes_as(const BatchNormApplyArgs<T>& args, const BatchNormLines& lines) {
+  using A = Acc<T>;
+  const T *x = args.x, *residual = args.residual;
+  T* y = args.y;
+  const BatchNormShape& shape = args.shape;
+  for (int64_t line = lines.begin; line < lines.end; line += lines.step) {
+    const int64_t c = line % shape.channels;
+    const A mean = args.mean[c], scale = args.scale[c];
+    const Vec<A> shift = broadcast<A>(args.shift[c]);
+    const int64_t offset = line * shape.size + lines.from;
+    for_each_vector_in_chains<A>(offset, lines.to - lines.from, [&](int, int64_t o, int64_t n) TILEWRIGHT_INLINE {
+      Vec<A> v = (load(x + o, n) - mean) * scale + shift;
+      if constexpr (kResidual) v += load(residual + o, n);
+      store(y + o, kRelu ? relu(v) : v, n);
+    });
+  }
+}
+
+template <typename T, bool kRelu>
+void batch_norm_sums_planes_as(const BatchNormSumsArgs<T>& args, int64_t task_begin, int64_t task_end) {
+  using A = Acc<T>;
+  const T *dy = args.dy, *x = args.x, *y = args.y;
+  for (int64_t index = task_begin; index < task_end; ++index) {
+    const PlaneTask task = plane_task(args.shape, index);
+    const A mean = args.mean[task.channel];
+    Vec<A> sum_g[4] = {}, sum_gx[4] = {};
+    for_each_run(args.shape, task.channel, task.begin, task.end, [&](int64_t offset, int64_t length) TILEWRIGHT_INLINE {
+      for_each_vector_in_chains<A>(offset, length, [&](int chain, int64_t o, int64_t n) TILEWRIGHT_INLINE {
+        const Vec<A> g = load_gradient<T, kRelu>(dy, y, o, n);
+        Vec<A> d = load(x + o, n) - mean;
+        if (n < kLanes<A>) d = keep_first(d, n);
+        sum_g[chain] += g;
+        sum_gx[chain] = fma(g, d, sum_gx[chain]);
+      });
+    });
+    args.sum_g[task.partial] = sum_chains<A>(sum_g);
+    args.sum_gx[task.partial] = sum_chains<A>(sum_gx);
+  }
+}
+
+template <typename T, bool kRelu, bool kCentred>
+void batch_norm_grad_planes_as(const BatchNormGradArgs<T>& args, const BatchNormLines& lines) {
+  using A = Acc<T>;
+  const T *dy = args.dy, *x = args.x, *y = args.y;
+  T *dx = args.dx, *dresidual = args.dresidual;
+  const BatchNormShape& shape = args.shape;
+  for (int64_t line = lines.begin; line < lines.end; line += lines.step) {
+    const int64_t c = line % shape.channels;
+    const A mean = kCentred ? args.mean[c] : A(0), mean_g = kCentred ? args.mean_g[c] : A(0);
+    const A slope = kCentred ? args.slope[c] : A(0), scale = args.scale[c];
+    const int64_t offset = line * shape.size + lines.from;
+    for_each_vector_in_chains<A>(offset, lines.to - lines.from, [&](int, int64_t o, int64_t n) TILEWRIGHT_INLINE {
+      const Vec<A> g = load_gradient<T, kRelu>(dy, y, o, n);
+      if constexpr (kRelu) {
+        if (dresidual != nullptr) store(dresidual + o, g, n);
+      }
+      Vec<A> v = g;
+      if constexpr (kCentred) v = g - mean_g - (load(x + o, n) - mean) * slope;
+      store(dx + o, v * scale, n);
+    });
+  }
+}
+
+}  // namespace
+}  // namespace tilewright

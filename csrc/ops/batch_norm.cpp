@@ -1,0 +1,99 @@
+#include "ops/batch_norm.h"
+
+namespace tilewright {
+namespace {
+
+void check_per_channel(const char* name, const OptionalTensor& tensor, const c10::SymInt& channels) {
+  if (!is_defined(tensor)) return;
+  TORCH_CHECK(tensor->sym_numel() == channels, "batch_norm: ", name, " should contain ", channels,
+              " elements, one for each channel of input, not ", tensor->sym_numel(), " (shape ", tensor->sym_sizes(), ")");
+}
+
+// Native's rule: parameters of input's dtype, or all of them float32 beside a 16-bit input.
+void check_dtype(const char* name, const OptionalTensor& tensor, at::ScalarType expected, const Tensor& input) {
+  if (!is_defined(tensor)) return;
+  TORCH_CHECK(tensor->scalar_type() == expected, "batch_norm: weight, bias, running_mean and running_var must all be ",
+              input.scalar_type(), " as input, or all float32 beside a bfloat16 or float16 input; expected ", name,
+              " of ", expected, ", got ", tensor->scalar_type());
+}
+
+}  // namespace
+
+void check_batch_norm(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                      const OptionalTensor& mean, const OptionalTensor& var, bool training) {
+  TORCH_CHECK(input.dim() >= 2, "batch_norm: input must have a batch and a channel dimension, [N, C, ...], got shape ",
+              input.sym_sizes());
+  TORCH_CHECK(training || is_defined(mean), "batch_norm: running_mean must be defined in evaluation mode, got None");
+  TORCH_CHECK(training || is_defined(var), "batch_norm: running_var must be defined in evaluation mode, got None");
+  TORCH_CHECK_VALUE(is_defined(mean) == is_defined(var),
+                    "batch_norm: running_mean and running_var must either both be None or neither be None");
+  const c10::SymInt channels = input.sym_size(1);
+  check_per_channel("running_mean", mean, channels);
+  check_per_channel("running_var", var, channels);
+  check_per_channel("weight", weight, channels);
+  check_per_channel("bias", bias, channels);
+  for (const OptionalTensor& stat : {mean, var}) {
+    TORCH_CHECK(!is_defined(stat) || stat->dim() == 1,
+                "batch_norm: running_mean and running_var must have 1 dimension, got shape ", stat->sym_sizes());
+  }
+  const auto dtype = input.scalar_type();
+  const bool low_precision = dtype == at::kBFloat16 || dtype == at::kHalf;
+  auto expected = dtype;
+  for (const OptionalTensor* tensor : {&weight, &bias, &mean, &var}) {
+    if (low_precision && is_defined(*tensor) && (*tensor)->scalar_type() == at::kFloat) expected = at::kFloat;
+  }
+  check_dtype("weight", weight, expected, input);
+  check_dtype("bias", bias, expected, input);
+  check_dtype("running_mean", mean, expected, input);
+  check_dtype("running_var", var, expected, input);
+}
+
+std::tuple<Tensor, Tensor, Tensor> batch_norm_forward(const Tensor& input, const OptionalTensor& weight,
+                                                      const OptionalTensor& bias, const OptionalTensor& mean,
+                                                      const OptionalTensor& var, double eps,
+                                                      const OptionalTensor& residual, bool relu) {
+  static const auto op = find_op<decltype(batch_norm_forward)>("tilewright::batch_norm_forward");
+  return op.call(input, weight, bias, mean, var, eps, residual, relu);
+}
+
+void batch_norm_update_stats(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean,
+                             const Tensor& var, c10::SymInt count, double momentum) {
+  static const auto op = find_op<decltype(batch_norm_update_stats)>("tilewright::batch_norm_update_stats_");
+  op.call(running_mean, running_var, mean, var, std::move(count), momentum);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& grad_output, const Tensor& input,
+                                                               const Tensor& mean, const Tensor& var,
+                                                               const OptionalTensor& weight,
+                                                               const OptionalTensor& output, double eps, bool training,
+                                                               std::array<bool, 4> output_mask) {
+  static const auto op = find_op<decltype(batch_norm_backward)>("tilewright::batch_norm_backward");
+  return op.call(grad_output, input, mean, var, weight, output, eps, training, output_mask);
+}
+
+}  // namespace tilewright
+
+TORCH_LIBRARY_FRAGMENT(tilewright, m) {
+  m.def(
+      "batch_norm(Tensor input, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor? weight=None, "
+      "Tensor? bias=None, bool training=False, float momentum=0.1, float eps=1e-05) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "batch_norm_act(Tensor input, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor? weight=None, "
+      "Tensor? bias=None, bool training=False, float momentum=0.1, float eps=1e-05, *, str activation=\"relu\", "
+      "Tensor? residual=None) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "batch_norm_forward(Tensor input, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, float eps, "
+      "Tensor? residual, bool relu) -> (Tensor output, Tensor mean, Tensor var)",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "batch_norm_update_stats_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, "
+      "SymInt count, float momentum) -> ()",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "batch_norm_backward(Tensor grad_output, Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor? output, "
+      "float eps, bool training, bool[4] output_mask) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, "
+      "Tensor grad_residual)",
+      {at::Tag::pt2_compliant_tag});
+}

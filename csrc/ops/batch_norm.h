@@ -1,0 +1,33 @@
+// batch_norm: y = (x - mean) * rstd * weight + bias per channel, rstd = 1 / sqrt(var + eps), over all other dimensions
+// of x [N, C, ...]. In training mean and var are the batch's (var biased), else they are given.
+//
+// batch_norm_forward adds a residual and applies relu where asked, and returns mean and var as used, [C] in the
+// accumulation type. The running statistics are updated by an op of its own, so that every other op here is pure.
+#pragma once
+#include "ops/library.h"
+
+namespace tilewright {
+
+// Raises what native raises for arguments that do not fit together. Sizes may be symbolic.
+void check_batch_norm(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                      const OptionalTensor& mean, const OptionalTensor& var, bool training);
+
+// mean and var: both given (evaluation), or neither: the batch's statistics. residual: like input.
+std::tuple<Tensor, Tensor, Tensor> batch_norm_forward(const Tensor& input, const OptionalTensor& weight,
+                                                      const OptionalTensor& bias, const OptionalTensor& mean,
+                                                      const OptionalTensor& var, double eps,
+                                                      const OptionalTensor& residual, bool relu);
+
+// running = (1 - momentum) * running + momentum * batch, with the unbiased variance of count values; nothing for count 0.
+void batch_norm_update_stats(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean,
+                             const Tensor& var, c10::SymInt count, double momentum);
+
+// output: forward's, where it applied relu. training: mean and var were computed from input.
+// output_mask: gradients of input, weight, bias, residual; the last only with relu (without, it is grad_output itself).
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& grad_output, const Tensor& input,
+                                                               const Tensor& mean, const Tensor& var,
+                                                               const OptionalTensor& weight,
+                                                               const OptionalTensor& output, double eps, bool training,
+                                                               std::array<bool, 4> output_mask);
+
+}  // namespace tilewright

@@ -1,0 +1,58 @@
+"""Fake kernels of batch_norm."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+
+def _like(input: Tensor) -> Tensor:
+    return torch.empty_like(input, memory_format=suggest_memory_format(input))
+
+
+def _per_channel(input: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    accumulation = torch.float64 if input.dtype == torch.float64 else torch.float32
+    return input.new_empty([input.shape[1]], dtype=dtype or accumulation)
+
+
+@torch.library.register_fake("tilewright::batch_norm_forward")
+def _forward(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    eps: float,
+    residual: Tensor | None,
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _like(input), _per_channel(input), _per_channel(input)
+
+
+@torch.library.register_fake("tilewright::batch_norm_update_stats_")
+def _update_stats(
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int, momentum: float
+) -> None:
+    return None
+
+
+@torch.library.register_fake("tilewright::batch_norm_backward")
+def _backward(
+    grad_output: Tensor,
+    input: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    output: Tensor | None,
+    eps: float,
+    training: bool,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    parameter_dtype = weight.dtype if weight is not None else None
+    return (
+        _like(input) if output_mask[0] else None,
+        _per_channel(input, parameter_dtype) if output_mask[1] else None,
+        _per_channel(input, parameter_dtype) if output_mask[2] else None,
+        _like(input) if output_mask[3] else None,
+    )
