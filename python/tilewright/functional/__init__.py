@@ -1,5 +1,6 @@
 """torch.nn.functional's names on tilewright's kernels: same arguments, same results, same errors."""
 
+from .dropout import dropout
 from .layer_norm import layer_norm
 
-__all__ = ["layer_norm"]
+__all__ = ["dropout", "layer_norm"]
