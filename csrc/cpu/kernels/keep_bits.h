@@ -207,15 +207,20 @@ inline VecF64 scale_kept(uint32_t keep, VecF64 scale) {
   return _mm512_maskz_mov_pd(static_cast<__mmask8>(keep), scale);
 }
 #else
+#if defined(TILEWRIGHT_ISA_IS_AVX2)
+constexpr VecU32 kLaneBits32 = {1, 2, 4, 8, 16, 32, 64, 128};
+constexpr VecU64 kLaneBits64 = {1, 2, 4, 8};
+#else
+constexpr VecU32 kLaneBits32 = {1, 2, 4, 8};
+constexpr VecU64 kLaneBits64 = {1, 2};
+#endif
 inline VecF32 scale_kept(uint32_t keep, VecF32 scale) {
-  VecU32 lane_bit;
-  for (int i = 0; i < kLanes<float>; ++i) lane_bit[i] = 1u << i;
-  return ((VecU32{} + keep) & lane_bit) != 0 ? scale : VecF32{};
+  const auto kept = ((VecU32{} + keep) & kLaneBits32) == kLaneBits32;
+  return bit_cast<VecF32>(bit_cast<VecU32>(scale) & bit_cast<VecU32>(kept));
 }
 inline VecF64 scale_kept(uint32_t keep, VecF64 scale) {
-  VecU64 lane_bit;
-  for (int i = 0; i < kLanes<double>; ++i) lane_bit[i] = 1u << i;
-  return ((VecU64{} + keep) & lane_bit) != 0 ? scale : VecF64{};
+  const auto kept = ((VecU64{} + keep) & kLaneBits64) == kLaneBits64;
+  return bit_cast<VecF64>(bit_cast<VecU64>(scale) & bit_cast<VecU64>(kept));
 }
 #endif
 
