@@ -80,6 +80,7 @@ class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
           });
       return {grads[0], grads[1], grads[2], grads[3], Tensor()};
     }
+    at::AutoDispatchBelowADInplaceOrView below_autograd;  // above it the op would be boxed for autograd's fallback: 1 us
     auto [grad_input, grad_weight, grad_bias, grad_residual] =
         batch_norm_backward(grad_outputs[0], input, mean, var, weight, relu ? OptionalTensor(output) : OptionalTensor(),
                             eps, training, {needs[0], needs[1], needs[2], needs[3] && relu});

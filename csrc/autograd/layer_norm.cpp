@@ -17,7 +17,7 @@ class LayerNormFunction : public torch::autograd::Function<LayerNormFunction> {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     auto [output, mean, rstd] = layer_norm_forward(input, normalized_shape, weight, bias, eps);
     ctx->save_for_backward({input, value_or_undefined(weight), value_or_undefined(bias), mean, rstd});
-    ctx->saved_data["normalized_shape"] = normalized_shape.vec();
+    ctx->saved_data["rank"] = static_cast<int64_t>(normalized_shape.size());
     ctx->saved_data["eps"] = eps;
     return output;
   }
@@ -25,7 +25,7 @@ class LayerNormFunction : public torch::autograd::Function<LayerNormFunction> {
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
     const auto saved = ctx->get_saved_variables();
     const Tensor &input = saved[0], &weight = saved[1], &bias = saved[2], &mean = saved[3], &rstd = saved[4];
-    const auto shape = ctx->saved_data["normalized_shape"].toSymIntVector();
+    const auto shape = input.sym_sizes().slice(input.dim() - ctx->saved_data["rank"].toInt());
     const auto needs = inputs_needing_grad(ctx, {true, weight.defined(), bias.defined()});
     if (at::GradMode::is_enabled()) {
       const double eps = ctx->saved_data["eps"].toDouble();
@@ -35,6 +35,7 @@ class LayerNormFunction : public torch::autograd::Function<LayerNormFunction> {
           });
       return {grads[0], Tensor(), grads[1], grads[2], Tensor()};
     }
+    at::AutoDispatchBelowADInplaceOrView below_autograd;  // above it the op would be boxed for autograd's fallback: 1 us
     auto [grad_input, grad_weight, grad_bias] =
         layer_norm_backward(grad_outputs[0], input, shape, mean, rstd, weight, {needs[0], needs[1], needs[2]});
     return {grad_input, Tensor(), grad_weight, grad_bias, Tensor()};

@@ -3,8 +3,6 @@
 // a channel's passes run back to back, while it is in cache, depends on how many there are.
 #include "ops/batch_norm.h"
 
-#include <memory>
-
 #include "cpu/batch_norm_plan.h"
 
 namespace tilewright {
@@ -13,11 +11,6 @@ namespace {
 // Native's rule for a variance and an eps of 0 in training; in evaluation the quotient is infinite, as native's is.
 double reciprocal_deviation(double var, double eps, bool training) {
   return training && var == 0.0 && eps == 0.0 ? 0.0 : 1.0 / std::sqrt(var + eps);
-}
-
-template <typename T>
-std::unique_ptr<T[]> uninitialised(int64_t size) {
-  return std::make_unique_for_overwrite<T[]>(static_cast<size_t>(size));
 }
 
 template <typename T>
@@ -90,9 +83,8 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_forward_cpu(const Tensor& input, c
   check_residual(residual, input);
   const auto dtype = input.scalar_type();
   const BatchNormPlan plan = plan_batch_norm(input);
-  const auto stat_options = input.options().dtype(accumulation_dtype(dtype)).memory_format(std::nullopt);
-  Tensor output = at::empty_like(input, plan.format);
-  Tensor mean = at::empty({plan.shape.channels}, stat_options), var = at::empty({plan.shape.channels}, stat_options);
+  Tensor output = empty_cpu(input.sizes(), dtype, plan.format);
+  Tensor mean = empty_cpu({plan.shape.channels}, accumulation_dtype(dtype)), var = empty_cpu(mean.sizes(), mean.scalar_type());
   if (!training) {
     mean.copy_(*given_mean);
     var.copy_(*given_var);
@@ -200,14 +192,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cpu(const Tensor&
               "batch_norm_backward: grad_residual is grad_output itself where no relu was applied");
   const auto dtype = input.scalar_type(), sum_dtype = accumulation_dtype(dtype);
   const BatchNormPlan plan = plan_batch_norm(input);
-  const auto sum_options = input.options().dtype(sum_dtype).memory_format(std::nullopt);
   const auto parameter_gradient = [&](bool wanted) {
-    return wanted ? at::empty({plan.shape.channels}, sum_options) : Tensor();
+    return wanted ? empty_cpu({plan.shape.channels}, sum_dtype) : Tensor();
   };
   // The gradient of a residual comes with dx in one pass; dx goes nowhere where only the former is wanted.
   const bool wants_pass = output_mask[0] || output_mask[3];
-  Tensor grad_input = wants_pass ? at::empty_like(input, plan.format) : Tensor();
-  Tensor grad_residual = output_mask[3] ? at::empty_like(input, plan.format) : Tensor();
+  Tensor grad_input = wants_pass ? empty_cpu(input.sizes(), dtype, plan.format) : Tensor();
+  Tensor grad_residual = output_mask[3] ? empty_cpu(input.sizes(), dtype, plan.format) : Tensor();
   Tensor grad_weight = parameter_gradient(output_mask[1]), grad_bias = parameter_gradient(output_mask[2]);
   if (input.numel() == 0) {
     if (grad_weight.defined()) grad_weight.zero_();

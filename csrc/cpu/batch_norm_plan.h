@@ -13,8 +13,6 @@ struct BatchNormPlan {
   int64_t count;  // values per channel
 };
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // A block is small enough that its second pass reads from cache: 4096 elements of a plane (16 KB of float32, half of
 // L1), 32768 elements of rows (128 KB, a share of L2; fewer would cost more in merging).
 inline BatchNormPlan plan_batch_norm(const Tensor& input) {

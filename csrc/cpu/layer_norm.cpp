@@ -2,6 +2,8 @@
 // order, and the chunks depend on the shape alone, so the result is the same for any number of threads.
 #include "ops/layer_norm.h"
 
+#include <algorithm>
+
 #include "cpu/kernel_table.h"
 #include "cpu/tensors.h"
 
@@ -17,11 +19,10 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_forward_cpu(const Tensor& input, a
   const Tensor x = input.contiguous();
   const Tensor weight = as_accumulator(weight_in, dtype), bias = as_accumulator(bias_in, dtype);
 
-  Tensor output = at::empty(input.sizes(), input.options());
-  std::vector<int64_t> stat_shape(input.sizes().begin(), input.sizes().end());
+  Tensor output = empty_cpu(input.sizes(), dtype);
+  at::DimVector stat_shape(input.sizes());
   for (size_t i = stat_shape.size() - normalized_shape.size(); i < stat_shape.size(); ++i) stat_shape[i] = 1;
-  const auto stat_options = input.options().dtype(accumulation_dtype(dtype));
-  Tensor mean = at::empty(stat_shape, stat_options), rstd = at::empty(stat_shape, stat_options);
+  Tensor mean = empty_cpu(stat_shape, accumulation_dtype(dtype)), rstd = empty_cpu(stat_shape, accumulation_dtype(dtype));
   if (rows == 0) return {output, mean, rstd};
 
   dispatch_floating(dtype, "layer_norm", [&](auto element) {
@@ -44,9 +45,39 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_forward_cpu(const Tensor& input, a
 // input.
 int64_t rows_per_chunk(int64_t rows, int64_t cols) {
   constexpr int64_t kMaxChunks = 32, kMinElements = 16384;
-  const int64_t worthwhile = (kMinElements + cols - 1) / std::max<int64_t>(1, cols);
-  return std::max({worthwhile, (rows + kMaxChunks - 1) / kMaxChunks, int64_t{1}});
+  const int64_t worthwhile = divide_up(kMinElements, std::max<int64_t>(1, cols));
+  return std::max({worthwhile, divide_up(rows, kMaxChunks), int64_t{1}});
 }
+
+// dweight or dbias while it is summed: the first chunk adds to the result itself, the others to parts that are added to
+// it in order.
+template <typename A>
+class ChunkSums {
+ public:
+  ChunkSums(const Tensor& result, int64_t chunks, int64_t cols)
+      : result_(mutable_data<A>(result)), chunks_(chunks), cols_(cols) {
+    if (result_ != nullptr && chunks > 1) parts_ = uninitialised<A>((chunks - 1) * cols);
+  }
+  // The sums of a chunk, set to zero; null where the gradient is not wanted.
+  A* start(int64_t chunk) {
+    if (result_ == nullptr) return nullptr;
+    A* sums = chunk == 0 ? result_ : parts_.get() + (chunk - 1) * cols_;
+    std::fill_n(sums, cols_, A(0));
+    return sums;
+  }
+  void merge() {
+    if (result_ == nullptr) return;
+    for (int64_t chunk = 1; chunk < chunks_; ++chunk) {
+      const A* part = parts_.get() + (chunk - 1) * cols_;
+      for (int64_t c = 0; c < cols_; ++c) result_[c] += part[c];
+    }
+  }
+
+ private:
+  A* result_;
+  int64_t chunks_, cols_;
+  std::unique_ptr<A[]> parts_;
+};
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_backward_cpu(const Tensor& grad_output, const Tensor& input,
                                                            at::IntArrayRef normalized_shape, const Tensor& mean,
@@ -65,46 +96,46 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward_cpu(const Tensor& grad_ou
   const Tensor dy = grad_output.contiguous(), x = input.contiguous(), means = mean.contiguous(),
                rstds = rstd.contiguous();
   const Tensor weight = as_accumulator(weight_in, dtype);
-  const bool wants_parameters = output_mask[1] || output_mask[2];
-  const auto stat_options = input.options().dtype(accumulation_dtype(dtype));
-  const int64_t chunk_rows = rows_per_chunk(rows, cols);
-  const int64_t chunks = (rows + chunk_rows - 1) / chunk_rows;
+  const auto sum_dtype = accumulation_dtype(dtype);
+  const int64_t chunk_rows = rows_per_chunk(rows, cols), chunks = divide_up(rows, chunk_rows);
 
-  Tensor grad_input = output_mask[0] ? at::empty(input.sizes(), input.options()) : Tensor();
-  Tensor weight_sums, bias_sums;  // [chunks, cols]
-  if (wants_parameters) {
-    weight_sums = at::zeros({std::max<int64_t>(chunks, 1), cols}, stat_options);
-    bias_sums = at::zeros_like(weight_sums);
-  }
-  if (rows > 0 && cols > 0 && (output_mask[0] || wants_parameters)) {
+  // The kernel sums both parameter gradients or none.
+  const bool wants_parameters = output_mask[1] || output_mask[2];
+  Tensor grad_input = output_mask[0] ? empty_cpu(input.sizes(), dtype) : Tensor();
+  Tensor grad_weight = wants_parameters ? empty_cpu(normalized_shape, sum_dtype) : Tensor();
+  Tensor grad_bias = wants_parameters ? empty_cpu(normalized_shape, sum_dtype) : Tensor();
+  if (input.numel() == 0) {
+    if (wants_parameters) grad_weight.zero_(), grad_bias.zero_();
+  } else if (output_mask[0] || wants_parameters) {
     dispatch_floating(dtype, "layer_norm_backward", [&](auto element) {
       using T = decltype(element);
+      using A = Acc<T>;
       const auto kernel = kernels<T>().layer_norm.backward;
+      ChunkSums<A> weight_sums(grad_weight, chunks, cols), bias_sums(grad_bias, chunks, cols);
       parallel_for_cost(chunks, chunk_rows * cols, [&](int64_t begin, int64_t end) {
         for (int64_t chunk = begin; chunk < end; ++chunk) {
-          Acc<T>* dweight = wants_parameters ? mutable_data<Acc<T>>(weight_sums) + chunk * cols : nullptr;
-          Acc<T>* dbias = wants_parameters ? mutable_data<Acc<T>>(bias_sums) + chunk * cols : nullptr;
           const LayerNormBackwardArgs<T> args{const_data<T>(dy),
                                               const_data<T>(x),
-                                              const_data<Acc<T>>(weight),
-                                              const_data<Acc<T>>(means),
-                                              const_data<Acc<T>>(rstds),
+                                              const_data<A>(weight),
+                                              const_data<A>(means),
+                                              const_data<A>(rstds),
                                               mutable_data<T>(grad_input),
-                                              dweight,
-                                              dbias,
+                                              weight_sums.start(chunk),
+                                              bias_sums.start(chunk),
                                               cols};
           kernel(args, chunk * chunk_rows, std::min(rows, (chunk + 1) * chunk_rows));
         }
       });
+      weight_sums.merge();
+      bias_sums.merge();
     });
   }
   const auto parameter_dtype = weight_in.defined() ? weight_in.scalar_type() : dtype;
-  const auto merge_chunks = [&](const Tensor& sums) {
-    return (chunks > 1 ? sums.sum(0) : sums[0]).view(normalized_shape).to(parameter_dtype);
+  const auto finished = [&](const Tensor& grad, bool wanted) {
+    if (!wanted) return Tensor();
+    return grad.scalar_type() == parameter_dtype ? grad : grad.to(parameter_dtype);
   };
-  const Tensor grad_weight = output_mask[1] ? merge_chunks(weight_sums) : Tensor();
-  const Tensor grad_bias = output_mask[2] ? merge_chunks(bias_sums) : Tensor();
-  return {grad_input, grad_weight, grad_bias};
+  return {grad_input, finished(grad_weight, output_mask[1]), finished(grad_bias, output_mask[2])};
 }
 
 }  // namespace

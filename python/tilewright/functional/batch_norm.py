@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 from torch.nn.functional import _verify_batch_size
-from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.overrides import has_torch_function_variadic
 
 from ._errors import native_type_errors
+from ._overrides import call_override
 
 _batch_norm = torch.ops.tilewright.batch_norm.default
 _batch_norm_act = torch.ops.tilewright.batch_norm_act.default
@@ -59,8 +60,9 @@ def batch_norm(
         >>> y = tilewright.functional.batch_norm(x, None, None, training=True)
     """
     if has_torch_function_variadic(input, running_mean, running_var, weight, bias):
-        return handle_torch_function(
+        return call_override(
             torch.nn.functional.batch_norm,
+            batch_norm,
             (input, running_mean, running_var, weight, bias),
             input,
             running_mean,
@@ -115,7 +117,8 @@ def batch_norm_act(
     """
     tensors = (input, running_mean, running_var, weight, bias, residual)
     if has_torch_function_variadic(*tensors):
-        return handle_torch_function(
+        return call_override(
+            batch_norm_act,
             batch_norm_act,
             tensors,
             input,

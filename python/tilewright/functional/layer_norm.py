@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.overrides import has_torch_function_variadic
 
 from ._errors import native_type_errors
+from ._overrides import call_override
 
 _layer_norm = torch.ops.tilewright.layer_norm.default
 
@@ -41,7 +42,6 @@ def layer_norm(
         >>> y = tilewright.functional.layer_norm(torch.randn(4, 16, 768), (768,))
     """
     if has_torch_function_variadic(input, weight, bias):
-        return handle_torch_function(
-            torch.nn.functional.layer_norm, (input, weight, bias), input, normalized_shape, weight, bias, eps
-        )
+        native, tensors = torch.nn.functional.layer_norm, (input, weight, bias)
+        return call_override(native, layer_norm, tensors, input, normalized_shape, weight, bias, eps)
     return _layer_norm(input, normalized_shape, weight, bias, eps)
