@@ -2,11 +2,13 @@
 // It sees no std header, because the ISA units include it.
 #pragma once
 #include "common/types.h"
+#include "cpu/kernels/dropout_add_layer_norm_args.h"
 #include "cpu/kernels/dropout_args.h"
 #include "cpu/kernels/layer_norm_args.h"
+#include "cpu/kernels/masked_scale_args.h"
 
 // Each family has kernels/<family>.h with a function fill_<family>(TypedKernels<T>&).
-#define TILEWRIGHT_FAMILIES(X) X(layer_norm) X(dropout)
+#define TILEWRIGHT_FAMILIES(X) X(layer_norm) X(dropout) X(dropout_add_layer_norm) X(masked_scale)
 
 namespace tilewright {
 
@@ -14,6 +16,8 @@ template <typename T>
 struct TypedKernels {
   LayerNormKernels<T> layer_norm;
   DropoutKernels<T> dropout;
+  DropoutAddLayerNormKernels<T> dropout_add_layer_norm;
+  MaskedScaleKernels<T> masked_scale;
 };
 
 struct KernelTable {
