@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from .. import _C
-from . import references
+from . import philox, references
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -95,3 +95,4 @@ __all__ = [
     "ops_called",
     "references",
 ]
+__all__ = ["DTYPES", "assert_as_accurate", "available_isas", "force_isa", "max_error", "ops_called", "philox", "references"]

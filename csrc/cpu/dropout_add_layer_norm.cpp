@@ -1,0 +1,145 @@
+// dropout_add_layer_norm on the CPU: rows over threads, in chunks that depend on the shape alone (see cpu/layer_norm.cpp).
+#include "ops/dropout_add_layer_norm.h"
+
+#include "cpu/keep_mask.h"
+#include "cpu/kernel_table.h"
+#include "ops/layer_norm.h"
+
+namespace tilewright {
+namespace {
+
+constexpr const char* kName = "dropout_add_layer_norm";
+
+// Rows worked on between the two steps: 4096 elements of x, residual, z and y stay in L1; at least the four rows that
+// the backward kernel takes at once.
+int64_t rows_per_block(int64_t cols) { return std::max<int64_t>(4, 4096 / std::max<int64_t>(1, cols) / 4 * 4); }
+
+int64_t rows_per_chunk(int64_t rows, int64_t cols) {
+  constexpr int64_t kMaxChunks = 32, kMinElements = 16384;
+  const int64_t worthwhile = kMinElements / std::max<int64_t>(1, cols);
+  return std::max({worthwhile, (rows + kMaxChunks - 1) / kMaxChunks, int64_t{1}});
+}
+
+DropoutRule rule_or_keep_all(const OptionalTensor& seed, double p) {
+  return is_defined(seed) ? dropout_rule_of(*seed, p, kName) : dropout_rule(0, 0);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_forward_cpu(
+    const Tensor& input, const Tensor& residual, at::IntArrayRef normalized_shape, const OptionalTensor& weight_opt,
+    const OptionalTensor& bias_opt, double eps, const OptionalTensor& seed, double p, bool keep_sum) {
+  const Tensor weight_in = value_or_undefined(weight_opt), bias_in = value_or_undefined(bias_opt);
+  const auto [rows, cols] = check_layer_norm(input, normalized_shape, weight_in, bias_in);
+  const auto dtype = input.scalar_type();
+  TORCH_CHECK(residual.sizes().equals(input.sizes()) && residual.scalar_type() == dtype,
+              "dropout_add_layer_norm: residual must have input's shape ", input.sizes(), " and dtype ", dtype,
+              ", got ", residual.sizes(), " and ", residual.scalar_type());
+  const DropoutRule rule = rule_or_keep_all(seed, p);
+  const Tensor x = input.contiguous(), r = residual.contiguous();
+  const Tensor weight = as_accumulator(weight_in, dtype), bias = as_accumulator(bias_in, dtype);
+  const auto options = input.options();
+  Tensor output = at::empty(input.sizes(), options);
+  Tensor sum = keep_sum ? at::empty(input.sizes(), options) : at::empty({0}, options);
+  std::vector<int64_t> stat_shape(input.sizes().begin(), input.sizes().end());
+  for (size_t i = stat_shape.size() - normalized_shape.size(); i < stat_shape.size(); ++i) stat_shape[i] = 1;
+  const auto stat_options = options.dtype(accumulation_dtype(dtype));
+  Tensor mean = at::empty(stat_shape, stat_options), rstd = at::empty(stat_shape, stat_options);
+  if (rows == 0) return {output, sum, mean, rstd};
+
+  const int64_t block_rows = rows_per_block(cols);
+  dispatch_floating(dtype, kName, [&](auto element) {
+    using T = decltype(element);
+    const auto kernel = kernels<T>().dropout_add_layer_norm.forward;
+    parallel_for_cost(rows, 2 * cols, [&](int64_t begin, int64_t end) {
+      std::vector<T> scratch(keep_sum ? 0 : static_cast<size_t>(block_rows * cols));
+      const DropoutAddLayerNormForwardArgs<T> args{const_data<T>(x),
+                                                   const_data<T>(r),
+                                                   const_data<Acc<T>>(weight),
+                                                   const_data<Acc<T>>(bias),
+                                                   keep_sum ? mutable_data<T>(sum) : scratch.data(),
+                                                   mutable_data<T>(output),
+                                                   mutable_data<Acc<T>>(mean),
+                                                   mutable_data<Acc<T>>(rstd),
+                                                   cols,
+                                                   block_rows,
+                                                   !keep_sum,
+                                                   static_cast<Acc<T>>(eps),
+                                                   rule};
+      kernel(args, begin, end);
+    });
+  });
+  return {output, sum, mean, rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_backward_cpu(
+    const Tensor& grad_output, const OptionalTensor& grad_sum, const Tensor& sum, at::IntArrayRef normalized_shape,
+    const Tensor& mean, const Tensor& rstd, const OptionalTensor& weight_opt, const OptionalTensor& seed, double p,
+    std::array<bool, 4> output_mask) {
+  const Tensor weight_in = value_or_undefined(weight_opt);
+  const auto [rows, cols] = check_layer_norm(sum, normalized_shape, weight_in, Tensor());
+  const auto dtype = sum.scalar_type();
+  const auto fits = [&](const Tensor& t) { return t.sizes().equals(sum.sizes()) && t.scalar_type() == dtype; };
+  TORCH_CHECK(fits(grad_output) && (!is_defined(grad_sum) || fits(*grad_sum)),
+              "dropout_add_layer_norm_backward: gradients must have sum's shape ", sum.sizes(), " and dtype ", dtype);
+  TORCH_CHECK(mean.numel() == rows && rstd.numel() == rows && mean.scalar_type() == accumulation_dtype(dtype) &&
+                  rstd.scalar_type() == mean.scalar_type(),
+              "dropout_add_layer_norm_backward: mean and rstd must hold one ", accumulation_dtype(dtype), " for each of ",
+              rows, " rows, got ", mean.sizes(), " and ", rstd.sizes());
+  TORCH_CHECK(is_defined(seed) || !output_mask[0],
+              "dropout_add_layer_norm_backward: without a seed grad_input is grad_residual");
+  const DropoutRule rule = rule_or_keep_all(seed, p);
+  const Tensor dy = grad_output.contiguous(), z = sum.contiguous(), means = mean.contiguous(), rstds = rstd.contiguous();
+  const Tensor dsum = is_defined(grad_sum) ? grad_sum->contiguous() : Tensor();
+  const Tensor weight = as_accumulator(weight_in, dtype);
+  const bool wants_parameters = output_mask[2] || output_mask[3];
+  Tensor grad_input = output_mask[0] ? at::empty(sum.sizes(), sum.options()) : Tensor();
+  Tensor grad_residual = output_mask[1] ? at::empty(sum.sizes(), sum.options()) : Tensor();
+  const Tensor dz = output_mask[1] ? grad_residual : grad_input;
+
+  const int64_t chunk_rows = rows_per_chunk(rows, cols), chunks = (rows + chunk_rows - 1) / chunk_rows;
+  Tensor weight_sums, bias_sums;  // [chunks, cols]
+  if (wants_parameters) {
+    weight_sums = at::zeros({std::max<int64_t>(chunks, 1), cols}, sum.options().dtype(accumulation_dtype(dtype)));
+    bias_sums = at::zeros_like(weight_sums);
+  }
+  if (rows > 0 && cols > 0 && (dz.defined() || wants_parameters)) {
+    dispatch_floating(dtype, kName, [&](auto element) {
+      using T = decltype(element);
+      const auto kernel = kernels<T>().dropout_add_layer_norm.backward;
+      parallel_for_cost(chunks, 2 * chunk_rows * cols, [&](int64_t begin, int64_t end) {
+        for (int64_t chunk = begin; chunk < end; ++chunk) {
+          const auto partial = [&](const Tensor& sums) {
+            return wants_parameters ? mutable_data<Acc<T>>(sums) + chunk * cols : nullptr;
+          };
+          const DropoutAddLayerNormBackwardArgs<T> args{const_data<T>(dy),
+                                                        const_data<T>(dsum),
+                                                        const_data<T>(z),
+                                                        const_data<Acc<T>>(weight),
+                                                        const_data<Acc<T>>(means),
+                                                        const_data<Acc<T>>(rstds),
+                                                        mutable_data<T>(dz),
+                                                        mutable_data<T>(grad_input),
+                                                        partial(weight_sums),
+                                                        partial(bias_sums),
+                                                        cols,
+                                                        rows_per_block(cols),
+                                                        rule};
+          kernel(args, chunk * chunk_rows, std::min(rows, (chunk + 1) * chunk_rows));
+        }
+      });
+    });
+  }
+  const auto parameter_dtype = weight_in.defined() ? weight_in.scalar_type() : dtype;
+  const auto merge_chunks = [&](const Tensor& sums) {
+    return (chunks > 1 ? sums.sum(0) : sums[0]).view(normalized_shape).to(parameter_dtype);
+  };
+  return {grad_input, grad_residual, output_mask[2] ? merge_chunks(weight_sums) : Tensor(),
+          output_mask[3] ? merge_chunks(bias_sums) : Tensor()};
+}
+
+}  // namespace
+}  // namespace tilewright
+
+TORCH_LIBRARY_IMPL(tilewright, CPU, m) {
+  m.impl("dropout_add_layer_norm_forward", tilewright::dropout_add_layer_norm_forward_cpu);
+  m.impl("dropout_add_layer_norm_backward", tilewright::dropout_add_layer_norm_backward_cpu);
+}

@@ -1,0 +1,37 @@
+// masked_scale on the CPU: elementwise over memory, in whatever dense order input has.
+#include "ops/masked_scale.h"
+
+#include <ATen/ops/empty_strided.h>
+
+#include "cpu/dropout.h"
+#include "cpu/kernel_table.h"
+#include "cpu/tensors.h"
+
+namespace tilewright {
+namespace {
+
+Tensor masked_scale_forward_cpu(const Tensor& input, const Tensor& mask, double scale) {
+  TORCH_CHECK(mask.scalar_type() == at::kBool && mask.sizes().equals(input.sizes()),
+              "masked_scale_forward: mask must be bool of input's shape ", input.sizes(), ", got ", mask.scalar_type(),
+              " of shape ", mask.sizes());
+  const Tensor x = as_dense(input);
+  Tensor keep = mask;
+  if (!mask.strides().equals(x.strides())) {
+    keep = at::empty_strided(x.sizes(), x.strides(), mask.options());
+    keep.copy_(mask);
+  }
+  Tensor output = at::empty_like(x);
+  dispatch_floating(x.scalar_type(), "masked_scale", [&](auto element) {
+    using T = decltype(element);
+    const MaskedScaleArgs<T> args{const_data<T>(x), static_cast<const uint8_t*>(keep.const_data_ptr()),
+                                  mutable_data<T>(output), static_cast<Acc<T>>(scale)};
+    const auto kernel = kernels<T>().masked_scale.forward;
+    parallel_for_cost(x.numel(), 1, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  });
+  return output;
+}
+
+}  // namespace
+}  // namespace tilewright
+
+TORCH_LIBRARY_IMPL(tilewright, CPU, m) { m.impl("masked_scale_forward", tilewright::masked_scale_forward_cpu); }
