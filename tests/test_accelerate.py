@@ -25,6 +25,7 @@ LAYERS = {
     "BatchNorm3d": nn.BatchNorm3d,
     "Dropout": nn.Dropout,
     "MultiheadAttention": nn.MultiheadAttention,
+    "TransformerEncoderLayer": nn.TransformerEncoderLayer,
 }
 
 
@@ -409,6 +410,9 @@ def test_encoder_fast_path_in_eval(batch_first, nested):
         with enabled:
             y, expected = (m(x, src_key_padding_mask=padding) for m in (ours, native))
         torch.testing.assert_close(y[kept], expected[kept])
+    dense = tilewright.accelerate(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)).eval()
+    with torch.no_grad():
+        assert "tilewright::layer_norm_forward" in ops_called(lambda: dense(x, src_key_padding_mask=padding))
     hooked = tilewright.accelerate(copy.deepcopy(native))
     hooked.layers[0].register_forward_hook(lambda *_: None)  # a hook turns the layer's own fast path off
     with torch.no_grad():
@@ -425,3 +429,24 @@ def test_data_parallel_names():
     assert wrapped.module is model
     assert type(model[8]) is nn.Linear
     assert type(model[0]) is TN.Conv2d
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("wrap", [nn.parallel.DistributedDataParallel, torch.distributed.fsdp.fully_shard])
+def test_distributed(wrap):
+    """Accelerated, then wrapped: native's gradients."""
+    native, x = encoder(0.0), torch.randn(2, 5, 16)
+    ours = wrap(tilewright.accelerate(copy.deepcopy(native)))
+    for model in (ours, native):
+        model(x).sin().sum().backward()
+    for ours_parameter, parameter in zip(ours.parameters(), native.parameters(), strict=True):
+        gradient = ours_parameter.grad
+        gradient = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+        torch.testing.assert_close(gradient, parameter.grad)
