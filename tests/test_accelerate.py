@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parametrizations, prune
 
 import tilewright
@@ -439,7 +440,7 @@ def process_group(tmp_path):
 
 
 @pytest.mark.usefixtures("process_group")
-@pytest.mark.parametrize("wrap", [nn.parallel.DistributedDataParallel, torch.distributed.fsdp.fully_shard])
+@pytest.mark.parametrize("wrap", [nn.parallel.DistributedDataParallel, fully_shard])
 def test_distributed(wrap):
     """Accelerated, then wrapped: native's gradients."""
     native, x = encoder(0.0), torch.randn(2, 5, 16)
