@@ -14,11 +14,11 @@ logger = logging.getLogger("tilewright")
 def accelerate(model: torch.nn.Module, *, only: Entries = None, skip: Entries = None) -> torch.nn.Module:
     """Put every supported layer of a model on tilewright's kernels, in place.
 
-    Replaced are modules of exactly these torch.nn types: Conv2d, Linear, LayerNorm, BatchNorm1d/2d/3d, Dropout and
-    MultiheadAttention. The module objects stay and only their class changes, so parameters (tied ones too), buffers,
-    hooks, training flags, dtype, device, state_dict keys, optimizers, modules used in several places and wrappers such
-    as DDP's are as before. Left alone are subclasses (see only), parametrized and lazy modules, TorchScript, and
-    modules whose forward was replaced.
+    Replaced are modules of exactly these torch.nn types: Conv2d, Linear, LayerNorm, BatchNorm1d/2d/3d, Dropout,
+    MultiheadAttention, and TransformerEncoderLayer (whose evaluation shortcut would pass them by). The module objects
+    stay and only their class changes, so parameters (tied ones too), buffers, hooks, training flags, dtype, device,
+    state_dict keys, optimizers, modules used in several places and wrappers such as DDP's are as before. Left alone are
+    subclasses (see only), parametrized and lazy modules, TorchScript, and modules whose forward was replaced.
     :func:`tilewright.summary` says what was replaced and what was left and why; the logger "tilewright" does too.
 
     Accelerate before torch.compile, fully_shard or parametrize; torch.jit.script and ONNX export want a restored model.

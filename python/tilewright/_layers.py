@@ -23,6 +23,7 @@ REPLACEMENTS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
     torch.nn.BatchNorm3d: nn.BatchNorm3d,
     torch.nn.Dropout: nn.Dropout,
     torch.nn.MultiheadAttention: nn.MultiheadAttention,
+    torch.nn.TransformerEncoderLayer: nn.TransformerEncoderLayer,
 }
 _ORIGINALS = {ours: native for native, ours in REPLACEMENTS.items()}
 _MADE: dict[type[torch.nn.Module], type[torch.nn.Module]] = {}  # user's subclass -> its accelerated class

@@ -9,6 +9,7 @@ from .conv import Conv2d, ConvAct2d
 from .dropout import Dropout, DropoutAdd
 from .linear import Linear, LinearAct
 from .normalization import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchNormAct2d, DropoutAddLayerNorm, LayerNorm
+from .transformer import TransformerEncoderLayer
 
 __all__ = [
     "BatchNorm1d",
@@ -24,4 +25,5 @@ __all__ = [
     "Linear",
     "LinearAct",
     "MultiheadAttention",
+    "TransformerEncoderLayer",
 ]

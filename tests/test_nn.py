@@ -1,0 +1,382 @@
+"""tilewright.nn's layers against torch.nn's: options, gradients, buffers, state dicts in both directions."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import tilewright
+import tilewright.nn as TN
+from tilewright.testing import DTYPES, assert_as_accurate
+
+# A layer's arguments and an input; each is run by the class of that name in both packages.
+LAYERS = {
+    "linear": ("Linear", (7, 5), {}, (3, 4, 7)),
+    "linear no bias": ("Linear", (7, 5), {"bias": False}, (7,)),
+    "conv": ("Conv2d", (4, 6, 3), {}, (2, 4, 8, 9)),
+    "conv options": (
+        "Conv2d",
+        (4, 6, (3, 2)),
+        {"stride": 2, "padding": (1, 2), "dilation": 2, "groups": 2},
+        (2, 4, 9, 8),
+    ),
+    "conv same": ("Conv2d", (4, 6, (4, 3)), {"padding": "same", "bias": False}, (2, 4, 8, 9)),
+    "conv valid": ("Conv2d", (4, 6, 3), {"padding": "valid"}, (4, 8, 9)),
+    **{
+        f"conv {mode} {padding}": ("Conv2d", (3, 4, 4), {"padding": padding, "padding_mode": mode}, (2, 3, 8, 9))
+        for mode in ("reflect", "replicate", "circular")
+        for padding in ((2, 1), "same")
+    },
+    "layer_norm": ("LayerNorm", (7,), {}, (3, 4, 7)),
+    "layer_norm two dims": ("LayerNorm", ((4, 7),), {"eps": 1e-3, "bias": False}, (3, 4, 7)),
+    "layer_norm plain": ("LayerNorm", (7,), {"elementwise_affine": False}, (3, 7)),
+    "batch_norm 1d": ("BatchNorm1d", (5,), {}, (6, 5)),
+    "batch_norm 1d length": ("BatchNorm1d", (5,), {"affine": False}, (6, 5, 3)),
+    "batch_norm 2d": ("BatchNorm2d", (5,), {"eps": 1e-3, "momentum": 0.3}, (3, 5, 4, 6)),
+    "batch_norm 2d cumulative": ("BatchNorm2d", (5,), {"momentum": None}, (3, 5, 4, 6)),
+    "batch_norm 2d untracked": ("BatchNorm2d", (5,), {"track_running_stats": False}, (3, 5, 4, 6)),
+    "batch_norm 3d": ("BatchNorm3d", (5,), {}, (2, 5, 3, 4, 2)),
+    "dropout off": ("Dropout", (0.0,), {}, (3, 7)),
+    "dropout all": ("Dropout", (1.0,), {}, (3, 7)),
+}
+
+
+def _pair(name: str, arguments: tuple, options: dict, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
+    """The native layer with random parameters, and ours with the same state."""
+    native = getattr(nn, name)(*arguments, **options, dtype=dtype) if name != "Dropout" else nn.Dropout(*arguments)
+    ours = getattr(TN, name)(*arguments, **options, dtype=dtype) if name != "Dropout" else TN.Dropout(*arguments)
+    for parameter in native.parameters():
+        nn.init.normal_(parameter)
+    ours.load_state_dict(native.state_dict())
+    return native, ours
+
+
+def _step(layer: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
+    """Output, gradients and buffers of one call."""
+    layer.zero_grad()
+    x = x.detach().clone().requires_grad_()
+    y = layer(x)
+    y.backward(dy.to(y.dtype))
+    gradients = {f"d {name}": p.grad.clone() for name, p in layer.named_parameters()}
+    return {"y": y.detach(), "dx": x.grad, **gradients, **{n: b.clone() for n, b in layer.named_buffers()}}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_layer_like_torchs(kind, dtype):
+    name, arguments, options, shape = LAYERS[kind]
+    native, ours = _pair(name, arguments, options, dtype)
+    wide = copy.deepcopy(native).double()
+    for training in (True, True, False):  # running statistics carry over
+        for layer in (native, ours, wide):
+            layer.train(training)
+        x = torch.randn(shape, dtype=dtype)
+        dy = torch.randn(copy.deepcopy(wide)(x.double()).shape, dtype=dtype)  # the copy's buffers take the extra call
+        steps = [
+            _step(layer, t, g) for layer, t, g in ((ours, x, dy), (native, x, dy), (wide, x.double(), dy.double()))
+        ]
+        assert steps[0].keys() == steps[1].keys()
+        for key, value in steps[0].items():
+            if value.dtype in (torch.float64, torch.int64):  # native is the reference itself
+                torch.testing.assert_close(value, steps[1][key], rtol=1e-10, atol=1e-10)
+            else:
+                assert_as_accurate(value, steps[1][key], steps[2][key], what=f"{kind} {key}")
+        assert steps[0]["y"].stride() == steps[1]["y"].stride()
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_state_dict_and_repr_are_torchs(kind):
+    name, arguments, options, _ = LAYERS[kind]
+    native, ours = _pair(name, arguments, options, torch.float32)
+    assert isinstance(ours, getattr(nn, name))
+    assert list(ours.state_dict()) == list(native.state_dict())
+    assert repr(ours) == repr(native)
+    fresh = type(native)(*arguments, **options)
+    fresh.load_state_dict(ours.state_dict(), strict=True)
+    assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), ours.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("channels", [3, 8])
+def test_channels_last_stays(channels):
+    x = torch.randn(2, channels, 8, 8).contiguous(memory_format=torch.channels_last)
+    for layer in (TN.Conv2d(channels, 4, 3), TN.BatchNorm2d(channels)):
+        y = layer.to(memory_format=torch.channels_last)(x)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_dropout_draws_from_torchs_generator():
+    x, layer = torch.ones(64, 64), TN.Dropout(0.25)
+    torch.manual_seed(3)
+    first, second = layer(x), layer(x)
+    torch.manual_seed(3)
+    assert torch.equal(layer(x), first)
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(first, torch.where(first == 0, 0, 4 / 3 * x))
+    assert 0 < (first == 0).sum() < x.numel()
+    assert torch.equal(layer.eval()(x), x)
+    inplace = TN.Dropout(0.5, inplace=True)
+    assert inplace(x).data_ptr() == x.data_ptr()
+
+
+BAD_CALLS = {
+    "linear size": lambda m: m.Linear(4, 3)(torch.randn(2, 5)),
+    "linear dtype": lambda m: m.Linear(4, 3)(torch.randn(2, 4, dtype=torch.float64)),
+    "conv rank": lambda m: m.Conv2d(3, 4, 3)(torch.randn(3, 8)),
+    "conv channels": lambda m: m.Conv2d(3, 4, 3)(torch.randn(1, 2, 8, 8)),
+    "conv kernel too large": lambda m: m.Conv2d(3, 4, 9)(torch.randn(1, 3, 8, 8)),
+    "conv padding mode": lambda m: m.Conv2d(3, 4, 3, padding_mode="mirror"),
+    "layer_norm shape": lambda m: m.LayerNorm(4)(torch.randn(2, 5)),
+    "batch_norm rank": lambda m: m.BatchNorm2d(4)(torch.randn(2, 4)),
+    "batch_norm one value": lambda m: m.BatchNorm1d(4)(torch.randn(1, 4)),
+    "batch_norm channels": lambda m: m.BatchNorm2d(4)(torch.randn(2, 5, 3, 3)),
+    "dropout p": lambda m: m.Dropout(1.5),
+    "attention heads": lambda m: m.MultiheadAttention(8, 3),
+    "attention query size": lambda m: m.MultiheadAttention(8, 2)(*[torch.randn(3, 2, 6)] * 3),
+    "attention rank": lambda m: m.MultiheadAttention(8, 2)(*[torch.randn(1, 3, 2, 8)] * 3),
+    "attention key and value": lambda m: m.MultiheadAttention(8, 2)(
+        torch.randn(3, 8), torch.randn(3, 8), torch.randn(4, 8)
+    ),
+    "attention mask shape": lambda m: m.MultiheadAttention(8, 2)(*[torch.randn(3, 8)] * 3, attn_mask=torch.zeros(2, 3)),
+    "attention mask dtype": lambda m: m.MultiheadAttention(8, 2)(
+        *[torch.randn(3, 8)] * 3, attn_mask=torch.zeros(3, 3, dtype=torch.int32)
+    ),
+    "attention padding shape": lambda m: m.MultiheadAttention(8, 2)(
+        *[torch.randn(3, 2, 8)] * 3, key_padding_mask=torch.zeros(3, 2, dtype=torch.bool)
+    ),
+    "attention causal without mask": lambda m: m.MultiheadAttention(8, 2)(*[torch.randn(3, 8)] * 3, is_causal=True),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_CALLS)
+def test_bad_input_raises_what_torch_raises(kind):
+    with pytest.raises(Exception) as native:  # noqa: PT011 - native's type is the expectation
+        BAD_CALLS[kind](nn)
+    with pytest.raises(native.type):
+        BAD_CALLS[kind](TN)
+
+
+ACTIVATIONS = {
+    "none": lambda x: x,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_fused_layers(activation):
+    """Against their torch.nn base followed by the separate steps, from the base's own state."""
+    act = ACTIVATIONS[activation]
+    for name, arguments, options, shape in (
+        ("Linear", (7, 5), {}, (3, 7)),
+        ("Conv2d", (3, 3, 3), {"padding": 1, "padding_mode": "circular"}, (2, 3, 6, 5)),
+        ("BatchNorm2d", (3,), {"momentum": None}, (2, 3, 6, 5)),
+    ):
+        native = getattr(nn, name)(*arguments, **options)
+        fused = {"Linear": TN.LinearAct, "Conv2d": TN.ConvAct2d, "BatchNorm2d": TN.BatchNormAct2d}[name]
+        ours = fused(*arguments, **options, activation=activation)
+        ours.load_state_dict(native.state_dict())
+        assert f"activation={activation}" in repr(ours)
+        x, residual = torch.randn(shape), torch.randn(shape)
+        with_residual = () if name == "Linear" else (residual,)
+        y = ours(x, *with_residual)
+        expected = act(sum(with_residual, native(x)))
+        torch.testing.assert_close(y, expected)
+        dy = torch.randn(y.shape)
+        y.backward(dy)
+        expected.backward(dy)
+        torch.testing.assert_close([p.grad for p in ours.parameters()], [p.grad for p in native.parameters()])
+        torch.testing.assert_close(dict(ours.named_buffers()), dict(native.named_buffers()))
+
+
+def test_dropout_add_layers():
+    x, residual = torch.randn(2, 5, 16), torch.randn(2, 5, 16)
+    bias = torch.randn(16)
+    torch.testing.assert_close(TN.DropoutAdd(0.0)(x, residual, bias), x + bias + residual)
+    torch.testing.assert_close(TN.DropoutAdd(0.7).eval()(x, residual), x + residual)
+    dropped = TN.DropoutAdd(0.5)(x, torch.zeros_like(x))
+    torch.testing.assert_close(dropped, torch.where(dropped == 0, 0, 2 * x))
+    assert 0 < (dropped == 0).sum() < x.numel()
+
+    layer = TN.DropoutAddLayerNorm(16, p=0.5, prenorm=True)
+    nn.init.normal_(layer.weight)
+    assert "p=0.5, prenorm=True" in repr(layer)
+    y, total = layer(x, residual)
+    torch.testing.assert_close(y, F.layer_norm(total, (16,), layer.weight, layer.bias))
+    y, total = layer.eval()(x, residual)
+    torch.testing.assert_close(total, x + residual)
+    torch.testing.assert_close(TN.DropoutAddLayerNorm(16)(x, residual), F.layer_norm(x + residual, (16,)))
+
+
+@pytest.mark.parametrize("make", [TN.LinearAct, TN.ConvAct2d])
+def test_unknown_activation(make):
+    with pytest.raises(ValueError, match="activation must be one of none, relu"):
+        make(*(4, 4, 3)[: 2 + (make is TN.ConvAct2d)], activation="tanh")
+
+
+def test_fused_layers_refuse_what_they_can_not_do():
+    with pytest.raises(ValueError, match="inplace"):
+        TN.DropoutAdd(0.5, inplace=True)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        TN.DropoutAddLayerNorm(4, p=-0.1)
+
+
+def test_everything_public_is_listed():
+    assert set(TN.__all__) >= {"Conv2d", "Linear", "LayerNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Dropout"}
+    assert set(TN.__all__) >= {"MultiheadAttention", "LinearAct", "ConvAct2d", "BatchNormAct2d", "DropoutAdd"}
+    assert all(getattr(TN, name).__doc__ for name in TN.__all__)
+    assert tilewright.nn is TN
+
+
+ATTENTION_KINDS = {
+    "plain": {},
+    "no bias": {"bias": False},
+    "extra keys": {"add_bias_kv": True, "add_zero_attn": True},
+    "kdim vdim": {"kdim": 6, "vdim": 10},
+    "kdim vdim no bias": {"kdim": 6, "vdim": 10, "bias": False, "add_zero_attn": True},
+}
+
+
+def _attention_masks(masks: str, batch: int, heads: int, queries: int, keys: int) -> dict[str, Tensor | bool | None]:
+    """Masks that leave every query a key; a "+"-joined list of kinds."""
+    found: dict[str, Tensor | bool | None] = {}
+    for kind in masks.split("+"):
+        if kind in ("bool", "bool3", "float", "float3"):
+            shape = (batch * heads, queries, keys) if kind.endswith("3") else (queries, keys)
+            hidden = torch.rand(shape) < 0.3
+            hidden[..., 0] = False
+            found["attn_mask"] = (
+                hidden if kind.startswith("bool") else torch.randn(shape).masked_fill(hidden, -torch.inf)
+            )
+        elif kind == "causal":
+            found["attn_mask"] = torch.ones(queries, keys, dtype=torch.bool).triu(1)
+            found["is_causal"] = True
+        elif kind in ("padding", "float padding"):
+            hidden = torch.rand(batch, keys) < 0.3
+            hidden[..., 0] = False
+            found["key_padding_mask"] = (
+                hidden if kind == "padding" else torch.zeros(batch, keys).masked_fill(hidden, -torch.inf)
+            )
+    return found
+
+
+MASKS = (
+    "none",
+    "bool",
+    "bool3",
+    "float",
+    "float3",
+    "causal",
+    "padding",
+    "float padding",
+    "bool+padding",
+    "causal+padding",
+)
+MASKS += ("float3+float padding", "bool+float padding")
+
+
+@pytest.mark.filterwarnings("ignore:Support for mismatched")
+@pytest.mark.parametrize("masks", MASKS)
+@pytest.mark.parametrize("kind", ATTENTION_KINDS)
+def test_attention_like_torchs(kind, masks):
+    """Layouts x shared inputs x weights: outputs, weights and all gradients, in float64."""
+    options, heads, batch, queries = ATTENTION_KINDS[kind], 2, 3, 4
+    separate = "kdim" in options
+    for batch_first, batched, shared, need_weights, average in itertools.product(
+        (False, True), (False, True), ("no", "key", "all"), (False, True), (False, True)
+    ):
+        if (separate and shared != "no") or (average and not need_weights):
+            continue
+        keys = queries if shared == "all" else 5
+        native, ours = _pair("MultiheadAttention", (8, heads), {**options, "batch_first": batch_first}, torch.float64)
+
+        def draw(length: int, size: int, batch_first=batch_first, batched=batched) -> Tensor:
+            shape = (batch, length, size) if batch_first else (length, batch, size)
+            return torch.randn(shape if batched else (length, size), dtype=torch.float64, requires_grad=True)
+
+        query = draw(queries, 8)
+        key = query if shared == "all" else draw(keys, options.get("kdim", 8))
+        value = key if shared != "no" else draw(keys, options.get("vdim", 8))
+        arguments = _attention_masks(masks, batch if batched else 1, heads, queries, keys)
+        if not batched and "key_padding_mask" in arguments:
+            arguments["key_padding_mask"] = arguments["key_padding_mask"][0]
+        arguments = {
+            k: m.double() if isinstance(m, Tensor) and m.is_floating_point() else m for k, m in arguments.items()
+        }
+        arguments |= {"need_weights": need_weights, "average_attn_weights": average}
+        results = []
+        for layer in (ours, native):
+            y, weights = layer(query, key, value, **arguments)
+            loss = y.sin().sum() + (weights.cos().sum() if need_weights else 0)
+            leaves = [*{id(t): t for t in (query, key, value)}.values(), *layer.parameters()]
+            assert (weights is None) == (not need_weights)
+            results.append([y, *([weights] if need_weights else []), *torch.autograd.grad(loss, leaves)])
+        torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_attention_accuracy(dtype, need_weights):
+    native, ours = _pair("MultiheadAttention", (32, 4), {"batch_first": True}, dtype)
+    wide = copy.deepcopy(native).double()
+    x = torch.randn(2, 9, 32, dtype=dtype)
+    outputs = [
+        layer(t, t, t, need_weights=need_weights)[0] for layer, t in ((ours, x), (native, x), (wide, x.double()))
+    ]
+    assert_as_accurate(*outputs)
+
+
+def test_attention_dropout():
+    """A dropped weight is 0, a kept one doubled; in eval nothing falls; without weights the seed rules the result."""
+    layer = TN.MultiheadAttention(8, 2, dropout=0.5, batch_first=True)
+    x = torch.randn(2, 6, 8)
+    _, dropped = layer(x, x, x, average_attn_weights=False)
+    _, whole = layer.eval()(x, x, x, average_attn_weights=False)
+    assert 0 < (dropped == 0).sum() < dropped.numel()
+    torch.testing.assert_close(dropped, torch.where(dropped == 0, 0, 2 * whole))
+    layer.train()
+    outputs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        outputs.append(layer(x, x, x, need_weights=False)[0])
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[0], outputs[2])
+
+
+def test_attention_all_keys_masked():
+    """Native's training semantics, in eval too: 0 before the output projection without weights, NaN with them."""
+    native, ours = _pair("MultiheadAttention", (8, 2), {"batch_first": True}, torch.float32)
+    x, hidden = torch.randn(2, 3, 8), torch.tensor([[True] * 3, [False, False, True]])
+    for need_weights in (False, True):
+        outputs = [m(x, x, x, key_padding_mask=hidden, need_weights=need_weights)[0] for m in (ours, native)]
+        torch.testing.assert_close(*outputs, equal_nan=True)
+        with torch.no_grad():
+            evaluated = ours.eval()(x, x, x, key_padding_mask=hidden, need_weights=need_weights)[0]
+        torch.testing.assert_close(evaluated, outputs[0], equal_nan=True)
+        ours.train()
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_attention_takes_nested_tensors_as_torch_does():
+    native, ours = _pair("MultiheadAttention", (8, 2), {"batch_first": True}, torch.float32)
+    nested = torch.nested.nested_tensor([torch.randn(3, 8), torch.randn(5, 8)])
+    with torch.no_grad():
+        outputs = [
+            m.eval()(nested, nested, nested, need_weights=False)[0].to_padded_tensor(0.0) for m in (ours, native)
+        ]
+    torch.testing.assert_close(*outputs)
+
+
+def test_attention_autocast():
+    native, ours = _pair("MultiheadAttention", (16, 2), {"batch_first": True}, torch.float32)
+    x = torch.randn(2, 5, 16)
+    mask = nn.Transformer.generate_square_subsequent_mask(5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = [m(x, x, x, attn_mask=mask, need_weights=False)[0] for m in (ours, native)]
+    reference = copy.deepcopy(native).double()(*[x.double()] * 3, attn_mask=mask.double(), need_weights=False)[0]
+    assert_as_accurate(*outputs, reference)
