@@ -1,16 +1,18 @@
 """scaled_dot_product_attention: causal, masks, dropout, grouped heads, decoding, windows, odd sizes; fp32 and bf16."""
 
-import tilewright.functional as TF
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import tilewright.functional as TF
+
 from .cases import FORWARD, TRAIN, Case, Problem, Work, dims, element_size, randn
 
 MODEL = (
-    "Flops: 2 B H Sq Sk (D + Dv) forward, two products; backward five more (the scores are computed again), so 3.5 times that in all. "
-    "Causal counts the pairs that attend only. Softmax and dropout are not counted. Bytes: q, k, v and the output once forward; backward "
-    "reads them and dy and writes three gradients. Shapes are BxHxSqxD, or BxHxSqxSkxD; 'BSHD' means views of [B, S, H, D] tensors."
+    "Flops: 2 B H Sq Sk (D + Dv) forward, two products; backward five more (the scores are computed again), so 3.5 "
+    "times that in all. Causal counts the pairs that attend only. Softmax and dropout are not counted. Bytes: q, k, v "
+    "and the output once forward; backward reads them and dy and writes three gradients. Shapes are BxHxSqxD, or "
+    "BxHxSqxSkxD; 'BSHD' means views of [B, S, H, D] tensors."
 )
 P = 0.1
 
@@ -37,7 +39,7 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
 
 
 def _case(shape: str, dtype: torch.dtype = torch.float32, kind: str = "", kv_heads: int = 0, **options: object) -> Case:
-    """kind: causal, bool mask, padding, bias, dropout, BSHD or nothing; kv_heads: fewer heads of keys and values (GQA)."""
+    """kind: causal, bool mask, padding, bias, dropout, BSHD or nothing; kv_heads: heads of keys and values (GQA)."""
     b, h, sq, *rest = dims(shape)
     sk, d = (rest[0], rest[1]) if len(rest) == 2 else (sq, rest[0])
 

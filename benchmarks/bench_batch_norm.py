@@ -1,17 +1,19 @@
-"""batch_norm in training and evaluation, with activation and residual, in both memory formats and one to three dimensions."""
+"""batch_norm in training and evaluation, with activation and residual, in both memory formats, in 1d to 3d."""
 
-import tilewright.functional as TF
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import tilewright.functional as TF
+
 from .cases import FORWARD, TRAIN, Case, Problem, Work, dims, element_size, in_layout, randn
 
 MODEL = (
-    "Bytes, with n elements of s bytes. Training forward reads x for the statistics, reads it again and writes y: 3 n s; its backward "
-    "reads dy and x for the sums, reads both again and writes dx: 5 n s more. Evaluation forward 2 n s, backward 3 n s more. A residual "
-    "adds reading it (n s) and writing its gradient (n s); batch_norm_act's backward also reads y for relu's sign only where it "
-    "cannot recompute it, which is not counted. No flops: bound by memory."
+    "Bytes, with n elements of s bytes. Training forward reads x for the statistics, reads it again and writes y: 3 n "
+    "s; its backward reads dy and x for the sums, reads both again and writes dx: 5 n s more. Evaluation forward 2 n "
+    "s, backward 3 n s more. A residual adds reading it (n s) and writing its gradient (n s); batch_norm_act's "
+    "backward also reads y for relu's sign only where it cannot recompute it, which is not counted. No flops: bound "
+    "by memory."
 )
 
 

@@ -1,16 +1,17 @@
-"""conv2d over the layers of convolutional networks: dense, pointwise, strided, dilated, stem, depthwise, grouped; NCHW and NHWC."""
+"""conv2d over the layers of networks: dense, pointwise, strided, dilated, stem, depthwise, grouped; NCHW and NHWC."""
 
-import tilewright.functional as TF
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import tilewright.functional as TF
+
 from .cases import BOTH, FORWARD, TRAIN, Case, Problem, Work, element_size, in_layout, randn
 
 MODEL = (
-    "Flops: a forward is 2 N Ho Wo Co (Ci/groups) Kh Kw whatever the algorithm (Winograd does fewer, so it may pass the peak); the "
-    "weight gradient is as much again, the input gradient too (a network's first layer has none). Bytes: x, weight and y once forward; "
-    "backward dy and x once for each gradient, and the gradients."
+    "Flops: a forward is 2 N Ho Wo Co (Ci/groups) Kh Kw whatever the algorithm (Winograd does fewer, so it may pass "
+    "the peak); the weight gradient is as much again, the input gradient too (a network's first layer has none). "
+    "Bytes: x, weight and y once forward; backward dy and x once for each gradient, and the gradients."
 )
 
 

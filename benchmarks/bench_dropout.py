@@ -1,20 +1,22 @@
-"""dropout, dropout_add, dropout_add_layer_norm and masked_scale: from a thousand elements to more than the cache holds."""
+"""dropout, dropout_add, dropout_add_layer_norm and masked_scale: from a thousand elements to beyond the cache."""
 
 from collections.abc import Callable
 
-import tilewright.functional as TF
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+import tilewright.functional as TF
 
 from .cases import FORWARD, TRAIN, Case, Problem, Work, dims, element_size, in_layout, randn
 from .gate import check_keep_share
 
 MODEL = (
-    "Bytes, with n elements of s bytes. dropout: x and y forward, dy and dx backward, 2 n s each (the mask is drawn again, not "
-    "stored). dropout_add: a third operand forward, 3 n s; backward 2 n s, the residual's gradient being dy itself. "
-    "dropout_add_layer_norm: x and residual read, y written, 3 n s; with gradients the sum is kept, read with dy, and two gradients "
-    "written: 8 n s in all. masked_scale: x, y and a mask of one byte each way. No flops: bound by memory."
+    "Bytes, with n elements of s bytes. dropout: x and y forward, dy and dx backward, 2 n s each (the mask is drawn "
+    "again, not stored). dropout_add: a third operand forward, 3 n s; backward 2 n s, the residual's gradient being "
+    "dy itself. dropout_add_layer_norm: x and residual read, y written, 3 n s; with gradients the sum is kept, read "
+    "with dy, and two gradients written: 8 n s in all. masked_scale: x, y and a mask of one byte each way. No flops: "
+    "bound by memory."
 )
 P = 0.1
 

@@ -1,14 +1,16 @@
 """layer_norm over widths of models, short and long rows, odd sizes and layouts."""
 
-import tilewright.functional as TF
 import torch
 import torch.nn.functional as F
+
+import tilewright.functional as TF
 
 from .cases import FORWARD, TRAIN, Case, Problem, Work, dims, element_size, randn
 
 MODEL = (
-    "Bytes, with n elements of s bytes: forward reads x and writes y, 2 n s; forward+backward adds reading dy and x and writing dx, "
-    "5 n s. Statistics, weight and bias are small beside them and not counted. No flops: the op is bound by memory."
+    "Bytes, with n elements of s bytes: forward reads x and writes y, 2 n s; forward+backward adds reading dy and x "
+    "and writing dx, 5 n s. Statistics, weight and bias are small beside them and not counted. No flops: the op is "
+    "bound by memory."
 )
 
 

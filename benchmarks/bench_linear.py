@@ -2,17 +2,18 @@
 
 from collections.abc import Callable
 
-import tilewright.functional as TF
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import tilewright.functional as TF
+
 from .cases import FORWARD, TRAIN, Case, Problem, Work, dims, element_size, randn
 
 MODEL = (
-    "Flops: 2 M N K forward, as much again for each of the gradients of input and weight; the activation's own are not counted. Bytes: "
-    "input and weight read and output written once forward; backward reads dy twice, input and weight once, and writes their gradients. "
-    "Shapes are M x K -> N; all dimensions before the last are M."
+    "Flops: 2 M N K forward, as much again for each of the gradients of input and weight; the activation's own are "
+    "not counted. Bytes: input and weight read and output written once forward; backward reads dy twice, input and "
+    "weight once, and writes their gradients. Shapes are M x K -> N; all dimensions before the last are M."
 )
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

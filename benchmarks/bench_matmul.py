@@ -1,13 +1,15 @@
 """matmul, bmm and baddbmm: attention-like batches, square and thin products, transposed and stride-0 operands."""
 
-import tilewright.functional as TF
 import torch
+
+import tilewright.functional as TF
 
 from .cases import FORWARD, TRAIN, Case, Problem, Work, dims, element_size, in_layout, randn
 
 MODEL = (
-    "Flops: 2 B M N K forward, and as much for each of the two gradients. Bytes: both operands read and the result written once "
-    "forward; backward reads dy twice and each operand once, and writes two gradients. Shapes are BxMxKxN, or MxKxN."
+    "Flops: 2 B M N K forward, and as much for each of the two gradients. Bytes: both operands read and the result "
+    "written once forward; backward reads dy twice and each operand once, and writes two gradients. Shapes are "
+    "BxMxKxN, or MxKxN."
 )
 
 
@@ -21,7 +23,7 @@ def _work(b: int, m: int, k: int, n: int, size: int) -> dict[str, Work]:
 def _case(
     form: str, shape: str, dtype: torch.dtype = torch.float32, layout: str = "contiguous", **options: object
 ) -> Case:
-    """layout: contiguous; 'first transposed' (A is a view of its transpose), 'second transposed'; 'second shared' (stride 0)."""
+    """layout: contiguous; 'first transposed' or 'second transposed' (a view); 'second shared' (stride 0)."""
     *batch, m, k, n = dims(shape)
 
     def build() -> Problem:

@@ -1,8 +1,9 @@
 """What a call costs before its work counts: every function on a few elements, forward and forward+backward."""
 
-import tilewright.functional as TF
 import torch
 import torch.nn.functional as F
+
+import tilewright.functional as TF
 
 from .cases import FORWARD, TRAIN, Case, Function, Problem, Work, randn
 

@@ -1,9 +1,9 @@
 """The protocol: native and ours in turn, in one process, under one allocator, after the gate.
 
-- A B A B ...; the ratio native/ours pair by pair, its median; at least 15 pairs and 0.3 s. Figures of two runs are never
-  compared: machines are shared and noisy, and what disturbs one side of a pair disturbs the other.
-- malloc keeps large blocks (three environment variables that must stand before Python starts, so the suite runs itself again with
-  them): else the page faults of a fresh output, the same on both sides, hide every kernel.
+- A B A B ...; the ratio native/ours pair by pair, its median; at least 15 pairs and 0.3 s. Figures of two runs are
+  never compared: machines are shared and noisy, and what disturbs one side of a pair disturbs the other.
+- malloc keeps large blocks (three environment variables that must stand before Python starts, so the suite runs itself
+  again with them): else the page faults of a fresh output, the same on both sides, hide every kernel.
 - A case whose result is wrong (gate.py) gets the word FAILED and no time.
 """
 
@@ -113,7 +113,7 @@ def time_pairs(native: Callable[[], object], ours: Callable[[], object]) -> Timi
 def measure(
     case: Case, problem: Problem, direction: str, wrap_native: Callable[[Function], Function] | None = None
 ) -> tuple[Timing | None, str]:
-    """Gate, then time. Returns (timing, '') or (None, why it failed). wrap_native makes another comparator of native."""
+    """Gate, then time. Returns (timing, '') or (None, reason). wrap_native makes another comparator of native."""
     reason = gate.check(case, problem, direction)
     if reason:
         return None, reason

@@ -1,6 +1,7 @@
 """Tables for people: per op on the console, and summary.md with one line per group.
 
-A group is a form, a dtype and a direction; its figure is the geometric mean of the ratios, its worst the lowest single case.
+A group is a form, a dtype and a direction (the tiny calls of bench_overhead are one group); its figure is the geometric mean of the ratios, its worst the lowest single
+case.
 """
 
 import math
@@ -35,7 +36,8 @@ def groups(rows: Iterable[Row]) -> list[Group]:
     members: dict[tuple[str, str, str, str], list[Row]] = {}
     for row in rows:
         if row.ok:
-            members.setdefault((row.op, row.form, row.dtype, row.direction), []).append(row)
+            form = row.op if row.op == "overhead" else row.form
+            members.setdefault((row.op, form, row.dtype, row.direction), []).append(row)
     return [
         Group(
             name=f"{form} {dtype} {direction}",
@@ -63,6 +65,12 @@ def case_name(row: Row) -> str:
     return f"{row.form} {row.shape}{layout}"
 
 
+def _worst_name(group: Group) -> str:
+    """Within a group the form is known, except among the tiny calls."""
+    name = case_name(group.worst)
+    return name if group.op == "overhead" else name.removeprefix(f"{group.worst.form} ")
+
+
 def op_table(op: str, rows: Sequence[Row]) -> Table:
     """Every case of an op; fits 100 columns."""
     comparator = rows[0].comparator
@@ -85,7 +93,7 @@ def op_table(op: str, rows: Sequence[Row]) -> Table:
             _milliseconds(row.native_ms),
             _milliseconds(row.ours_ms),
             f"[{_colour(row.ratio)}]{row.ratio:.2f}x[/]",
-            f"{row.rate:.0f} {row.unit.replace('FLOP/s', 'F').replace('B/s', 'B')}/s",
+            f"{row.rate:.0f} {row.unit.replace('FLOP', 'F')}",
             f"{row.roofline:.0%}",
         )
     return table
@@ -107,7 +115,7 @@ def group_table(rows: Sequence[Row]) -> Table:
             str(group.cases),
             f"[{_colour(group.geomean)}]{group.geomean:.2f}x[/]",
             f"[{_colour(worst)}]{worst:.2f}x[/]",
-            escape(f"{group.worst.shape} {group.worst.layout}"),
+            escape(_worst_name(group)),
         )
     return table
 
@@ -131,7 +139,7 @@ def _markdown_table(rows: Sequence[Row]) -> list[str]:
         worst = group.worst
         lines.append(
             f"| {group.name} | {group.cases} | **{group.geomean:.2f}x** | {worst.ratio:.2f}x "
-            f"| {worst.shape} {worst.layout} | {group.roofline:.0%} |"
+            f"| {_worst_name(group)} | {group.roofline:.0%} |"
         )
     return lines
 
@@ -146,7 +154,8 @@ def write_summary(folder: Path, models: Mapping[str, str]) -> None:
     lines = [
         f"# {stamp.machine}, {stamp.threads} threads, {stamp.isa}",
         "",
-        f"torch {stamp.torch}, tilewright {stamp.tilewright}, {stamp.date} UTC. Ratio = native time / ours, measured in turn in one process.",
+        f"torch {stamp.torch}, tilewright {stamp.tilewright}, {stamp.date} UTC. "
+        "Ratio = native time / ours, measured in turn in one process.",
         "Multiply-add peak: " + ", ".join(f"{dtype} {peak:.0f} GFLOP/s" for dtype, peak in peaks.items()) + ".",
         "",
         "![overview](overview.png)",

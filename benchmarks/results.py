@@ -1,6 +1,7 @@
 """Rows, and the files they live in: results/<machine>/<op>.csv, one line per case, direction and comparator."""
 
 import csv
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -101,16 +102,19 @@ def make_row(
     return row
 
 
+def _parse(line: dict[str, str]) -> Row:
+    kinds: dict[str, Callable[[str], str | float]] = {
+        field.name: {int: int, float: float}.get(field.type, str) for field in fields(Row)
+    }
+    return Row(**{name: kinds[name](text) for name, text in line.items()})  # type: ignore[arg-type]
+
+
 def read(path: Path) -> list[Row]:
     """The rows of a file, none where it does not exist."""
     if not path.exists():
         return []
-    kinds = {field.name: field.type for field in fields(Row)}
-    convert = {float: float, int: int, str: str}
     with path.open(newline="") as file:
-        return [
-            Row(**{name: convert[kinds[name]](value) for name, value in line.items()}) for line in csv.DictReader(file)
-        ]  # type: ignore[index]
+        return [_parse(line) for line in csv.DictReader(file)]
 
 
 def write(path: Path, rows: list[Row]) -> None:

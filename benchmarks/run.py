@@ -1,4 +1,4 @@
-"""Run the suite: ``python -m benchmarks.run [op ...] [--quick]``; the same as ``tilewright bench`` and ``make bench``."""
+"""Run the suite: ``python -m benchmarks.run [op ...] [--quick]``; also ``tilewright bench`` and ``make bench``."""
 
 import argparse
 import importlib

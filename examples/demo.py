@@ -2,8 +2,9 @@
 
     tilewright demo        (or: make demo, or: python -m examples.demo)
 
-Shows a live progress bar, then a table, and writes demo_results/demo.png and demo.json. The allocator is the machine's default and the
-same for both sides, which live in one process and take turns. Peak memory is measured apart: each side alone in a fresh process.
+Shows a live progress bar, then a table, and writes demo_results/demo.png and demo.json. The allocator is the machine's
+default and the same for both sides, which live in one process and take turns. Peak memory is measured apart: each side
+alone in a fresh process.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from typing import TextIO
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import tilewright
@@ -37,11 +38,11 @@ def _run(example: Example, arguments: argparse.Namespace, progress: Progress) ->
     def on_step(done: int, total: int, sides: Sequence[Side]) -> None:
         losses = " ".join(f"{side.losses[-1]:.3f}" for side in sides)
         text = f"{example.name}: loss {losses}, {ratio(sides):.2f}x"
-        progress.update(task, completed=done, total=total, description=f"{text:<46}")
+        progress.update(task, completed=done, total=total, description=f"{text:<42}")
 
     steps = example.quick if arguments.quick else None
     sides = train(example, steps=steps, dropout=arguments.dropout, on_step=on_step)
-    memory = progress.add_task(f"{example.name}: peak memory of each side", total=len(sides))
+    memory = progress.add_task(f"{example.name}: peak memory", total=len(sides))
     for side in sides:
         side.peak_mib = measure_peak_mib(example, side.name)
         progress.advance(memory)
@@ -55,9 +56,11 @@ def make_table(example: Example, sides: tuple[Side, Side]) -> Table:
     table.add_column("")
     for heading in ("native", "tilewright", "native / ours"):
         table.add_column(heading, justify="right")
-    table.add_row("training loss, mean of last 20 steps", f"{native.final_loss:.4f}", f"{ours.final_loss:.4f}", "")
+    table.add_row("loss (mean of last 20 steps)", f"{native.final_loss:.4f}", f"{ours.final_loss:.4f}", "")
     table.add_row("held-out accuracy", f"{native.accuracy:.2%}", f"{ours.accuracy:.2%}", "")
-    table.add_row("time per step (median)", f"{native.step_ms:.1f} ms", f"{ours.step_ms:.1f} ms", f"{ratio(sides):.2f}x")
+    table.add_row(
+        "time per step (median)", f"{native.step_ms:.1f} ms", f"{ours.step_ms:.1f} ms", f"{ratio(sides):.2f}x"
+    )
     memory = f"{native.peak_mib / ours.peak_mib:.2f}x" if ours.peak_mib > 0 else ""
     table.add_row("peak memory of training", f"{native.peak_mib:.0f} MiB", f"{ours.peak_mib:.0f} MiB", memory)
     return table
@@ -90,16 +93,20 @@ def _as_json(results: Results) -> dict[str, object]:
         numbers = {name: getattr(side, name) for name in ("final_loss", "accuracy", "step_ms", "peak_mib")}
         return {**numbers, "losses": side.losses, "step_seconds": side.seconds}
 
-    return {name: {"ratio": ratio(sides), **{side.name: one(side) for side in sides}} for name, sides in results.items()}
+    return {
+        name: {"ratio": ratio(sides), **{side.name: one(side) for side in sides}} for name, sides in results.items()
+    }
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="tilewright demo", description="two models, native and accelerated side by side")
+    parser = argparse.ArgumentParser(prog="tilewright demo", description="two real models, native and accelerated")
     parser.add_argument("--only", choices=[example.name for example in EXAMPLES], help="one of the two models")
     parser.add_argument("--quick", action="store_true", help="a few steps: does everything work?")
-    parser.add_argument("--dropout", type=float, metavar="P", help="dropout of both (0: the loss curves must be the same)")
+    parser.add_argument("--dropout", type=float, metavar="P", help="dropout of both (0: same loss curves)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of both (all cores)")
-    parser.add_argument("--output", type=Path, metavar="DIR", default=Path("demo_results"), help="where picture and JSON go")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", default=Path("demo_results"), help="where picture and JSON go"
+    )
     parser.add_argument("--json", action="store_true", help="results as JSON on stdout instead of tables")
     return parser.parse_args(argv)
 
@@ -124,9 +131,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"tilewright {tilewright.__version__} ({tilewright._C.active_isa()}) beside torch {torch.__version__}, "
         f"{torch.get_num_threads()} threads. Same weights, same batches, steps in turn."
     )
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), MofNCompleteColumn())
     results: Results = {}
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as progress:
+    with Progress(*columns, TimeRemainingColumn(), TextColumn("left"), console=console) as progress:
         for example in EXAMPLES:
             if arguments.only in (None, example.name):
                 results[example.name] = _run(example, arguments, progress)
@@ -136,10 +143,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     _write(results, arguments.output, sys.stdout if arguments.json else None)
     allocator = f"as the environment sets it ({', '.join(_MALLOC)})" if _MALLOC else "the default"
     console.print(
-        f"Allocator: {allocator}, for both sides. Peak memory: resident memory of four training steps above what was loaded "
-        "before, each side alone in a fresh process. Dropout draws other masks on each side: with --dropout 0 the loss curves "
-        f"are the same.\nPicture: {arguments.output / 'demo.png'}; {time.perf_counter() - start:.0f} s in all."
+        f"Allocator: {allocator}, for both sides. Peak memory: resident memory of four training steps above what "
+        "was loaded before, each side alone in a fresh process. Dropout draws other masks on each side: with "
+        "--dropout 0 the loss curves are the same."
     )
+    console.print(f"Picture: {arguments.output / 'demo.png'}; {time.perf_counter() - start:.0f} s in all.")
     return 0
 
 

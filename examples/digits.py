@@ -107,7 +107,8 @@ def main() -> None:
         optimizer.step()
         if step % per_epoch == 0:
             seconds = time.perf_counter() - start
-            print(f"epoch {step // per_epoch:3}  loss {value.item():.4f}  held-out {accuracy(model, data):.2%}  {seconds:.1f} s")
+            share = accuracy(model, data)
+            print(f"epoch {step // per_epoch:3}  loss {value.item():.4f}  held-out {share:.2%}  {seconds:.1f} s")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A small Transformer language model of bytes, on text that every machine has: the Python standard library's own sources.
+"""A small Transformer language model of bytes, on text that every machine has: Python's own library sources.
 
     python examples/language_model.py            accelerated
     python examples/language_model.py --native   the same without tilewright

@@ -1,6 +1,6 @@
-"""Train one example twice at once: native and accelerated, from the same weights, on the same batches, step by step in turn.
+"""Train one example twice at once: native and accelerated, same weights, same batches, step by step in turn.
 
-Taking turns (A B A B ...) lets whatever else runs on the machine disturb both sides alike, so the ratio of each pair holds.
+Taking turns (A B A B ...) lets whatever else runs on the machine disturb both sides alike: the ratio of each pair holds.
 """
 
 import copy
