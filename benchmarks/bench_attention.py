@@ -1,5 +1,7 @@
 """scaled_dot_product_attention: causal, masks, dropout, grouped heads, decoding, windows, odd sizes; fp32 and bf16."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,10 +29,10 @@ def _mask(kind: str, b: int, h: int, sq: int, sk: int, dtype: torch.dtype) -> Te
     return randn(1, h, sq, sk, dtype=dtype, seed=5) if kind == "bias" else None
 
 
-def _recover_dropped(q: Tensor, k: Tensor, v: Tensor, *mask: Tensor, **options: object) -> Tensor:
+def _recover_dropped(q: Tensor, k: Tensor, v: Tensor, *mask: Tensor, **options: Any) -> Tensor:
     """The keep-mask: with the identity for values the output is the matrix of dropped probabilities."""
     identity = torch.eye(k.shape[-2], dtype=v.dtype).expand(*v.shape[:2], -1, -1)
-    return TF.scaled_dot_product_attention(q, k, identity, *mask, **options) != 0  # type: ignore[arg-type]
+    return TF.scaled_dot_product_attention(q, k, identity, *mask, **options) != 0
 
 
 def _masked(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
@@ -38,7 +40,7 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
     return (scores.softmax(-1) * keep.to(q.dtype) * (1 / (1 - P))) @ v
 
 
-def _case(shape: str, dtype: torch.dtype = torch.float32, kind: str = "", kv_heads: int = 0, **options: object) -> Case:
+def _case(shape: str, dtype: torch.dtype = torch.float32, kind: str = "", kv_heads: int = 0, **options: Any) -> Case:
     """kind: causal, bool mask, padding, bias, dropout, BSHD or nothing; kv_heads: heads of keys and values (GQA)."""
     b, h, sq, *rest = dims(shape)
     sk, d = (rest[0], rest[1]) if len(rest) == 2 else (sq, rest[0])
@@ -50,17 +52,17 @@ def _case(shape: str, dtype: torch.dtype = torch.float32, kind: str = "", kv_hea
 
     def build() -> Problem:
         mask = _mask(kind, b, h, sq, sk, dtype)
-        arguments = {
+        arguments: dict[str, Any] = {
             "is_causal": kind == "causal",
             "dropout_p": P if kind == "dropout" else 0.0,
             "enable_gqa": kv_heads > 0,
         }
 
         def native(q: Tensor, k: Tensor, v: Tensor, *mask: Tensor) -> Tensor:
-            return F.scaled_dot_product_attention(q, k, v, *mask, **arguments)  # type: ignore[arg-type]
+            return F.scaled_dot_product_attention(q, k, v, *mask, **arguments)
 
         def ours(q: Tensor, k: Tensor, v: Tensor, *mask: Tensor) -> Tensor:
-            return TF.scaled_dot_product_attention(q, k, v, *mask, **arguments)  # type: ignore[arg-type]
+            return TF.scaled_dot_product_attention(q, k, v, *mask, **arguments)
 
         pairs = sum(min(i + 1, sk) for i in range(sq)) if kind == "causal" else sq * sk
         flops = 4.0 * b * h * pairs * d
@@ -81,7 +83,7 @@ def _case(shape: str, dtype: torch.dtype = torch.float32, kind: str = "", kv_hea
         )
 
     detail = " ".join(filter(None, [kind, f"{kv_heads} kv heads" if kv_heads else ""])) or "contiguous"
-    return Case("attention", "sdpa", shape, build, dtype, detail, **options)  # type: ignore[arg-type]
+    return Case("attention", "sdpa", shape, build, dtype, detail, **options)
 
 
 _BF16, _FORWARD_ONLY = torch.bfloat16, (FORWARD,)

@@ -1,5 +1,7 @@
 """batch_norm in training and evaluation, with activation and residual, in both memory formats, in 1d to 3d."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,7 +43,7 @@ def _case(
     training: bool = True,
     act: bool = False,
     residual: bool = False,
-    **options: object,
+    **options: Any,
 ) -> Case:
     sizes = dims(shape)
 
@@ -70,7 +72,7 @@ def _case(
 
     form = "batch_norm" + ("_act" if act else "")
     detail = f"{layout} {'train' if training else 'eval'}" + (" residual" if residual else "")
-    return Case("batch_norm", form, shape, build, dtype, detail, **options)  # type: ignore[arg-type]
+    return Case("batch_norm", form, shape, build, dtype, detail, **options)
 
 
 _BF16 = torch.bfloat16

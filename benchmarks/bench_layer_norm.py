@@ -1,5 +1,7 @@
 """layer_norm over widths of models, short and long rows, odd sizes and layouts."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -14,7 +16,7 @@ MODEL = (
 )
 
 
-def _layer_norm(shape: str, dtype: torch.dtype = torch.float32, layout: str = "contiguous", **options: object) -> Case:
+def _layer_norm(shape: str, dtype: torch.dtype = torch.float32, layout: str = "contiguous", **options: Any) -> Case:
     """shape: 'rowsxcols', or more dimensions of which the last is normalised."""
     sizes = dims(shape)
     affine = "plain" not in layout
@@ -33,7 +35,7 @@ def _layer_norm(shape: str, dtype: torch.dtype = torch.float32, layout: str = "c
             work={FORWARD: Work(0, 2 * nbytes), TRAIN: Work(0, 5 * nbytes)},
         )
 
-    return Case("layer_norm", "layer_norm", shape, build, dtype, layout, **options)  # type: ignore[arg-type]
+    return Case("layer_norm", "layer_norm", shape, build, dtype, layout, **options)
 
 
 _BF16 = torch.bfloat16

@@ -1,6 +1,7 @@
 """linear and linear_act over the layers of transformers and classifiers, from one token to thousands."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,7 @@ def _case(
     *,
     activation: str | None = None,
     bias: bool = True,
-    **options: object,
+    **options: Any,
 ) -> Case:
     """activation: None measures linear, else linear_act against linear followed by it."""
     sizes = dims(shape)
@@ -59,7 +60,7 @@ def _case(
 
     form = "linear" if activation is None else "linear_act"
     detail = " ".join(filter(None, [activation, "" if bias else "no bias"])) or "contiguous"
-    return Case("linear", form, f"{shape}->{out}", build, dtype, detail, **options)  # type: ignore[arg-type]
+    return Case("linear", form, f"{shape}->{out}", build, dtype, detail, **options)
 
 
 _BF16 = torch.bfloat16

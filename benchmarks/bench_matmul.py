@@ -1,5 +1,7 @@
 """matmul, bmm and baddbmm: attention-like batches, square and thin products, transposed and stride-0 operands."""
 
+from typing import Any
+
 import torch
 
 import tilewright.functional as TF
@@ -21,7 +23,7 @@ def _work(b: int, m: int, k: int, n: int, size: int) -> dict[str, Work]:
 
 
 def _case(
-    form: str, shape: str, dtype: torch.dtype = torch.float32, layout: str = "contiguous", **options: object
+    form: str, shape: str, dtype: torch.dtype = torch.float32, layout: str = "contiguous", **options: Any
 ) -> Case:
     """layout: contiguous; 'first transposed' or 'second transposed' (a view); 'second shared' (stride 0)."""
     *batch, m, k, n = dims(shape)
@@ -35,9 +37,9 @@ def _case(
         added = [randn(*batch, m, n, dtype=dtype, seed=2)] if form == "baddbmm" else []
         ours, native = getattr(TF, form, None), getattr(torch, form)
         work = _work(batch[0] if batch else 1, m, k, n, element_size(dtype))
-        return Problem([*added, a, b], native, lambda *tensors: ours(*tensors), work)  # type: ignore[misc]
+        return Problem([*added, a, b], native, lambda *tensors: ours(*tensors), work)
 
-    return Case("matmul", form, shape, build, dtype, layout, **options)  # type: ignore[arg-type]
+    return Case("matmul", form, shape, build, dtype, layout, **options)
 
 
 _BF16 = torch.bfloat16

@@ -13,9 +13,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_report_header() -> str:
     """Times with and without the allocator settings must not be compared, so say which these are."""
     settings = " ".join(f"{name}={value}" for name, value in harness.MALLOC.items())
-    return "allocator settings: " + (
-        "as in the suite" if harness.has_malloc_environment() else f"default, not {settings}"
-    )
+    found = "as in the suite" if harness.has_malloc_environment() else f"the default, not {settings}"
+    return f"allocator settings: {found}"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -1,7 +1,7 @@
 """Tables for people: per op on the console, and summary.md with one line per group.
 
-A group is a form, a dtype and a direction (the tiny calls of bench_overhead are one group); its figure is the geometric mean of the ratios, its worst the lowest single
-case.
+A group is a form, a dtype and a direction (the tiny calls of bench_overhead are one group); its figure is the
+geometric mean of the ratios, its worst the lowest single case.
 """
 
 import math

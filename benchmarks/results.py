@@ -1,7 +1,6 @@
 """Rows, and the files they live in: results/<machine>/<op>.csv, one line per case, direction and comparator."""
 
 import csv
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -103,10 +102,8 @@ def make_row(
 
 
 def _parse(line: dict[str, str]) -> Row:
-    kinds: dict[str, Callable[[str], str | float]] = {
-        field.name: {int: int, float: float}.get(field.type, str) for field in fields(Row)
-    }
-    return Row(**{name: kinds[name](text) for name, text in line.items()})  # type: ignore[arg-type]
+    numbers: dict[str, type] = {f.name: f.type for f in fields(Row) if f.type in (int, float)}  # type: ignore[misc]
+    return Row(**{name: numbers[name](text) if name in numbers else text for name, text in line.items()})
 
 
 def read(path: Path) -> list[Row]:

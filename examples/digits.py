@@ -90,7 +90,7 @@ def accuracy(model: nn.Module, data: Digits) -> float:
 
 def main() -> None:
     """Train, print loss and accuracy."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description="a classifier of handwritten digits")
     parser.add_argument("--native", action="store_true", help="without tilewright")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     arguments = parser.parse_args()

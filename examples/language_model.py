@@ -52,10 +52,10 @@ class LanguageModel(nn.Module):
         self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(TOKENS), persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        length = tokens.shape[1]
+        length, mask = tokens.shape[1], self.get_buffer("mask")
         x = self.dropout(self.tokens(tokens) + self.positions.weight[:length])
         for block in self.blocks:
-            x = block(x, self.mask[:length, :length])
+            x = block(x, mask[:length, :length])
         return self.head(self.norm(x))
 
 
@@ -118,7 +118,7 @@ def accuracy(model: nn.Module, data: Sources) -> float:
 
 def main() -> None:
     """Train, print loss and accuracy."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description="a small language model of Python sources")
     parser.add_argument("--native", action="store_true", help="without tilewright")
     parser.add_argument("--steps", type=int, default=STEPS)
     arguments = parser.parse_args()

@@ -1,6 +1,6 @@
 """Train one example twice at once: native and accelerated, same weights, same batches, step by step in turn.
 
-Taking turns (A B A B ...) lets whatever else runs on the machine disturb both sides alike: the ratio of each pair holds.
+Taking turns (A B A B ...) lets what else runs on the machine disturb both sides alike: the ratio of each pair holds.
 """
 
 import copy
