@@ -9,6 +9,7 @@ from torch import Tensor
 import tilewright.functional as TF
 
 from .cases import FORWARD, TRAIN, Case, Problem, Work, dims, element_size, randn
+from .gate import check_keep_share
 
 MODEL = (
     "Flops: 2 B H Sq Sk (D + Dv) forward, two products; backward five more (the scores are computed again), so 3.5 "
@@ -29,10 +30,12 @@ def _mask(kind: str, b: int, h: int, sq: int, sk: int, dtype: torch.dtype) -> Te
     return randn(1, h, sq, sk, dtype=dtype, seed=5) if kind == "bias" else None
 
 
-def _recover_dropped(q: Tensor, k: Tensor, v: Tensor, *mask: Tensor, **options: Any) -> Tensor:
+def _recover_dropped(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
     """The keep-mask: with the identity for values the output is the matrix of dropped probabilities."""
     identity = torch.eye(k.shape[-2], dtype=v.dtype).expand(*v.shape[:2], -1, -1)
-    return TF.scaled_dot_product_attention(q, k, identity, *mask, **options) != 0
+    keep = TF.scaled_dot_product_attention(q, k, identity, **options) != 0
+    check_keep_share(keep, P)
+    return keep
 
 
 def _masked(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
@@ -58,11 +61,11 @@ def _case(shape: str, dtype: torch.dtype = torch.float32, kind: str = "", kv_hea
             "enable_gqa": kv_heads > 0,
         }
 
-        def native(q: Tensor, k: Tensor, v: Tensor, *mask: Tensor) -> Tensor:
-            return F.scaled_dot_product_attention(q, k, v, *mask, **arguments)
+        def native(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+            return F.scaled_dot_product_attention(q, k, v, mask, **arguments)
 
-        def ours(q: Tensor, k: Tensor, v: Tensor, *mask: Tensor) -> Tensor:
-            return TF.scaled_dot_product_attention(q, k, v, *mask, **arguments)
+        def ours(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+            return TF.scaled_dot_product_attention(q, k, v, mask, **arguments)
 
         pairs = sum(min(i + 1, sk) for i in range(sq)) if kind == "causal" else sq * sk
         flops = 4.0 * b * h * pairs * d

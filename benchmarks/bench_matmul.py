@@ -35,9 +35,9 @@ def _case(
         b = in_layout(b, "transposed") if layout == "second transposed" else b
         b = b[:1].expand(*batch, k, n) if layout == "second shared" else b
         added = [randn(*batch, m, n, dtype=dtype, seed=2)] if form == "baddbmm" else []
-        ours, native = getattr(TF, form, None), getattr(torch, form)
+        ours, native = {"bmm": TF.bmm, "matmul": TF.matmul, "baddbmm": TF.baddbmm}[form], getattr(torch, form)
         work = _work(batch[0] if batch else 1, m, k, n, element_size(dtype))
-        return Problem([*added, a, b], native, lambda *tensors: ours(*tensors), work)
+        return Problem([*added, a, b], native, ours, work)
 
     return Case("matmul", form, shape, build, dtype, layout, **options)
 

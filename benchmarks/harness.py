@@ -21,6 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import tilewright
+
 from . import gate
 from .cases import FORWARD, TRAIN, Case, Function, Problem
 
@@ -41,9 +43,10 @@ def has_malloc_environment() -> bool:
 
 def run_again(module: str, argv: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run ``python -m module argv`` with more environment; its exit status."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])
+    package = Path(tilewright.__file__).parent.parent  # the same tilewright as here, wherever it is installed
+    path = os.pathsep.join(filter(None, [str(ROOT), str(package), os.environ.get("PYTHONPATH", "")]))
     command = [sys.executable, "-m", module, *argv]
-    return subprocess.run(command, env={**os.environ, **environment, "PYTHONPATH": path.rstrip(os.pathsep)}).returncode
+    return subprocess.run(command, env={**os.environ, **environment, "PYTHONPATH": path}).returncode
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,10 @@ def groups(rows: Iterable[Row]) -> list[Group]:
     ]
 
 
-def _milliseconds(value: float) -> str:
-    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+def _time(milliseconds: float) -> str:
+    if milliseconds < 0.1:
+        return f"{milliseconds * 1e3:.3g} us"
+    return f"{milliseconds:.3g} ms" if milliseconds < 100 else f"{milliseconds:.0f} ms"
 
 
 def _colour(ratio: float) -> str:
@@ -80,7 +82,7 @@ def op_table(op: str, rows: Sequence[Row]) -> Table:
     table.add_column("case", overflow="fold", max_width=37)
     table.add_column("type")
     table.add_column("pass")
-    for heading in (f"{comparator} ms", "ours ms", "ratio", "rate", "of limit"):
+    for heading in (comparator, "ours", "ratio", "rate", "of limit"):
         table.add_column(heading, justify="right")
     for row in rows:
         if not row.ok:
@@ -90,10 +92,10 @@ def op_table(op: str, rows: Sequence[Row]) -> Table:
             escape(case_name(row)),
             row.dtype,
             row.direction,
-            _milliseconds(row.native_ms),
-            _milliseconds(row.ours_ms),
+            _time(row.native_ms),
+            _time(row.ours_ms),
             f"[{_colour(row.ratio)}]{row.ratio:.2f}x[/]",
-            f"{row.rate:.0f} {row.unit.replace('FLOP', 'F')}",
+            f"{row.rate:.3g} {row.unit.replace('FLOP', 'F')}",
             f"{row.roofline:.0%}",
         )
     return table

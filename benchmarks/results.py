@@ -3,6 +3,7 @@
 import csv
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from .cases import Case, Work
 from .harness import Timing
@@ -102,8 +103,9 @@ def make_row(
 
 
 def _parse(line: dict[str, str]) -> Row:
-    numbers: dict[str, type] = {f.name: f.type for f in fields(Row) if f.type in (int, float)}  # type: ignore[misc]
-    return Row(**{name: numbers[name](text) if name in numbers else text for name, text in line.items()})
+    kinds: dict[str, Any] = {field.name: field.type for field in fields(Row)}
+    values: dict[str, Any] = {name: kinds[name](text) for name, text in line.items()}
+    return Row(**values)
 
 
 def read(path: Path) -> list[Row]:

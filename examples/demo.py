@@ -126,6 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     console = Console(stderr=arguments.json)
+    if not console.is_terminal:
+        console.width = 100
     start = time.perf_counter()
     console.print(
         f"tilewright {tilewright.__version__} ({tilewright._C.active_isa()}) beside torch {torch.__version__}, "

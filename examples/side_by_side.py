@@ -115,7 +115,8 @@ def ratio(sides: Sequence[Side]) -> float:
 
 def measure_peak_mib(example: Example, side: str) -> float:
     """Peak resident memory of a few training steps of one side alone, in a fresh process: see _report_peak."""
-    path = os.pathsep.join(filter(None, [str(_ROOT), str(_ROOT / "python"), os.environ.get("PYTHONPATH", "")]))
+    package = Path(tilewright.__file__).parent.parent  # the same tilewright as here, wherever it is installed
+    path = os.pathsep.join(filter(None, [str(_ROOT), str(package), os.environ.get("PYTHONPATH", "")]))
     command = [sys.executable, "-m", "examples.side_by_side", example.name, side]
     answer = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True)
     return json.loads(answer.stdout.splitlines()[-1])
