@@ -1,16 +1,21 @@
 """scaled_dot_product_attention: causal, masks, dropout, grouped heads, decoding, windows, odd sizes; fp32 and bf16."""
 
-import tilewright.functional as TF
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import tilewright.functional as TF
+
 from .cases import FORWARD, TRAIN, Case, Problem, Work, dims, element_size, randn
+from .gate import check_keep_share
 
 MODEL = (
-    "Flops: 2 B H Sq Sk (D + Dv) forward, two products; backward five more (the scores are computed again), so 3.5 times that in all. "
-    "Causal counts the pairs that attend only. Softmax and dropout are not counted. Bytes: q, k, v and the output once forward; backward "
-    "reads them and dy and writes three gradients. Shapes are BxHxSqxD, or BxHxSqxSkxD; 'BSHD' means views of [B, S, H, D] tensors."
+    "Flops: 2 B H Sq Sk (D + Dv) forward, two products; backward five more (the scores are computed again), so 3.5 "
+    "times that in all. Causal counts the pairs that attend only. Softmax and dropout are not counted. Bytes: q, k, v "
+    "and the output once forward; backward reads them and dy and writes three gradients. Shapes are BxHxSqxD, or "
+    "BxHxSqxSkxD; 'BSHD' means views of [B, S, H, D] tensors."
 )
 P = 0.1
 
@@ -25,10 +30,12 @@ def _mask(kind: str, b: int, h: int, sq: int, sk: int, dtype: torch.dtype) -> Te
     return randn(1, h, sq, sk, dtype=dtype, seed=5) if kind == "bias" else None
 
 
-def _recover_dropped(q: Tensor, k: Tensor, v: Tensor, *mask: Tensor, **options: object) -> Tensor:
+def _recover_dropped(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
     """The keep-mask: with the identity for values the output is the matrix of dropped probabilities."""
     identity = torch.eye(k.shape[-2], dtype=v.dtype).expand(*v.shape[:2], -1, -1)
-    return TF.scaled_dot_product_attention(q, k, identity, *mask, **options) != 0  # type: ignore[arg-type]
+    keep = TF.scaled_dot_product_attention(q, k, identity, **options) != 0
+    check_keep_share(keep, P)
+    return keep
 
 
 def _masked(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
@@ -36,8 +43,8 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
     return (scores.softmax(-1) * keep.to(q.dtype) * (1 / (1 - P))) @ v
 
 
-def _case(shape: str, dtype: torch.dtype = torch.float32, kind: str = "", kv_heads: int = 0, **options: object) -> Case:
-    """kind: causal, bool mask, padding, bias, dropout, BSHD or nothing; kv_heads: fewer heads of keys and values (GQA)."""
+def _case(shape: str, dtype: torch.dtype = torch.float32, kind: str = "", kv_heads: int = 0, **options: Any) -> Case:
+    """kind: causal, bool mask, padding, bias, dropout, BSHD or nothing; kv_heads: heads of keys and values (GQA)."""
     b, h, sq, *rest = dims(shape)
     sk, d = (rest[0], rest[1]) if len(rest) == 2 else (sq, rest[0])
 
@@ -48,17 +55,17 @@ def _case(shape: str, dtype: torch.dtype = torch.float32, kind: str = "", kv_hea
 
     def build() -> Problem:
         mask = _mask(kind, b, h, sq, sk, dtype)
-        arguments = {
+        arguments: dict[str, Any] = {
             "is_causal": kind == "causal",
             "dropout_p": P if kind == "dropout" else 0.0,
             "enable_gqa": kv_heads > 0,
         }
 
-        def native(q: Tensor, k: Tensor, v: Tensor, *mask: Tensor) -> Tensor:
-            return F.scaled_dot_product_attention(q, k, v, *mask, **arguments)  # type: ignore[arg-type]
+        def native(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+            return F.scaled_dot_product_attention(q, k, v, mask, **arguments)
 
-        def ours(q: Tensor, k: Tensor, v: Tensor, *mask: Tensor) -> Tensor:
-            return TF.scaled_dot_product_attention(q, k, v, *mask, **arguments)  # type: ignore[arg-type]
+        def ours(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+            return TF.scaled_dot_product_attention(q, k, v, mask, **arguments)
 
         pairs = sum(min(i + 1, sk) for i in range(sq)) if kind == "causal" else sq * sk
         flops = 4.0 * b * h * pairs * d
@@ -79,7 +86,7 @@ def _case(shape: str, dtype: torch.dtype = torch.float32, kind: str = "", kv_hea
         )
 
     detail = " ".join(filter(None, [kind, f"{kv_heads} kv heads" if kv_heads else ""])) or "contiguous"
-    return Case("attention", "sdpa", shape, build, dtype, detail, **options)  # type: ignore[arg-type]
+    return Case("attention", "sdpa", shape, build, dtype, detail, **options)
 
 
 _BF16, _FORWARD_ONLY = torch.bfloat16, (FORWARD,)

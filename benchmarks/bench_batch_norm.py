@@ -1,17 +1,21 @@
-"""batch_norm in training and evaluation, with activation and residual, in both memory formats and one to three dimensions."""
+"""batch_norm in training and evaluation, with activation and residual, in both memory formats, in 1d to 3d."""
 
-import tilewright.functional as TF
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import tilewright.functional as TF
+
 from .cases import FORWARD, TRAIN, Case, Problem, Work, dims, element_size, in_layout, randn
 
 MODEL = (
-    "Bytes, with n elements of s bytes. Training forward reads x for the statistics, reads it again and writes y: 3 n s; its backward "
-    "reads dy and x for the sums, reads both again and writes dx: 5 n s more. Evaluation forward 2 n s, backward 3 n s more. A residual "
-    "adds reading it (n s) and writing its gradient (n s); batch_norm_act's backward also reads y for relu's sign only where it "
-    "cannot recompute it, which is not counted. No flops: bound by memory."
+    "Bytes, with n elements of s bytes. Training forward reads x for the statistics, reads it again and writes y: 3 n "
+    "s; its backward reads dy and x for the sums, reads both again and writes dx: 5 n s more. Evaluation forward 2 n "
+    "s, backward 3 n s more. A residual adds reading it (n s) and writing its gradient (n s); batch_norm_act's "
+    "backward also reads y for relu's sign only where it cannot recompute it, which is not counted. No flops: bound "
+    "by memory."
 )
 
 
@@ -39,7 +43,7 @@ def _case(
     training: bool = True,
     act: bool = False,
     residual: bool = False,
-    **options: object,
+    **options: Any,
 ) -> Case:
     sizes = dims(shape)
 
@@ -68,7 +72,7 @@ def _case(
 
     form = "batch_norm" + ("_act" if act else "")
     detail = f"{layout} {'train' if training else 'eval'}" + (" residual" if residual else "")
-    return Case("batch_norm", form, shape, build, dtype, detail, **options)  # type: ignore[arg-type]
+    return Case("batch_norm", form, shape, build, dtype, detail, **options)
 
 
 _BF16 = torch.bfloat16

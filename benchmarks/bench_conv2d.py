@@ -1,16 +1,19 @@
-"""conv2d over the layers of convolutional networks: dense, pointwise, strided, dilated, stem, depthwise, grouped; NCHW and NHWC."""
+"""conv2d over the layers of networks: dense, pointwise, strided, dilated, stem, depthwise, grouped; NCHW and NHWC."""
 
-import tilewright.functional as TF
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cases import BOTH, FORWARD, TRAIN, Case, Problem, Work, element_size, in_layout, randn
+import tilewright.functional as TF
+
+from .cases import FORWARD, TRAIN, Case, Problem, Work, element_size, in_layout, randn
 
 MODEL = (
-    "Flops: a forward is 2 N Ho Wo Co (Ci/groups) Kh Kw whatever the algorithm (Winograd does fewer, so it may pass the peak); the "
-    "weight gradient is as much again, the input gradient too (a network's first layer has none). Bytes: x, weight and y once forward; "
-    "backward dy and x once for each gradient, and the gradients."
+    "Flops: a forward is 2 N Ho Wo Co (Ci/groups) Kh Kw whatever the algorithm (Winograd does fewer, so it may pass "
+    "the peak); the weight gradient is as much again, the input gradient too (a network's first layer has none). "
+    "Bytes: x, weight and y once forward; backward dy and x once for each gradient, and the gradients."
 )
 
 
@@ -28,7 +31,7 @@ def _case(
     act: bool = False,
     residual: bool = False,
     first: bool = False,
-    **options: object,
+    **options: Any,
 ) -> Case:
     """shape: NxCxHxW or NxCxH for squares. first: a network's first layer, whose input needs no gradient."""
     sizes = [int(part) for part in shape.split("x")]
@@ -76,43 +79,11 @@ def _case(
     )
     detail = f"{layout} residual" if residual else layout
     form = "conv2d_act" if act else "conv2d"
-    return Case("conv2d", form, name, build, dtype, detail, accuracy=8, **options)  # type: ignore[arg-type]
+    return Case("conv2d", form, name, build, dtype, detail, accuracy=8, **options)
 
 
-def _both_layouts(*arguments: object, quick: bool = False, **options: object) -> list[Case]:
-    return [_case(*arguments, layout=layout, quick=quick, **options) for layout in ("NCHW", "NHWC")]  # type: ignore[arg-type]
+def _both_layouts(shape: str, out: int, kernel: int, dtype: torch.dtype = torch.float32, **options: Any) -> list[Case]:
+    return [_case(shape, out, kernel, dtype, layout, **options) for layout in ("NCHW", "NHWC")]
 
-
-_BF16 = torch.bfloat16
-
-CASES = [
-    *_both_layouts("8x64x56", 64, 3, quick=True),
-    *_both_layouts("8x128x28", 128, 3, quick=True),
-    *_both_layouts("8x256x14", 256, 3),
-    *_both_layouts("8x512x7", 512, 3),
-    *_both_layouts("8x64x56", 256, 1, quick=True),
-    *_both_layouts("8x1024x14", 256, 1),
-    *_both_layouts("8x128x56", 128, 3, stride=2),
-    *_both_layouts("8x256x56", 512, 1, stride=2),
-    *_both_layouts("8x3x224", 64, 7, stride=2, padding=3, first=True, quick=True),
-    *_both_layouts("8x3x224", 32, 3, stride=2, first=True),
-    *_both_layouts("8x96x56", 96, 3, groups=96, quick=True),
-    *_both_layouts("8x192x28", 192, 7, groups=192),
-    *_both_layouts("8x144x28", 144, 3, groups=144, stride=2),
-    *_both_layouts("8x128x28", 128, 3, groups=8),
-    _case("64x1x28", 6, 5, padding=0, first=True, quick=True),
-    _case("64x6x12", 16, 5, padding=0),
-    _case("8x3x224", 768, 16, stride=16, padding=0, first=True),
-    _case("4x64x28", 64, 3, dilation=2),
-    _case("8x61x29", 67, 3),
-    _case("1x64x56", 64, 3, directions=(FORWARD,), quick=True),
-    _case("1x256x14", 256, 3, layout="NHWC", directions=(FORWARD,)),
-    _case("64x64x8", 128, 3, quick=True),
-    *_both_layouts("8x128x28", 128, 3, _BF16),
-    _case("8x64x56", 256, 1, _BF16, "NHWC"),
-    *_both_layouts("8x128x28", 128, 3, act=True),
-    *_both_layouts("8x256x14", 256, 3, act=True, residual=True),
-    _case("8x128x28", 128, 3, layout="NHWC", act=True, residual=True, directions=BOTH, quick=True),
-]
 
 SWEEP = [_case(f"8x{c}x28", c, 3, size=9.0 * 8 * 784 * c * c) for c in (4, 8, 16, 32, 48, 64, 96, 128, 192, 256)]

@@ -1,20 +1,23 @@
-"""dropout, dropout_add, dropout_add_layer_norm and masked_scale: from a thousand elements to more than the cache holds."""
+"""dropout, dropout_add, dropout_add_layer_norm and masked_scale: from a thousand elements to beyond the cache."""
 
 from collections.abc import Callable
+from typing import Any
 
-import tilewright.functional as TF
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+import tilewright.functional as TF
 
 from .cases import FORWARD, TRAIN, Case, Problem, Work, dims, element_size, in_layout, randn
 from .gate import check_keep_share
 
 MODEL = (
-    "Bytes, with n elements of s bytes. dropout: x and y forward, dy and dx backward, 2 n s each (the mask is drawn again, not "
-    "stored). dropout_add: a third operand forward, 3 n s; backward 2 n s, the residual's gradient being dy itself. "
-    "dropout_add_layer_norm: x and residual read, y written, 3 n s; with gradients the sum is kept, read with dy, and two gradients "
-    "written: 8 n s in all. masked_scale: x, y and a mask of one byte each way. No flops: bound by memory."
+    "Bytes, with n elements of s bytes. dropout: x and y forward, dy and dx backward, 2 n s each (the mask is drawn "
+    "again, not stored). dropout_add: a third operand forward, 3 n s; backward 2 n s, the residual's gradient being "
+    "dy itself. dropout_add_layer_norm: x and residual read, y written, 3 n s; with gradients the sum is kept, read "
+    "with dy, and two gradients written: 8 n s in all. masked_scale: x, y and a mask of one byte each way. No flops: "
+    "bound by memory."
 )
 P = 0.1
 
@@ -36,9 +39,9 @@ def _case(
     dtype: torch.dtype,
     layout: str,
     make: Callable[[list[int]], Problem],
-    **options: object,
+    **options: Any,
 ) -> Case:
-    return Case("dropout", form, shape, lambda: make(dims(shape)), dtype, layout, **options)  # type: ignore[arg-type]
+    return Case("dropout", form, shape, lambda: make(dims(shape)), dtype, layout, **options)
 
 
 def _tensor(sizes: list[int], dtype: torch.dtype, layout: str, seed: int = 0) -> Tensor:
@@ -52,7 +55,7 @@ def _work(x: Tensor, forward: float, train: float, mask: int = 0) -> dict[str, W
     return {FORWARD: Work(0, n * (forward * s + mask)), TRAIN: Work(0, n * (train * s + 2 * mask))}
 
 
-def _dropout(shape: str, dtype: torch.dtype = torch.float32, layout: str = "contiguous", **options: object) -> Case:
+def _dropout(shape: str, dtype: torch.dtype = torch.float32, layout: str = "contiguous", **options: Any) -> Case:
     def make(sizes: list[int]) -> Problem:
         x = _tensor(sizes, dtype, layout)
         return Problem(
@@ -67,7 +70,7 @@ def _dropout(shape: str, dtype: torch.dtype = torch.float32, layout: str = "cont
     return _case("dropout", shape, dtype, layout, make, **options)
 
 
-def _dropout_add(shape: str, dtype: torch.dtype = torch.float32, layout: str = "contiguous", **options: object) -> Case:
+def _dropout_add(shape: str, dtype: torch.dtype = torch.float32, layout: str = "contiguous", **options: Any) -> Case:
     def make(sizes: list[int]) -> Problem:
         x = _tensor(sizes, dtype, layout)
         return Problem(
@@ -82,7 +85,7 @@ def _dropout_add(shape: str, dtype: torch.dtype = torch.float32, layout: str = "
     return _case("dropout_add", shape, dtype, layout, make, **options)
 
 
-def _dropout_add_layer_norm(shape: str, dtype: torch.dtype = torch.float32, **options: object) -> Case:
+def _dropout_add_layer_norm(shape: str, dtype: torch.dtype = torch.float32, **options: Any) -> Case:
     def make(sizes: list[int]) -> Problem:
         cols = (sizes[-1],)
         x = _tensor(sizes, dtype, "contiguous")
@@ -105,7 +108,7 @@ def _dropout_add_layer_norm(shape: str, dtype: torch.dtype = torch.float32, **op
     return _case("dropout_add_layer_norm", shape, dtype, "contiguous", make, **options)
 
 
-def _masked_scale(shape: str, dtype: torch.dtype = torch.float32, **options: object) -> Case:
+def _masked_scale(shape: str, dtype: torch.dtype = torch.float32, **options: Any) -> Case:
     def make(sizes: list[int]) -> Problem:
         x = _tensor(sizes, dtype, "contiguous")
         keep = randn(*sizes, seed=1) > -1.2816  # nine in ten

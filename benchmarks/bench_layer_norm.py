@@ -1,18 +1,22 @@
 """layer_norm over widths of models, short and long rows, odd sizes and layouts."""
 
-import tilewright.functional as TF
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+
+import tilewright.functional as TF
 
 from .cases import FORWARD, TRAIN, Case, Problem, Work, dims, element_size, randn
 
 MODEL = (
-    "Bytes, with n elements of s bytes: forward reads x and writes y, 2 n s; forward+backward adds reading dy and x and writing dx, "
-    "5 n s. Statistics, weight and bias are small beside them and not counted. No flops: the op is bound by memory."
+    "Bytes, with n elements of s bytes: forward reads x and writes y, 2 n s; forward+backward adds reading dy and x "
+    "and writing dx, 5 n s. Statistics, weight and bias are small beside them and not counted. No flops: the op is "
+    "bound by memory."
 )
 
 
-def _layer_norm(shape: str, dtype: torch.dtype = torch.float32, layout: str = "contiguous", **options: object) -> Case:
+def _layer_norm(shape: str, dtype: torch.dtype = torch.float32, layout: str = "contiguous", **options: Any) -> Case:
     """shape: 'rowsxcols', or more dimensions of which the last is normalised."""
     sizes = dims(shape)
     affine = "plain" not in layout
@@ -31,7 +35,7 @@ def _layer_norm(shape: str, dtype: torch.dtype = torch.float32, layout: str = "c
             work={FORWARD: Work(0, 2 * nbytes), TRAIN: Work(0, 5 * nbytes)},
         )
 
-    return Case("layer_norm", "layer_norm", shape, build, dtype, layout, **options)  # type: ignore[arg-type]
+    return Case("layer_norm", "layer_norm", shape, build, dtype, layout, **options)
 
 
 _BF16 = torch.bfloat16

@@ -1,18 +1,20 @@
 """linear and linear_act over the layers of transformers and classifiers, from one token to thousands."""
 
 from collections.abc import Callable
+from typing import Any
 
-import tilewright.functional as TF
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import tilewright.functional as TF
+
 from .cases import FORWARD, TRAIN, Case, Problem, Work, dims, element_size, randn
 
 MODEL = (
-    "Flops: 2 M N K forward, as much again for each of the gradients of input and weight; the activation's own are not counted. Bytes: "
-    "input and weight read and output written once forward; backward reads dy twice, input and weight once, and writes their gradients. "
-    "Shapes are M x K -> N; all dimensions before the last are M."
+    "Flops: 2 M N K forward, as much again for each of the gradients of input and weight; the activation's own are "
+    "not counted. Bytes: input and weight read and output written once forward; backward reads dy twice, input and "
+    "weight once, and writes their gradients. Shapes are M x K -> N; all dimensions before the last are M."
 )
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -31,7 +33,7 @@ def _case(
     *,
     activation: str | None = None,
     bias: bool = True,
-    **options: object,
+    **options: Any,
 ) -> Case:
     """activation: None measures linear, else linear_act against linear followed by it."""
     sizes = dims(shape)
@@ -58,7 +60,7 @@ def _case(
 
     form = "linear" if activation is None else "linear_act"
     detail = " ".join(filter(None, [activation, "" if bias else "no bias"])) or "contiguous"
-    return Case("linear", form, f"{shape}->{out}", build, dtype, detail, **options)  # type: ignore[arg-type]
+    return Case("linear", form, f"{shape}->{out}", build, dtype, detail, **options)
 
 
 _BF16 = torch.bfloat16

@@ -1,13 +1,17 @@
 """matmul, bmm and baddbmm: attention-like batches, square and thin products, transposed and stride-0 operands."""
 
-import tilewright.functional as TF
+from typing import Any
+
 import torch
+
+import tilewright.functional as TF
 
 from .cases import FORWARD, TRAIN, Case, Problem, Work, dims, element_size, in_layout, randn
 
 MODEL = (
-    "Flops: 2 B M N K forward, and as much for each of the two gradients. Bytes: both operands read and the result written once "
-    "forward; backward reads dy twice and each operand once, and writes two gradients. Shapes are BxMxKxN, or MxKxN."
+    "Flops: 2 B M N K forward, and as much for each of the two gradients. Bytes: both operands read and the result "
+    "written once forward; backward reads dy twice and each operand once, and writes two gradients. Shapes are "
+    "BxMxKxN, or MxKxN."
 )
 
 
@@ -19,9 +23,9 @@ def _work(b: int, m: int, k: int, n: int, size: int) -> dict[str, Work]:
 
 
 def _case(
-    form: str, shape: str, dtype: torch.dtype = torch.float32, layout: str = "contiguous", **options: object
+    form: str, shape: str, dtype: torch.dtype = torch.float32, layout: str = "contiguous", **options: Any
 ) -> Case:
-    """layout: contiguous; 'first transposed' (A is a view of its transpose), 'second transposed'; 'second shared' (stride 0)."""
+    """layout: contiguous; 'first transposed' or 'second transposed' (a view); 'second shared' (stride 0)."""
     *batch, m, k, n = dims(shape)
 
     def build() -> Problem:
@@ -31,11 +35,11 @@ def _case(
         b = in_layout(b, "transposed") if layout == "second transposed" else b
         b = b[:1].expand(*batch, k, n) if layout == "second shared" else b
         added = [randn(*batch, m, n, dtype=dtype, seed=2)] if form == "baddbmm" else []
-        ours, native = getattr(TF, form, None), getattr(torch, form)
+        ours, native = {"bmm": TF.bmm, "matmul": TF.matmul, "baddbmm": TF.baddbmm}[form], getattr(torch, form)
         work = _work(batch[0] if batch else 1, m, k, n, element_size(dtype))
-        return Problem([*added, a, b], native, lambda *tensors: ours(*tensors), work)  # type: ignore[misc]
+        return Problem([*added, a, b], native, ours, work)
 
-    return Case("matmul", form, shape, build, dtype, layout, **options)  # type: ignore[arg-type]
+    return Case("matmul", form, shape, build, dtype, layout, **options)
 
 
 _BF16 = torch.bfloat16

@@ -1,8 +1,11 @@
 """What a call costs before its work counts: every function on a few elements, forward and forward+backward."""
 
-import tilewright.functional as TF
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
+
+import tilewright.functional as TF
 
 from .cases import FORWARD, TRAIN, Case, Function, Problem, Work, randn
 
@@ -14,7 +17,7 @@ _P = 1e-9  # random, and yet nothing is dropped: the results of both sides can b
 
 
 def _case(
-    form: str, shapes: list[tuple[int, ...]], native: Function, ours: Function, mutable: tuple[int, ...] = ()
+    form: str, shapes: Sequence[tuple[int, ...]], native: Function, ours: Function, mutable: tuple[int, ...] = ()
 ) -> Case:
     def build() -> Problem:
         inputs = [randn(*shape, seed=seed) for seed, shape in enumerate(shapes)]

@@ -1,7 +1,8 @@
 """What a bench file is made of: cases, and the problem that a case builds when its turn comes.
 
-A bench file bench_<op>.py offers ``CASES`` and ``SWEEP`` (lists of :class:`Case`) and ``MODEL`` (one paragraph: which bytes and
-which floating-point operations it counts). Dimension letters are the library's: N C H W, M N K, B H S D, rows cols.
+A bench file bench_<op>.py offers ``CASES`` and ``SWEEP`` (lists of :class:`Case`) and ``MODEL`` (one paragraph: which
+bytes and which floating-point operations it counts). Dimension letters are the library's: N C H W, M N K, B H S D,
+rows cols.
 """
 
 from collections.abc import Callable
@@ -28,10 +29,11 @@ class Work:
 class Problem:
     """One case with its tensors.
 
-    native and ours take ``inputs`` in order. ``differentiable`` are the positions that get gradients (None: every floating
-    one). ``mutable`` are the positions that a call overwrites (running statistics): each side gets its own copy.
-    Random functions set ``recover`` (the keep-mask of one call of ours, from inputs and a function that repeats the call with
-    the same seed) and ``masked`` (native operations for a given mask): the gate compares under the same mask.
+    native and ours take ``inputs`` in order. ``differentiable`` are the positions that get gradients (None: every
+    floating one). ``mutable`` are the positions that a call overwrites (running statistics): each side gets its own
+    copy. Random functions set ``recover`` (the keep-mask of one call of ours, from inputs and a function that repeats
+    the call with the same seed) and ``masked`` (native operations for a given mask): the gate compares under the same
+    mask.
     """
 
     inputs: list[Tensor]

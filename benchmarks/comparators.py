@@ -1,8 +1,8 @@
 """What ours is compared with beside stock native eager: yardsticks for the appendix of the report.
 
 - ``compile``: torch.compile of native's operations, for the fused forms (it fuses what eager cannot).
-- ``mkl-unlocked``: MKL takes an AVX2 path on CPUs that are not Intel's. A preload that answers its vendor check shows what it could
-  do. It is built into a temporary folder for one run, and is neither shipped nor recommended.
+- ``mkl-unlocked``: MKL takes an AVX2 path on CPUs that are not Intel's. A preload that answers its vendor check shows
+  what it could do. It is built into a temporary folder for one run, and is neither shipped nor recommended.
 """
 
 import atexit

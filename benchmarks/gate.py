@@ -1,21 +1,28 @@
 """No time without a right result: what a case must pass before it is timed.
 
-The reference is native in float64 on the same inputs. Our error may be at most ``case.accuracy`` times native's own (2;
-8 for convolutions where Winograd is allowed, and then also below 1e-5 relative in norm), with tilewright.testing's floor of a
-few roundings. Random functions are compared under the mask that our call drew: it is recovered from a repeated call with the same
-seed, native's operations are run with it, and the share of kept elements must fit the probability.
+The reference is native in float64 on the same inputs. Our error may be at most ``case.accuracy`` times native's own
+(2; 8 for convolutions where Winograd is allowed, and then also below 1e-5 relative in norm), with tilewright.testing's
+floor of a few roundings. Random functions are compared under the mask that our call drew: it is recovered from a
+repeated call with the same seed, native's operations are run with it, and the share of kept elements must fit the
+probability.
 """
 
 from collections.abc import Callable, Sequence
 
 import torch
-from tilewright.testing import max_error
 from torch import Tensor
+
+from tilewright.testing import max_error
 
 from .cases import FORWARD, TRAIN, Case, Function, Problem
 
-# Roundings in the type itself (float32 sums), or of the result alone (16-bit types summed in float32), of the largest value.
-_FLOOR = {torch.float64: 16 * 2**-53, torch.float32: 16 * 2**-24, torch.float16: 2 * 2**-11, torch.bfloat16: 2 * 2**-8}
+# Relative to the largest value: roundings in the type itself, or of the result alone (16-bit types summed in float32).
+_FLOOR = {
+    torch.float64: 16 * 2**-53,
+    torch.float32: 16 * 2**-24,
+    torch.float16: 2 * 2**-11,
+    torch.bfloat16: 2 * 2**-8,
+}
 _PROBABILITY_STEP = 2**-15  # the keep probability is exact to 2^-16, and the scale follows it
 _SEED = 20
 

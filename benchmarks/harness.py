@@ -1,9 +1,9 @@
 """The protocol: native and ours in turn, in one process, under one allocator, after the gate.
 
-- A B A B ...; the ratio native/ours pair by pair, its median; at least 15 pairs and 0.3 s. Figures of two runs are never
-  compared: machines are shared and noisy, and what disturbs one side of a pair disturbs the other.
-- malloc keeps large blocks (three environment variables that must stand before Python starts, so the suite runs itself again with
-  them): else the page faults of a fresh output, the same on both sides, hide every kernel.
+- A B A B ...; the ratio native/ours pair by pair, its median; at least 15 pairs and 0.3 s. Figures of two runs are
+  never compared: machines are shared and noisy, and what disturbs one side of a pair disturbs the other.
+- malloc keeps large blocks (three environment variables that must stand before Python starts, so the suite runs itself
+  again with them): else the page faults of a fresh output, the same on both sides, hide every kernel.
 - A case whose result is wrong (gate.py) gets the word FAILED and no time.
 """
 
@@ -20,6 +20,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+import tilewright
 
 from . import gate
 from .cases import FORWARD, TRAIN, Case, Function, Problem
@@ -41,9 +43,10 @@ def has_malloc_environment() -> bool:
 
 def run_again(module: str, argv: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run ``python -m module argv`` with more environment; its exit status."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])
+    package = Path(tilewright.__file__).parent.parent  # the same tilewright as here, wherever it is installed
+    path = os.pathsep.join(filter(None, [str(ROOT), str(package), os.environ.get("PYTHONPATH", "")]))
     command = [sys.executable, "-m", module, *argv]
-    return subprocess.run(command, env={**os.environ, **environment, "PYTHONPATH": path.rstrip(os.pathsep)}).returncode
+    return subprocess.run(command, env={**os.environ, **environment, "PYTHONPATH": path}).returncode
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def time_pairs(native: Callable[[], object], ours: Callable[[], object]) -> Timi
 def measure(
     case: Case, problem: Problem, direction: str, wrap_native: Callable[[Function], Function] | None = None
 ) -> tuple[Timing | None, str]:
-    """Gate, then time. Returns (timing, '') or (None, why it failed). wrap_native makes another comparator of native."""
+    """Gate, then time. Returns (timing, '') or (None, reason). wrap_native makes another comparator of native."""
     reason = gate.check(case, problem, direction)
     if reason:
         return None, reason

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-import tilewright
 import torch
+
+import tilewright
 
 # Where the model string names no generation (cloud machines say "AMD EPYC"), the family and model numbers do.
 _AMD_ZEN = {(23, 0x00): "zen", (23, 0x30): "zen2", (25, 0x00): "zen3", (25, 0x10): "zen4", (25, 0x60): "zen4"}

@@ -1,6 +1,7 @@
 """Tables for people: per op on the console, and summary.md with one line per group.
 
-A group is a form, a dtype and a direction; its figure is the geometric mean of the ratios, its worst the lowest single case.
+A group is a form, a dtype and a direction (the tiny calls of bench_overhead are one group); its figure is the
+geometric mean of the ratios, its worst the lowest single case.
 """
 
 import math
@@ -35,7 +36,8 @@ def groups(rows: Iterable[Row]) -> list[Group]:
     members: dict[tuple[str, str, str, str], list[Row]] = {}
     for row in rows:
         if row.ok:
-            members.setdefault((row.op, row.form, row.dtype, row.direction), []).append(row)
+            form = row.op if row.op == "overhead" else row.form
+            members.setdefault((row.op, form, row.dtype, row.direction), []).append(row)
     return [
         Group(
             name=f"{form} {dtype} {direction}",
@@ -49,8 +51,10 @@ def groups(rows: Iterable[Row]) -> list[Group]:
     ]
 
 
-def _milliseconds(value: float) -> str:
-    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+def _time(milliseconds: float) -> str:
+    if milliseconds < 0.1:
+        return f"{milliseconds * 1e3:.3g} us"
+    return f"{milliseconds:.3g} ms" if milliseconds < 100 else f"{milliseconds:.0f} ms"
 
 
 def _colour(ratio: float) -> str:
@@ -63,6 +67,12 @@ def case_name(row: Row) -> str:
     return f"{row.form} {row.shape}{layout}"
 
 
+def _worst_name(group: Group) -> str:
+    """Within a group the form is known, except among the tiny calls."""
+    name = case_name(group.worst)
+    return name if group.op == "overhead" else name.removeprefix(f"{group.worst.form} ")
+
+
 def op_table(op: str, rows: Sequence[Row]) -> Table:
     """Every case of an op; fits 100 columns."""
     comparator = rows[0].comparator
@@ -72,7 +82,7 @@ def op_table(op: str, rows: Sequence[Row]) -> Table:
     table.add_column("case", overflow="fold", max_width=37)
     table.add_column("type")
     table.add_column("pass")
-    for heading in (f"{comparator} ms", "ours ms", "ratio", "rate", "of limit"):
+    for heading in (comparator, "ours", "ratio", "rate", "of limit"):
         table.add_column(heading, justify="right")
     for row in rows:
         if not row.ok:
@@ -82,10 +92,10 @@ def op_table(op: str, rows: Sequence[Row]) -> Table:
             escape(case_name(row)),
             row.dtype,
             row.direction,
-            _milliseconds(row.native_ms),
-            _milliseconds(row.ours_ms),
+            _time(row.native_ms),
+            _time(row.ours_ms),
             f"[{_colour(row.ratio)}]{row.ratio:.2f}x[/]",
-            f"{row.rate:.0f} {row.unit.replace('FLOP/s', 'F').replace('B/s', 'B')}/s",
+            f"{row.rate:.3g} {row.unit.replace('FLOP', 'F')}",
             f"{row.roofline:.0%}",
         )
     return table
@@ -107,7 +117,7 @@ def group_table(rows: Sequence[Row]) -> Table:
             str(group.cases),
             f"[{_colour(group.geomean)}]{group.geomean:.2f}x[/]",
             f"[{_colour(worst)}]{worst:.2f}x[/]",
-            escape(f"{group.worst.shape} {group.worst.layout}"),
+            escape(_worst_name(group)),
         )
     return table
 
@@ -131,7 +141,7 @@ def _markdown_table(rows: Sequence[Row]) -> list[str]:
         worst = group.worst
         lines.append(
             f"| {group.name} | {group.cases} | **{group.geomean:.2f}x** | {worst.ratio:.2f}x "
-            f"| {worst.shape} {worst.layout} | {group.roofline:.0%} |"
+            f"| {_worst_name(group)} | {group.roofline:.0%} |"
         )
     return lines
 
@@ -146,7 +156,8 @@ def write_summary(folder: Path, models: Mapping[str, str]) -> None:
     lines = [
         f"# {stamp.machine}, {stamp.threads} threads, {stamp.isa}",
         "",
-        f"torch {stamp.torch}, tilewright {stamp.tilewright}, {stamp.date} UTC. Ratio = native time / ours, measured in turn in one process.",
+        f"torch {stamp.torch}, tilewright {stamp.tilewright}, {stamp.date} UTC. "
+        "Ratio = native time / ours, measured in turn in one process.",
         "Multiply-add peak: " + ", ".join(f"{dtype} {peak:.0f} GFLOP/s" for dtype, peak in peaks.items()) + ".",
         "",
         "![overview](overview.png)",

@@ -3,6 +3,7 @@
 import csv
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from .cases import Case, Work
 from .harness import Timing
@@ -101,16 +102,18 @@ def make_row(
     return row
 
 
+def _parse(line: dict[str, str]) -> Row:
+    kinds: dict[str, Any] = {field.name: field.type for field in fields(Row)}
+    values: dict[str, Any] = {name: kinds[name](text) for name, text in line.items()}
+    return Row(**values)
+
+
 def read(path: Path) -> list[Row]:
     """The rows of a file, none where it does not exist."""
     if not path.exists():
         return []
-    kinds = {field.name: field.type for field in fields(Row)}
-    convert = {float: float, int: int, str: str}
     with path.open(newline="") as file:
-        return [
-            Row(**{name: convert[kinds[name]](value) for name, value in line.items()}) for line in csv.DictReader(file)
-        ]  # type: ignore[index]
+        return [_parse(line) for line in csv.DictReader(file)]
 
 
 def write(path: Path, rows: list[Row]) -> None:

@@ -1,4 +1,4 @@
-"""Run the suite: ``python -m benchmarks.run [op ...] [--quick]``; the same as ``tilewright bench`` and ``make bench``."""
+"""Run the suite: ``python -m benchmarks.run [op ...] [--quick]``; also ``tilewright bench`` and ``make bench``."""
 
 import argparse
 import importlib
@@ -102,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     torch.set_num_threads(arguments.threads or machine.cores())
     console = Console(stderr=arguments.json)
+    if not console.is_terminal:
+        console.width = 100
     ops = arguments.ops or list(OPS)
     pairs = select(ops, quick=arguments.quick, sweep=arguments.sweep)
     pairs = [(case, direction) for case, direction in pairs if comparators.applies(arguments.comparator, case)]
