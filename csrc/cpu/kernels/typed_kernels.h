@@ -2,16 +2,20 @@
 // It sees no std header, because the ISA units include it.
 #pragma once
 #include "common/types.h"
+#include "cpu/kernels/activation_args.h"
 #include "cpu/kernels/layer_norm_args.h"
+#include "cpu/kernels/matmul_args.h"
 
 // Each family has kernels/<family>.h with a function fill_<family>(TypedKernels<T>&).
-#define TILEWRIGHT_FAMILIES(X) X(layer_norm)
+#define TILEWRIGHT_FAMILIES(X) X(layer_norm) X(matmul) X(activation)
 
 namespace tilewright {
 
 template <typename T>
 struct TypedKernels {
   LayerNormKernels<T> layer_norm;
+  MatmulKernels<T> matmul;
+  ActivationKernels<T> activation;
 };
 
 struct KernelTable {
