@@ -98,9 +98,9 @@ Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& b
 
 Tensor linear_act(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, c10::string_view activation) {
   const Activation kind = activation_from_name(activation);
-  if (kind == Activation::kNone) return linear(input, weight, bias);
+  if (kind == Activation::kNone) return tilewright::linear(input, weight, bias);
   if (use_native(input, weight, bias) || !has_common_shapes(weight, bias)) {
-    return native_activation(linear(input, weight, bias), kind);
+    return native_activation(tilewright::linear(input, weight, bias), kind);
   }
   if (records_grad(input, weight, bias)) {
     return LinearActFunction::apply(input, weight, bias, std::string(activation));

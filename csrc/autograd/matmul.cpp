@@ -7,7 +7,6 @@
 #include <ATen/ops/baddbmm.h>
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/matmul.h>
-#include <ATen/ops/sum_to_size.h>
 #include <ATen/ops/zeros.h>
 
 #include "autograd/autocast.h"
@@ -81,7 +80,7 @@ class BaddbmmFunction : public torch::autograd::Function<BaddbmmFunction> {
       return {grads[0], grads[1], grads[2], Tensor(), Tensor()};
     }
     Tensor grad_input, grad_batch1, grad_batch2;
-    if (needs[0]) grad_input = at::sum_to_size_symint(grad * beta, input_shape);
+    if (needs[0]) grad_input = (grad * beta).sum_to_size_symint(input_shape);
     if (needs[1] || needs[2]) {
       std::tie(grad_batch1, grad_batch2) =
           matmul_backward(grad, saved[0], saved[1], batch1_shape, batch2_shape, alpha, {needs[1], needs[2]});
@@ -104,7 +103,7 @@ Tensor bmm(const Tensor& input, const Tensor& mat2) {
   TORCH_CHECK(input.sym_size(0) == mat2.sym_size(0),
               "bmm: input and mat2 must have the same batch size (dimension 0), got shapes ", input.sym_sizes(),
               " and ", mat2.sym_sizes());
-  return matmul(input, mat2);
+  return tilewright::matmul(input, mat2);
 }
 
 Tensor baddbmm(const Tensor& input, const Tensor& batch1, const Tensor& batch2, const at::Scalar& beta,
