@@ -24,31 +24,32 @@ template <typename A>
 constexpr int64_t kTileCols = kTileVectors * kLanes<A>;
 
 // Precondition: 1 <= n <= kVectors * kLanes; b has kVectors whole vectors in every row. c_row in elements.
-template <typename A, int kRows, int kVectors>
-void gemm_tile(int64_t K, const A* a, int64_t a_row, int64_t a_col, const A* b, int64_t b_row, A* c, int64_t c_row,
+// B is A, or a 16-bit type that is widened on load: for a right operand that is read once, in place.
+template <typename A, int kRows, int kVectors, typename B = A>
+void gemm_tile(int64_t K, const A* a, int64_t a_row, int64_t a_col, const B* b, int64_t b_row, A* c, int64_t c_row,
                int64_t n, bool accumulate) {
   constexpr int64_t kStep = kLanes<A>;
   Vec<A> acc[kRows][kVectors];
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) acc[i][v] = Vec<A>{};
   }
   for (int64_t k = 0; k < K; ++k) {
     Vec<A> right[kVectors];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) right[v] = load(b + k * b_row + v * kStep);
     const A* left = a + k * a_col;
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
       const Vec<A> value = broadcast<A>(left[i * a_row]);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) acc[i][v] = fma(value, right[v], acc[i][v]);
     }
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
       A* out = c + i * c_row + v * kStep;
       const int64_t width = n - v * kStep;

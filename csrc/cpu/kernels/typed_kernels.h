@@ -2,28 +2,35 @@
 // It sees no std header, because the ISA units include it.
 #pragma once
 #include "common/types.h"
+#include "cpu/kernels/activation_args.h"
 #include "cpu/kernels/batch_norm_args.h"
 #include "cpu/kernels/dropout_add_layer_norm_args.h"
 #include "cpu/kernels/dropout_args.h"
 #include "cpu/kernels/layer_norm_args.h"
 #include "cpu/kernels/masked_scale_args.h"
+#include "cpu/kernels/matmul_args.h"
 #include "cpu/kernels/roofline_args.h"
 
 // Each family has kernels/<family>.h with a function fill_<family>(TypedKernels<T>&).
-#define TILEWRIGHT_FAMILIES(X) X(batch_norm) X(dropout) X(dropout_add_layer_norm) X(layer_norm) X(masked_scale) X(roofline)
+#define TILEWRIGHT_FAMILIES(X) X(activation) X(batch_norm) X(dropout) X(dropout_add_layer_norm) X(layer_norm) X(masked_scale) X(matmul) X(roofline)
 
 // Each family has kernels/<family>.h with a function fill_<family>(TypedKernels<T>&).
-#define TILEWRIGHT_FAMILIES(X) X(batch_norm) X(dropout) X(dropout_add_layer_norm) X(layer_norm) X(masked_scale) X(roofline)
+#define TILEWRIGHT_FAMILIES(X) X(activation) X(batch_norm) X(dropout) X(dropout_add_layer_norm) X(layer_norm) X(masked_scale) X(matmul) X(roofline)
+
+// Each family has kernels/<family>.h with a function fill_<family>(TypedKernels<T>&).
+#define TILEWRIGHT_FAMILIES(X) X(activation) X(batch_norm) X(dropout) X(dropout_add_layer_norm) X(layer_norm) X(masked_scale) X(matmul) X(roofline)
 
 namespace tilewright {
 
 template <typename T>
 struct TypedKernels {
+  ActivationKernels<T> activation;
   BatchNormKernels<T> batch_norm;
   DropoutAddLayerNormKernels<T> dropout_add_layer_norm;
   DropoutKernels<T> dropout;
   LayerNormKernels<T> layer_norm;
   MaskedScaleKernels<T> masked_scale;
+  MatmulKernels<T> matmul;
   RooflineKernels<T> roofline;
 };
 

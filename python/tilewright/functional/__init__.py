@@ -5,6 +5,8 @@ from .dropout import dropout
 from .dropout_add import dropout_add
 from .dropout_add_layer_norm import dropout_add_layer_norm
 from .layer_norm import layer_norm
+from .linear import linear, linear_act
 from .masked_scale import masked_scale
+from .matmul import baddbmm, bmm, matmul
 
-__all__ = ["batch_norm", "batch_norm_act", "dropout", "dropout_add", "dropout_add_layer_norm", "layer_norm", "masked_scale"]
+__all__ = ["baddbmm", "batch_norm", "batch_norm_act", "bmm", "dropout", "dropout_add", "dropout_add_layer_norm", "layer_norm", "linear", "linear_act", "masked_scale", "matmul"]

@@ -1,0 +1,160 @@
+// Gradients of matmul, bmm and baddbmm. With C = alpha * A B + beta * D:
+//   dA = alpha * dC B^T,  dB = alpha * A^T dC,  dD = beta * dC,  each summed over the dimensions it was broadcast along.
+// An operand is saved only where the other's gradient reads it.
+#include "ops/matmul.h"
+
+#include <ATen/autocast_mode.h>
+#include <ATen/ops/baddbmm.h>
+#include <ATen/ops/bmm.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/zeros.h>
+
+#include "autograd/autocast.h"
+#include "autograd/native_backward.h"
+#include "ops/delegate.h"
+
+namespace tilewright {
+namespace {
+
+// A tensor that was not saved, where only its shape matters: the replayed op is linear in each operand.
+Tensor saved_or_zeros(const Tensor& saved, const c10::SymIntArrayRef shape, const Tensor& like) {
+  return saved.defined() ? saved : at::zeros_symint(shape, like.options());
+}
+
+class MatmulFunction : public torch::autograd::Function<MatmulFunction> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& other) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    ctx->save_for_backward({needs_grad(other) ? input : Tensor(), needs_grad(input) ? other : Tensor()});
+    ctx->saved_data["input_shape"] = input.sym_sizes().vec();
+    ctx->saved_data["other_shape"] = other.sym_sizes().vec();
+    return matmul_forward(input, other);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor& grad = grad_outputs[0];
+    const auto input_shape = ctx->saved_data["input_shape"].toSymIntVector();
+    const auto other_shape = ctx->saved_data["other_shape"].toSymIntVector();
+    const auto needs = inputs_needing_grad(ctx, {true, true});
+    if (at::GradMode::is_enabled()) {
+      return native_backward(
+          {saved_or_zeros(saved[0], input_shape, grad), saved_or_zeros(saved[1], other_shape, grad)}, needs,
+          grad_outputs, [](const variable_list& in) -> variable_list { return {at::matmul(in[0], in[1])}; });
+    }
+    auto [grad_input, grad_other] =
+        matmul_backward(grad, saved[0], saved[1], input_shape, other_shape, 1, {needs[0], needs[1]});
+    return {grad_input, grad_other};
+  }
+};
+
+class BaddbmmFunction : public torch::autograd::Function<BaddbmmFunction> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& batch1, const Tensor& batch2,
+                        const at::Scalar& beta, const at::Scalar& alpha) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    ctx->save_for_backward({needs_grad(batch2) ? batch1 : Tensor(), needs_grad(batch1) ? batch2 : Tensor()});
+    ctx->saved_data["input_shape"] = input.sym_sizes().vec();
+    ctx->saved_data["batch1_shape"] = batch1.sym_sizes().vec();
+    ctx->saved_data["batch2_shape"] = batch2.sym_sizes().vec();
+    ctx->saved_data["beta"] = beta;
+    ctx->saved_data["alpha"] = alpha;
+    return baddbmm_forward(input, batch1, batch2, beta, alpha);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor& grad = grad_outputs[0];
+    const auto input_shape = ctx->saved_data["input_shape"].toSymIntVector();
+    const auto batch1_shape = ctx->saved_data["batch1_shape"].toSymIntVector();
+    const auto batch2_shape = ctx->saved_data["batch2_shape"].toSymIntVector();
+    const at::Scalar beta = ctx->saved_data["beta"].toScalar(), alpha = ctx->saved_data["alpha"].toScalar();
+    const auto needs = inputs_needing_grad(ctx, {true, true, true});
+    if (at::GradMode::is_enabled()) {
+      auto grads = native_backward(
+          {at::zeros_symint(input_shape, grad.options()), saved_or_zeros(saved[0], batch1_shape, grad),
+           saved_or_zeros(saved[1], batch2_shape, grad)},
+          needs, grad_outputs, [&](const variable_list& in) -> variable_list {
+            return {at::baddbmm(in[0], in[1], in[2], beta, alpha)};
+          });
+      return {grads[0], grads[1], grads[2], Tensor(), Tensor()};
+    }
+    Tensor grad_input, grad_batch1, grad_batch2;
+    if (needs[0]) grad_input = (grad * beta).sum_to_size_symint(input_shape);
+    if (needs[1] || needs[2]) {
+      std::tie(grad_batch1, grad_batch2) =
+          matmul_backward(grad, saved[0], saved[1], batch1_shape, batch2_shape, alpha, {needs[1], needs[2]});
+    }
+    return {grad_input, grad_batch1, grad_batch2, Tensor(), Tensor()};
+  }
+};
+
+Tensor matmul(const Tensor& input, const Tensor& other) {
+  if (use_native(input, other)) return at::matmul(input, other);
+  if (records_grad(input, other)) return MatmulFunction::apply(input, other);
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  return matmul_forward(input, other);
+}
+
+Tensor bmm(const Tensor& input, const Tensor& mat2) {
+  if (use_native(input, mat2)) return at::bmm(input, mat2);
+  TORCH_CHECK(input.dim() == 3 && mat2.dim() == 3, "bmm: input and mat2 must be 3-D, got shapes ", input.sym_sizes(),
+              " and ", mat2.sym_sizes());
+  TORCH_CHECK(input.sym_size(0) == mat2.sym_size(0),
+              "bmm: input and mat2 must have the same batch size (dimension 0), got shapes ", input.sym_sizes(),
+              " and ", mat2.sym_sizes());
+  return tilewright::matmul(input, mat2);
+}
+
+Tensor baddbmm(const Tensor& input, const Tensor& batch1, const Tensor& batch2, const at::Scalar& beta,
+               const at::Scalar& alpha) {
+  if (use_native(input, batch1, batch2)) return at::baddbmm(input, batch1, batch2, beta, alpha);
+  if (records_grad(input, batch1, batch2)) return BaddbmmFunction::apply(input, batch1, batch2, beta, alpha);
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  return baddbmm_forward(input, batch1, batch2, beta, alpha);
+}
+
+// Native's autocast runs these in the lower precision.
+template <at::DeviceType kDevice>
+Tensor matmul_autocast(const Tensor& input, const Tensor& other) {
+  const AutocastOff off(kDevice);
+  static const auto op = find_op<decltype(matmul)>("tilewright::matmul");
+  return op.call(lower_precision<kDevice>(input), lower_precision<kDevice>(other));
+}
+
+template <at::DeviceType kDevice>
+Tensor bmm_autocast(const Tensor& input, const Tensor& mat2) {
+  const AutocastOff off(kDevice);
+  static const auto op = find_op<decltype(bmm)>("tilewright::bmm");
+  return op.call(lower_precision<kDevice>(input), lower_precision<kDevice>(mat2));
+}
+
+template <at::DeviceType kDevice>
+Tensor baddbmm_autocast(const Tensor& input, const Tensor& batch1, const Tensor& batch2, const at::Scalar& beta,
+                        const at::Scalar& alpha) {
+  const AutocastOff off(kDevice);
+  static const auto op = find_op<decltype(baddbmm)>("tilewright::baddbmm");
+  return op.call(lower_precision<kDevice>(input), lower_precision<kDevice>(batch1), lower_precision<kDevice>(batch2),
+                 beta, alpha);
+}
+
+template <at::DeviceType kDevice>
+void register_autocast(torch::Library& m) {
+  m.impl("matmul", matmul_autocast<kDevice>);
+  m.impl("bmm", bmm_autocast<kDevice>);
+  m.impl("baddbmm", baddbmm_autocast<kDevice>);
+}
+
+void register_composite(torch::Library& m) {
+  m.impl("matmul", matmul);
+  m.impl("bmm", bmm);
+  m.impl("baddbmm", baddbmm);
+}
+
+}  // namespace
+}  // namespace tilewright
+
+TORCH_LIBRARY_IMPL(tilewright, CompositeImplicitAutograd, m) { tilewright::register_composite(m); }
+TORCH_LIBRARY_IMPL(tilewright, FuncTorchBatched, m) { tilewright::register_composite(m); }
+TORCH_LIBRARY_IMPL(tilewright, AutocastCPU, m) { tilewright::register_autocast<at::kCPU>(m); }
+TORCH_LIBRARY_IMPL(tilewright, AutocastCUDA, m) { tilewright::register_autocast<at::kCUDA>(m); }

@@ -1,0 +1,199 @@
+// One product of a batch, on one core: C = act(alpha * A B + beta * addend). Three paths (matmul_args.h):
+//
+//   tile    for each block of kMatmulBlockN columns, for each block of K: the right block is packed once into panels
+//           (half of L2), then every row tile runs over all panels while its part of A lies in L1:
+//
+//              B block (L2)            for K block i of n:
+//             +----+----+----+           C tile (+)= A tile * panels          accumulators: C itself, or scratch where
+//      A tile |pan |pan |pan |           after the last block: epilogue       C has 16 bits
+//      (L1)   +----+----+----+
+//
+//           B is read in place where it has contiguous rows and too few row tiles share it for packing to pay; its last
+//           partial panel is packed all the same. A is read in place where its rows are contiguous, of the accumulator's
+//           type and not at a power-of-two distance; else each tile is copied to L1 first.
+//   dot     min(M, N) small, both contiguous along K: a few rows times four columns, lanes along K, summed by one
+//           in-register transpose. Nothing is packed, 16-bit operands are widened on load.
+//   stream  M small, B with contiguous rows: wide register tiles read B once, in place, some rows of K at a time.
+//
+// Every element of C is one chain over K whose cuts depend on K alone, so M and N can be divided at will.
+#pragma once
+#include "cpu/kernels/matmul_blocks.h"
+#include "cpu/kernels/matmul_small.h"
+
+namespace tilewright {
+namespace {
+
+// --- operands of the tile path ---
+// Rows a power of two apart fall into the same cache sets: a tile's rows would evict each other.
+inline bool is_aliasing(int64_t stride_bytes) { return stride_bytes % 2048 == 0; }
+
+// A tile of A as rows x depth accumulators in `buffer`: transposed operands stay transposed, so nothing is shuffled.
+template <typename T>
+void copy_left(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth, Acc<T>* buffer, int64_t& row_step,
+               int64_t& col_step) {
+  using A = Acc<T>;
+  if (a_row == 1) {
+    row_step = 1;
+    col_step = kTileRows;
+    for (int64_t k = 0; k < depth; ++k) {
+      for_each_vector<A>(rows, [&](int64_t i, int64_t n) TILEWRIGHT_INLINE {
+        store(buffer + k * kTileRows + i, load(a + k * a_col + i, n), n);
+      });
+    }
+    return;
+  }
+  row_step = depth;
+  col_step = 1;
+  for (int64_t i = 0; i < rows; ++i) {
+    const T* from = a + i * a_row;
+    A* to = buffer + i * depth;
+    if (a_col == 1) {
+      for_each_vector<A>(depth, [=](int64_t k, int64_t n) TILEWRIGHT_INLINE { store(to + k, load(from + k, n), n); });
+    } else {
+      for (int64_t k = 0; k < depth; ++k) to[k] = load(from + k * a_col, 1)[0];
+    }
+  }
+}
+
+// A block of B as the tiles see it: panels of packed columns, or whole panels in place and the last one packed.
+template <typename A>
+struct RightBlock {
+  const A* panels;
+  int64_t panel_step, row_step;
+  const A* tail;  // the last, partial panel, where it is not among `panels`; row step kTileCols
+  int64_t whole;  // columns in `panels`
+};
+
+template <typename T>
+RightBlock<Acc<T>> right_block(const T* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t cols, int64_t row_tiles,
+                               Acc<T>* buffer) {
+  using A = Acc<T>;
+  constexpr int64_t kPanel = kTileCols<A>;
+  if constexpr (kIsAccumulator<T>) {
+    const bool few_readers = row_tiles <= 1 || (row_tiles <= 3 && depth * b_row * int64_t{sizeof(T)} <= 16384);
+    if (b_col == 1 && few_readers) {
+      const int64_t whole = cols / kPanel * kPanel;
+      if (whole < cols) pack_right(depth, cols - whole, b + whole, b_row, b_col, buffer);
+      return {b, kPanel, b_row, buffer, whole};
+    }
+  }
+  pack_right(depth, cols, b, b_row, b_col, buffer);
+  return {buffer, kPanel * depth, kPanel, nullptr, cols};
+}
+
+template <typename A, int kVectors, int... kRows>
+inline GemmTile<A> tile_from_table(int64_t rows) {
+  static constexpr GemmTile<A> table[] = {gemm_tile<A, kRows, kVectors>...};
+  return table[rows - 1];
+}
+template <typename A, int kVectors>
+inline GemmTile<A> tile_of(int64_t rows) {
+  static_assert(kTileRows == 14 || kTileRows == 6 || kTileRows == 4);
+  if constexpr (kTileRows == 14) return tile_from_table<A, kVectors, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14>(rows);
+  if constexpr (kTileRows == 6) return tile_from_table<A, kVectors, 1, 2, 3, 4, 5, 6>(rows);
+  return tile_from_table<A, kVectors, 1, 2, 3, 4>(rows);
+}
+
+template <typename A>
+inline void multiply_row_tile(const RightBlock<A>& right, int64_t rows, int64_t cols, int64_t depth, const A* a,
+                              int64_t a_row, int64_t a_col, A* c, int64_t c_row, bool accumulate) {
+  constexpr int64_t kPanel = kTileCols<A>;
+  const GemmTile<A> wide = tile_of<A, kTileVectors>(rows);
+  int64_t col = 0;
+  const A* panel = right.panels;
+  for (; col + kPanel <= right.whole; col += kPanel, panel += right.panel_step) {
+    wide(depth, a, a_row, a_col, panel, right.row_step, c + col, c_row, kPanel, accumulate);
+  }
+  if (col == cols) return;
+  const int64_t rest = cols - col;
+  const GemmTile<A> last = rest > kLanes<A> ? wide : tile_of<A, 1>(rows);
+  const bool is_apart = right.tail != nullptr;
+  last(depth, a, a_row, a_col, is_apart ? right.tail : panel, is_apart ? kPanel : right.row_step, c + col, c_row, rest,
+       accumulate);
+}
+
+// One block of columns and at most kMatmulSweepRows rows, all of K.
+template <typename T>
+void tile_sweep(const MatmulArgs<T>& args, const ItemPointers<T>& item, int64_t row_begin, int64_t rows_in_all,
+                int64_t col, int64_t cols, Acc<T>* scratch) {
+  using A = Acc<T>;
+  const DepthBlocks blocks = depth_blocks(args, kMatmulBlockK);
+  const int64_t block_depth = smaller(args.K, kMatmulBlockK), padded = (cols + 31) / 32 * 32;
+  A* right_buffer = scratch;
+  A* left_buffer = right_buffer + (block_depth * padded + 15) / 16 * 16;
+  A* accumulators = left_buffer + (block_depth * 16 + 15) / 16 * 16;
+  const bool in_place = kIsAccumulator<T>;
+  const bool finish = has_epilogue(args);
+  const bool copies_left =
+      !kIsAccumulator<T> || args.a_col != 1 || (rows_in_all > 1 && cols > 32 && is_aliasing(args.a_row * sizeof(T)));
+  const int64_t tiles = tile_count(rows_in_all);
+  for (int64_t index = 0; index < blocks.count; ++index) {
+    const DepthRange range = depth_range(args, blocks, index);
+    const T* b = item.b + range.offset.b + range.begin * args.b_row + col * args.b_col;
+    const RightBlock<A> right = right_block<T>(b, args.b_row, args.b_col, range.depth, cols, tiles, right_buffer);
+    const bool is_last = index + 1 == blocks.count;
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t first = rows_in_all * t / tiles, rows = rows_in_all * (t + 1) / tiles - first;
+      const int64_t row = row_begin + first;
+      const T* a = item.a + range.offset.a + row * args.a_row + range.begin * args.a_col;
+      const A* left = left_buffer;
+      int64_t left_row = args.a_row, left_col = args.a_col;
+      if (copies_left) copy_left(a, args.a_row, args.a_col, rows, range.depth, left_buffer, left_row, left_col);
+      A* acc;
+      int64_t acc_row;
+      if constexpr (kIsAccumulator<T>) {
+        if (!copies_left) left = a;
+        acc = item.c + row * args.c_row + col;
+        acc_row = args.c_row;
+      } else {
+        acc = accumulators + (blocks.count == 1 ? 0 : first * padded);
+        acc_row = padded;
+      }
+      multiply_row_tile(right, rows, cols, range.depth, left, left_row, left_col, acc, acc_row, index > 0);
+      if (is_last && (finish || !in_place)) finish_rows(args, item, acc, acc_row, row, rows, col, cols);
+    }
+  }
+}
+
+template <typename T>
+void tile_product(const MatmulArgs<T>& args, const ItemPointers<T>& item, const MatmulPart& part, Acc<T>* scratch) {
+  constexpr int64_t kBlock = kMatmulBlockN<Acc<T>>;
+  const int64_t cols = part.col_end - part.col_begin, rows = part.row_end - part.row_begin;
+  const int64_t col_blocks = (cols + kBlock - 1) / kBlock;
+  // Accumulators in the output cost no scratch, so one sweep may cover all rows.
+  const int64_t sweep = kIsAccumulator<T> ? rows : kMatmulSweepRows;
+  for (int64_t i = 0, col = part.col_begin; i < col_blocks; ++i) {
+    // Equal blocks, on panel edges.
+    const int64_t end = i + 1 == col_blocks ? part.col_end : part.col_begin + cols * (i + 1) / col_blocks / 32 * 32;
+    for (int64_t row = part.row_begin; row < part.row_end; row += sweep) {
+      tile_sweep(args, item, row, smaller(sweep, part.row_end - row), col, end - col, scratch);
+    }
+    col = end;
+  }
+}
+
+template <typename T>
+inline void compute_part(const MatmulArgs<T>& args, const MatmulPart& part, Acc<T>* scratch) {
+  const ItemPointers<T> item = item_pointers(args, part.item);
+  if (args.path == MatmulPath::kTile) return tile_product(args, item, part, scratch);
+  if (args.path == MatmulPath::kDot) return dot_product(args, item, part, scratch);
+  stream_product(args, item, part, scratch);
+}
+
+template <typename T>
+void matmul_part(const MatmulArgs<T>& args, const MatmulPart& part, Acc<T>* scratch) {
+  compute_part(args, part, scratch);
+}
+
+template <typename T>
+void matmul_items(const MatmulArgs<T>& args, int64_t begin, int64_t end, Acc<T>* scratch) {
+  for (int64_t item = begin; item < end; ++item) compute_part(args, {item, 0, args.M, 0, args.N}, scratch);
+}
+
+template <typename T>
+void fill_matmul(TypedKernels<T>& table) {
+  table.matmul = {matmul_part<T>, matmul_items<T>};
+}
+
+}  // namespace
+}  // namespace tilewright

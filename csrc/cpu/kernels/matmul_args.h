@@ -1,0 +1,104 @@
+// What cpu/product.cpp hands to kernels/matmul.h.
+#pragma once
+#include "common/types.h"
+#include "cpu/kernels/activation_args.h"
+
+namespace tilewright {
+
+// An odometer over the dimensions that are not part of one product: step[d] is by how many elements each operand moves
+// when dimension d advances. A step of 0 is an expanded operand.
+struct MatmulWalk {
+  static constexpr int kMaxDims = 64;  // torch's own limit
+  struct Step {
+    int64_t a, b, c, addend;
+  };
+  int dims = 0;
+  int64_t sizes[kMaxDims];
+  Step steps[kMaxDims];
+
+  // Offsets of the item with the given number, dimension 0 outermost.
+  Step at(int64_t item) const {
+    Step offset{0, 0, 0, 0};
+    for (int d = dims - 1; d >= 0; --d) {
+      const int64_t position = d == 0 ? item : item % sizes[d];
+      item = d == 0 ? 0 : item / sizes[d];
+      offset.a += position * steps[d].a;
+      offset.b += position * steps[d].b;
+      offset.c += position * steps[d].c;
+      offset.addend += position * steps[d].addend;
+    }
+    return offset;
+  }
+};
+
+// How one product is computed. Chosen from the shape and the strides of the whole product, never from a part of it, so
+// that the bits do not depend on how the work was cut.
+enum class MatmulPath {
+  kTile,    // packed right operand, register tiles
+  kDot,     // few rows or few columns, both operands contiguous along K: dot products
+  kStream,  // few rows, right operand with contiguous rows: right is read once, in place
+};
+
+// Blocks of the tile path: a right block of kMatmulBlockK x kMatmulBlockN accumulators is half a megabyte, about half
+// of L2; a left tile of at most 16 x kMatmulBlockK stays in L1.
+constexpr int64_t kMatmulBlockK = 384;
+template <typename A>
+constexpr int64_t kMatmulBlockN = sizeof(A) == 4 ? 384 : 192;
+// Rows that one sweep over the right blocks covers where accumulators cannot wait in the output (16-bit types).
+constexpr int64_t kMatmulSweepRows = 1024;
+
+// Most rows of the stream path.
+constexpr int64_t kMatmulStreamRows = 8;
+
+// C[M, N] = act(alpha * sum over reduce items of A[M, K] * B[K, N] + beta * addend), for every item of the batch.
+template <typename T>
+struct MatmulArgs {
+  int64_t M, N, K;
+  const T* a;
+  int64_t a_row, a_col;
+  const T* b;
+  int64_t b_row, b_col;
+  T* c;  // rows contiguous
+  int64_t c_row;
+  const T* addend;  // or null
+  int64_t addend_row, addend_col;
+  Acc<T> alpha, beta;
+  Activation activation;
+  T* pre;  // what the activation is applied to, laid out like c; or null
+  int64_t reduce_count;  // 1 where there is nothing to sum over but K
+  MatmulWalk batch, reduce;
+  MatmulPath path;
+};
+
+// The part of one item that one call computes.
+struct MatmulPart {
+  int64_t item, row_begin, row_end, col_begin, col_end;
+};
+
+template <typename T>
+struct MatmulKernels {
+  // scratch: matmul_scratch_elements() accumulators, aligned to 64 bytes.
+  void (*product)(const MatmulArgs<T>&, const MatmulPart&, Acc<T>* scratch);
+  // Whole items [begin, end).
+  void (*products)(const MatmulArgs<T>&, int64_t begin, int64_t end, Acc<T>* scratch);
+};
+
+// Scratch of a part: the packed right block, one left tile, accumulators of a sweep; see kernels/matmul.h.
+template <typename T>
+int64_t matmul_scratch_elements(const MatmulArgs<T>& args, int64_t rows, int64_t cols) {
+  using A = Acc<T>;
+  const int64_t widest = kMatmulBlockN<A>, block_cols = (cols < widest ? cols : widest) + 64;
+  const int64_t depth = args.K < kMatmulBlockK ? args.K : kMatmulBlockK;
+  switch (args.path) {
+    case MatmulPath::kTile: {
+      const int64_t sweep = sizeof(T) == sizeof(A) ? 0 : rows < kMatmulSweepRows ? rows : kMatmulSweepRows;
+      return depth * (block_cols + 16) + sweep * block_cols + 64;
+    }
+    case MatmulPath::kDot:
+      return rows * cols + 16 + (args.b_row == 1 ? 0 : args.K * cols) + (args.a_col == 1 ? 0 : args.K * rows);
+    default:
+      return 64 * (16 + kMatmulStreamRows) + rows * cols;
+  }
+}
+
+}  // namespace tilewright

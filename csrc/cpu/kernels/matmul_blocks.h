@@ -1,0 +1,96 @@
+// What the paths of matmul.h share: pointers of one item, blocks of K, the epilogue.
+#pragma once
+#include "cpu/kernels/activation.h"
+#include "cpu/kernels/gemm.h"
+#include "cpu/kernels/typed_kernels.h"
+
+namespace tilewright {
+namespace {
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+template <typename T>
+constexpr bool kIsAccumulator = sizeof(T) == sizeof(Acc<T>);
+
+// Operands of one item.
+template <typename T>
+struct ItemPointers {
+  const T* a;
+  const T* b;
+  T* c;
+  T* pre;
+  const T* addend;
+};
+
+template <typename T>
+inline ItemPointers<T> item_pointers(const MatmulArgs<T>& args, int64_t item) {
+  const MatmulWalk::Step offset = args.batch.at(item);
+  return {args.a + offset.a, args.b + offset.b, args.c + offset.c, args.pre == nullptr ? nullptr : args.pre + offset.c,
+          args.addend == nullptr ? nullptr : args.addend + offset.addend};
+}
+
+template <typename T>
+inline bool has_epilogue(const MatmulArgs<T>& args) {
+  return !kIsAccumulator<T> || args.addend != nullptr || args.alpha != 1 || args.activation != Activation::kNone ||
+         args.pre != nullptr;
+}
+
+// --- epilogue: accumulators of one row range -> C ---
+template <typename T>
+inline void finish_row(const MatmulArgs<T>& args, const Acc<T>* acc, const T* addend, T* pre, T* c, int64_t cols) {
+  using A = Acc<T>;
+  const int64_t addend_col = args.addend_col;
+  for_each_vector<A>(cols, [&](int64_t j, int64_t n) TILEWRIGHT_INLINE {
+    Vec<A> v = load(acc + j, n) * args.alpha;
+    if (addend != nullptr) {
+      Vec<A> extra;
+      if (addend_col == 1) {
+        extra = load(addend + j, n);
+      } else if (addend_col == 0) {
+        extra = broadcast<A>(load(addend, 1)[0]);
+      } else {
+        A lanes[kLanes<A>] = {};
+        for (int64_t i = 0; i < n; ++i) lanes[i] = load(addend + (j + i) * addend_col, 1)[0];
+        extra = load(lanes);
+      }
+      v += extra * args.beta;
+    }
+    if (pre != nullptr) store(pre + j, v, n);
+    store(c + j, activate<A>(args.activation, v), n);
+  });
+}
+
+template <typename T>
+void finish_rows(const MatmulArgs<T>& args, const ItemPointers<T>& item, const Acc<T>* acc, int64_t acc_row,
+                 int64_t row, int64_t rows, int64_t col, int64_t cols) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t at = (row + i) * args.c_row + col;
+    const T* addend = item.addend == nullptr ? nullptr
+                                             : item.addend + (row + i) * args.addend_row + col * args.addend_col;
+    finish_row(args, acc + i * acc_row, addend, item.pre == nullptr ? nullptr : item.pre + at, item.c + at, cols);
+  }
+}
+
+// --- K blocks: every reduce item's K, cut into equal blocks ---
+struct DepthBlocks {
+  int64_t per_item, count;
+};
+template <typename T>
+inline DepthBlocks depth_blocks(const MatmulArgs<T>& args, int64_t block) {
+  const int64_t per_item = args.K <= block ? 1 : (args.K + block - 1) / block;
+  return {per_item, per_item * args.reduce_count};
+}
+struct DepthRange {
+  int64_t begin, depth;
+  MatmulWalk::Step offset;
+};
+template <typename T>
+inline DepthRange depth_range(const MatmulArgs<T>& args, const DepthBlocks& blocks, int64_t index) {
+  const int64_t part = index % blocks.per_item, begin = args.K * part / blocks.per_item;
+  const int64_t depth = args.K * (part + 1) / blocks.per_item - begin;
+  if (args.reduce_count == 1) return {begin, depth, {0, 0, 0, 0}};
+  return {begin, depth, args.reduce.at(index / blocks.per_item)};
+}
+
+}  // namespace
+}  // namespace tilewright

@@ -1,0 +1,142 @@
+// linear and its gradients on the CPU: rows of input are the rows of one product, bias and activation its epilogue.
+#include "ops/linear.h"
+
+#include <ATen/ops/ones.h>
+
+#include "cpu/kernel_table.h"
+#include "cpu/product.h"
+#include "cpu/tensors.h"
+
+namespace tilewright {
+namespace {
+
+// [*, cols] as rows of one matrix: the leading dimensions joined without a copy where their strides allow it.
+Tensor as_rows(const Tensor& tensor) {
+  if (tensor.dim() == 2) return tensor;
+  return tensor.reshape({tensor.size(-1) == 0 ? c10::multiply_integers(tensor.sizes().slice(0, tensor.dim() - 1)) : -1,
+                         tensor.size(-1)});
+}
+
+std::tuple<Tensor, Tensor> linear_forward_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias_opt,
+                                              c10::string_view activation_name, bool saves) {
+  const Tensor bias = value_or_undefined(bias_opt);
+  check_linear("linear", input, weight, bias);
+  const Activation activation = activation_from_name(activation_name);
+  const bool saves_pre = saves && activation != Activation::kNone && activation != Activation::kRelu;
+  c10::DimVector shape(input.sizes());
+  shape.back() = weight.size(0);
+  Tensor output = at::empty(shape, input.options());
+  Tensor pre = saves_pre ? at::empty(shape, input.options()) : Tensor();
+  if (output.numel() == 0) return {output, pre};
+  const Tensor rows = as_rows(input);
+  Product product;
+  product.M = rows.size(0);
+  product.N = weight.size(0);
+  product.K = weight.size(1);
+  product.a = left_operand(rows, 0);
+  product.b = transposed(left_operand(weight, 0));
+  product.c.data = output.mutable_data_ptr();
+  product.c.row = product.N;
+  product.c.col = 1;
+  if (bias.defined()) product.addend = left_operand(bias, 0);
+  if (bias.defined()) product.addend.col = bias.stride(0);
+  product.activation = activation;
+  product.pre = saves_pre ? pre.mutable_data_ptr() : nullptr;
+  run_product(product, input.scalar_type(), "linear");
+  return {output, pre};
+}
+
+// The sum over rows as a product with a row of ones: one chain per column, whatever the number of threads.
+Tensor sum_of_rows(const Tensor& rows) {
+  const Tensor one = at::ones({1}, rows.options());
+  Tensor sum = at::empty({rows.size(1)}, rows.options());
+  if (sum.numel() == 0) return sum;
+  Product product;
+  product.M = 1;
+  product.N = rows.size(1);
+  product.K = rows.size(0);
+  product.a.data = one.const_data_ptr();
+  product.b = left_operand(rows, 0);
+  product.c.data = sum.mutable_data_ptr();
+  product.c.row = product.N;
+  product.c.col = 1;
+  run_product(product, rows.scalar_type(), "linear_backward");
+  return sum;
+}
+
+std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& grad_output, const OptionalTensor& input_opt,
+                                                       const OptionalTensor& weight_opt,
+                                                       std::array<bool, 3> output_mask) {
+  const Tensor input = value_or_undefined(input_opt), weight = value_or_undefined(weight_opt);
+  TORCH_CHECK(grad_output.dim() >= 1, "linear_backward: grad_output must be at least 1-D");
+  TORCH_CHECK((!output_mask[0] || weight.defined()) && (!output_mask[1] || input.defined()),
+              "linear_backward: the gradient of input needs weight and that of weight needs input");
+  const auto dtype = grad_output.scalar_type();
+  const Tensor grad = as_rows(grad_output);
+  Tensor grad_input, grad_weight, grad_bias;
+  if (output_mask[0]) {
+    TORCH_CHECK(weight.dim() == 2 && weight.size(0) == grad.size(1) && weight.scalar_type() == dtype,
+                "linear_backward: weight must be [", grad.size(1), ", in_features] of dtype ", dtype,
+                " like grad_output, got ", weight.sizes(), " of dtype ", weight.scalar_type());
+    c10::DimVector shape(grad_output.sizes());
+    shape.back() = weight.size(1);
+    grad_input = at::empty(shape, grad_output.options());
+    Product product;
+    product.M = grad.size(0);
+    product.N = weight.size(1);
+    product.K = grad.size(1);
+    product.a = left_operand(grad, 0);
+    product.b = left_operand(weight, 0);
+    product.c.data = grad_input.mutable_data_ptr();
+    product.c.row = product.N;
+    product.c.col = 1;
+    run_product(product, dtype, "linear_backward");
+  }
+  if (output_mask[1]) {
+    const Tensor rows = as_rows(input);
+    TORCH_CHECK(rows.size(0) == grad.size(0) && rows.scalar_type() == dtype, "linear_backward: input must have ",
+                grad.size(0), " rows of dtype ", dtype, " like grad_output, got shape ", input.sizes(), " of dtype ",
+                input.scalar_type());
+    grad_weight = at::empty({grad.size(1), rows.size(1)}, grad_output.options());
+    Product product;
+    product.M = grad.size(1);
+    product.N = rows.size(1);
+    product.K = grad.size(0);
+    product.a = transposed(left_operand(grad, 0));
+    product.b = left_operand(rows, 0);
+    product.c.data = grad_weight.mutable_data_ptr();
+    product.c.row = product.N;
+    product.c.col = 1;
+    run_product(product, dtype, "linear_backward");
+  }
+  if (output_mask[2]) grad_bias = sum_of_rows(grad);
+  return {grad_input, grad_weight, grad_bias};
+}
+
+Tensor activation_backward_cpu(const Tensor& grad_output, const Tensor& saved, c10::string_view activation_name) {
+  const Activation activation = activation_from_name(activation_name);
+  TORCH_CHECK(grad_output.sizes().equals(saved.sizes()) && grad_output.scalar_type() == saved.scalar_type(),
+              "activation_backward: saved must have grad_output's shape ", grad_output.sizes(), " and dtype ",
+              grad_output.scalar_type(), ", got ", saved.sizes(), " and ", saved.scalar_type());
+  const Tensor dy = grad_output.contiguous(), x = saved.contiguous();
+  Tensor dx = at::empty(x.sizes(), x.options());
+  dispatch_floating(x.scalar_type(), "activation_backward", [&](auto element) {
+    using T = decltype(element);
+    const auto kernel = kernels<T>().activation.backward;
+    const int64_t cost = activation == Activation::kRelu ? 1 : 8;
+    // Whole cache lines per thread; the tail of a range is computed like its body, so its place does not matter.
+    parallel_for_cost(x.numel(), cost, [&](int64_t begin, int64_t end) {
+      kernel(activation, const_data<T>(dy), const_data<T>(x), mutable_data<T>(dx), begin, end);
+    });
+  });
+  return dx;
+}
+
+}  // namespace
+}  // namespace tilewright
+
+TORCH_LIBRARY_IMPL(tilewright, CPU, m) {
+  m.impl("linear_forward", tilewright::linear_forward_cpu);
+  m.impl("linear_backward", tilewright::linear_backward_cpu);
+  m.impl("activation_backward", tilewright::activation_backward_cpu);
+}

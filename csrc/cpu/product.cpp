@@ -1,0 +1,242 @@
+#include "cpu/product.h"
+
+#include "cpu/kernel_table.h"
+#include "cpu/scratch.h"
+#include "cpu/tensors.h"
+
+namespace tilewright {
+namespace {
+
+// A batch dimension that has not been folded away yet.
+struct BatchDim {
+  int64_t size, a, b, c, addend;
+};
+using BatchDims = c10::SmallVector<BatchDim, 4>;
+
+// Drops dimensions of size 1 and joins neighbours that every operand steps through evenly.
+BatchDims collapsed(const Product& product, bool reduced) {
+  BatchDims dims;
+  const auto step = [](const MatrixOperand& operand, size_t d) {
+    return operand.data == nullptr || operand.batch.empty() ? 0 : operand.batch[d];
+  };
+  for (size_t d = 0; d < product.batch_sizes.size(); ++d) {
+    const int64_t size = product.batch_sizes[d];
+    if (product.is_reduced[d] != reduced || size == 1) continue;
+    const BatchDim dim{size, step(product.a, d), step(product.b, d), step(product.c, d), step(product.addend, d)};
+    if (!dims.empty()) {
+      BatchDim& outer = dims.back();
+      if (outer.a == dim.a * size && outer.b == dim.b * size && outer.c == dim.c * size &&
+          outer.addend == dim.addend * size) {
+        outer = {outer.size * size, dim.a, dim.b, dim.c, dim.addend};
+        continue;
+      }
+    }
+    dims.push_back(dim);
+  }
+  return dims;
+}
+
+// Innermost batch dimensions over which B does not change become rows: N-D x 2-D is one product.
+void fold_into_rows(Product& p, BatchDims& batch) {
+  while (!batch.empty()) {
+    const BatchDim& dim = batch.back();
+    const bool adjoining = dim.a == p.M * p.a.row && dim.c == p.M * p.c.row &&
+                           (p.addend.data == nullptr || dim.addend == p.M * p.addend.row);
+    if (dim.b != 0 || (p.M != 1 && !adjoining)) return;
+    if (p.M == 1) {
+      p.a.row = dim.a;
+      p.c.row = dim.c;
+      p.addend.row = dim.addend;
+    }
+    p.M *= dim.size;
+    batch.pop_back();
+  }
+}
+
+void fold_into_depth(Product& p, BatchDims& reduce) {
+  while (!reduce.empty()) {
+    const BatchDim& dim = reduce.back();
+    if (p.K != 1 && !(dim.a == p.K * p.a.col && dim.b == p.K * p.b.row)) return;
+    if (p.K == 1) {
+      p.a.col = dim.a;
+      p.b.row = dim.b;
+    }
+    p.K *= dim.size;
+    reduce.pop_back();
+  }
+}
+
+// One column is computed as one row: C^T = B^T A^T.
+void turn_column_into_row(Product& p, BatchDims& batch, BatchDims& reduce) {
+  if (p.N != 1 || p.M == 1 || p.c.row != 1) return;
+  std::swap(p.M, p.N);
+  const MatrixOperand left = transposed(p.b), right = transposed(p.a);
+  p.a = left;
+  p.b = right;
+  p.addend = transposed(p.addend);
+  p.c.row = p.N;
+  for (BatchDims* dims : {&batch, &reduce}) {
+    for (BatchDim& dim : *dims) std::swap(dim.a, dim.b);
+  }
+}
+
+MatmulPath choose_path(const Product& p) {
+  const bool left_along_depth = p.a.col == 1 || p.K == 1, right_along_depth = p.b.row == 1;
+  if (p.N == 1 && p.M == 1) return MatmulPath::kDot;
+  if (p.M <= kMatmulStreamRows && p.b.col == 1) return MatmulPath::kStream;
+  if (right_along_depth && (left_along_depth ? p.M <= 16 || p.N <= 8 : p.M <= 4)) return MatmulPath::kDot;
+  if (left_along_depth && p.N <= 4 && p.M > 16) return MatmulPath::kDot;
+  return MatmulPath::kTile;
+}
+
+void fill_walk(MatmulWalk& walk, const BatchDims& dims) {
+  walk.dims = static_cast<int>(dims.size());
+  for (size_t d = 0; d < dims.size(); ++d) {
+    walk.sizes[d] = dims[d].size;
+    walk.steps[d] = {dims[d].a, dims[d].b, dims[d].c, dims[d].addend};
+  }
+}
+
+int64_t count_items(const BatchDims& dims) {
+  int64_t count = 1;
+  for (const BatchDim& dim : dims) count *= dim.size;
+  return count;
+}
+
+template <typename T>
+void fill_args(MatmulArgs<T>& args, const Product& p, const BatchDims& batch, const BatchDims& reduce) {
+  args.M = p.M;
+  args.N = p.N;
+  args.K = p.K;
+  args.a = static_cast<const T*>(p.a.data);
+  args.a_row = p.a.row;
+  args.a_col = p.K == 1 ? 1 : p.a.col;
+  args.b = static_cast<const T*>(p.b.data);
+  args.b_row = p.b.row;
+  args.b_col = p.N == 1 ? 1 : p.b.col;
+  args.c = static_cast<T*>(const_cast<void*>(p.c.data));
+  args.c_row = p.c.row;
+  args.addend = static_cast<const T*>(p.addend.data);
+  args.addend_row = p.addend.row;
+  args.addend_col = p.addend.col;
+  args.alpha = static_cast<Acc<T>>(p.alpha);
+  args.beta = static_cast<Acc<T>>(p.beta);
+  args.activation = p.activation;
+  args.pre = static_cast<T*>(p.pre);
+  args.reduce_count = count_items(reduce);
+  fill_walk(args.batch, batch);
+  fill_walk(args.reduce, reduce);
+  args.path = choose_path(p);
+}
+
+int64_t part_edge(int64_t size, int64_t parts, int64_t part, int64_t unit) {
+  return part == parts ? size : size * part / parts / unit * unit;
+}
+
+template <typename T>
+void run_typed(const MatmulArgs<T>& args, int64_t items) {
+  using A = Acc<T>;
+  constexpr int kSlot = 0;
+  const int64_t depth = args.K * args.reduce_count;
+  const MatmulSplit split = split_matmul(items, args.M, args.N, depth, args.path, kMatmulBlockN<A>);
+  const auto scratch_for = [&](int64_t rows, int64_t cols) {
+    return static_cast<A*>(thread_scratch(kSlot, matmul_scratch_elements(args, rows, cols) * sizeof(A)));
+  };
+  const auto kernel = kernels<T>().matmul;
+  const int64_t parts = split.row_parts * split.col_parts;
+  // 16 multiplications are worth about one element read; an item costs some even where there is little to do.
+  const int64_t cost = 32 + args.M * args.N * depth / parts / 16;
+  if (parts == 1) {
+    parallel_for_cost(items, cost, [&](int64_t begin, int64_t end) {
+      kernel.products(args, begin, end, scratch_for(args.M, args.N));
+    });
+    return;
+  }
+  parallel_for_cost(items * parts, cost, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      // Row parts of one column part that this thread holds are computed as one: B is packed once for them.
+      const int64_t row_part = begin % split.row_parts, above = begin / split.row_parts;
+      const int64_t taken = std::min(end - begin, split.row_parts - row_part);
+      const int64_t col_part = above % split.col_parts;
+      const MatmulPart part{above / split.col_parts, part_edge(args.M, split.row_parts, row_part, 1),
+                            part_edge(args.M, split.row_parts, row_part + taken, 1),
+                            part_edge(args.N, split.col_parts, col_part, 32),
+                            part_edge(args.N, split.col_parts, col_part + 1, 32)};
+      kernel.product(args, part, scratch_for(part.row_end - part.row_begin, part.col_end - part.col_begin));
+      begin += taken;
+    }
+  });
+}
+
+MatrixOperand operand_of(const Tensor& tensor, size_t batch_dims) {
+  MatrixOperand operand;
+  operand.data = tensor.const_data_ptr();
+  operand.batch.resize(batch_dims, 0);
+  const auto own = static_cast<size_t>(std::max<int64_t>(tensor.dim() - 2, 0));
+  for (size_t d = 0; d < own; ++d) {
+    if (tensor.size(d) != 1) operand.batch[batch_dims - own + d] = tensor.stride(d);
+  }
+  if (tensor.dim() >= 2) {
+    operand.row = tensor.stride(-2);
+    operand.col = tensor.stride(-1);
+  }
+  return operand;
+}
+
+}  // namespace
+
+MatrixOperand left_operand(const Tensor& tensor, size_t batch_dims) {
+  MatrixOperand operand = operand_of(tensor, batch_dims);
+  if (tensor.dim() == 1) operand.col = tensor.stride(0);
+  return operand;
+}
+
+MatrixOperand right_operand(const Tensor& tensor, size_t batch_dims) {
+  MatrixOperand operand = operand_of(tensor, batch_dims);
+  if (tensor.dim() == 1) operand.row = tensor.stride(0);
+  return operand;
+}
+
+MatrixOperand transposed(const MatrixOperand& operand) {
+  MatrixOperand result = operand;
+  std::swap(result.row, result.col);
+  return result;
+}
+
+MatmulSplit split_matmul(int64_t items, int64_t M, int64_t N, int64_t depth, MatmulPath path, int64_t block_cols) {
+  constexpr int64_t kParts = 16, kWorthAPart = 1 << 19;  // multiplications
+  constexpr int64_t kFewestRows = 64, kFewestCols = 64;
+  const int64_t worthwhile = M * N * std::max<int64_t>(depth, 1) / kWorthAPart;
+  const int64_t wanted = std::min((kParts + items - 1) / items, worthwhile);
+  if (items >= kParts || wanted <= 1) return {1, 1};
+  const int64_t most_rows = std::max<int64_t>(M / kFewestRows, 1), most_cols = std::max<int64_t>(N / kFewestCols, 1);
+  if (path != MatmulPath::kTile) {
+    return N >= M ? MatmulSplit{1, std::min(wanted, most_cols)} : MatmulSplit{std::min(wanted, most_rows), 1};
+  }
+  // Whole column blocks first: a part of the rows packs its own copy of B.
+  const int64_t blocks = std::min(wanted, (N + block_cols - 1) / block_cols);
+  const int64_t rows = std::min((wanted + blocks - 1) / blocks, most_rows);
+  return {rows, std::min(std::max(blocks, (wanted + rows - 1) / rows), std::max(most_cols, blocks))};
+}
+
+void run_product(const Product& product, at::ScalarType dtype, const char* op) {
+  Product p = product;
+  BatchDims batch = collapsed(p, /*reduced=*/false), reduce = collapsed(p, /*reduced=*/true);
+  fold_into_rows(p, batch);
+  fold_into_depth(p, reduce);
+  turn_column_into_row(p, batch, reduce);
+  if (count_items(reduce) == 0) {  // a sum over nothing
+    reduce.clear();
+    p.K = 0;
+  }
+  const int64_t items = count_items(batch);
+  if (items == 0 || p.M == 0 || p.N == 0) return;
+  dispatch_floating(dtype, op, [&](auto element) {
+    using T = decltype(element);
+    MatmulArgs<T> args;
+    fill_args(args, p, batch, reduce);
+    run_typed(args, items);
+  });
+}
+
+}  // namespace tilewright

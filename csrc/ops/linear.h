@@ -1,0 +1,29 @@
+// linear, linear_act: act(input weight^T + bias), with input [*, K], weight [N, K], bias [N].
+#pragma once
+#include "cpu/kernels/activation_args.h"
+#include "ops/library.h"
+
+namespace tilewright {
+
+// Raises ValueError for a name that is none of none, relu, gelu, gelu_tanh, silu.
+Activation activation_from_name(c10::string_view name);
+
+// The aten op of that name.
+Tensor native_activation(const Tensor& input, Activation activation);
+
+// Raises what native raises for arguments that do not fit together.
+void check_linear(const char* op, const Tensor& input, const Tensor& weight, const Tensor& bias);
+
+// (output, saved): saved is what the gradient of the activation reads, undefined unless `saves` and the activation
+// needs it (for relu and none it is the output).
+std::tuple<Tensor, Tensor> linear_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                                          c10::string_view activation, bool saves);
+
+// Either of input and weight may be undefined where output_mask does not need it.
+std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad_output, const OptionalTensor& input,
+                                                   const OptionalTensor& weight, std::array<bool, 3> output_mask);
+
+// grad_output * act'(saved).
+Tensor activation_backward(const Tensor& grad_output, const Tensor& saved, c10::string_view activation);
+
+}  // namespace tilewright

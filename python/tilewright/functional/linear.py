@@ -1,0 +1,60 @@
+"""Linear layers, with and without an activation."""
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from ._errors import native_type_errors
+
+_linear = torch.ops.tilewright.linear.default
+_linear_act = torch.ops.tilewright.linear_act.default
+
+
+@native_type_errors
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """input @ weight.T + bias.
+
+    Drop-in for :func:`torch.nn.functional.linear`.
+
+    Args:
+        input: [*, in_features].
+        weight: [out_features, in_features] (or [in_features]).
+        bias: [out_features] or None.
+
+    Returns:
+        Tensor [*, out_features] of input's dtype.
+
+    Raises:
+        RuntimeError: sizes do not fit together, or dtypes differ.
+
+    Example:
+        >>> y = tilewright.functional.linear(torch.randn(8, 64), torch.randn(32, 64), torch.randn(32))
+    """
+    if has_torch_function_variadic(input, weight, bias):
+        return handle_torch_function(torch.nn.functional.linear, (input, weight, bias), input, weight, bias)
+    return _linear(input, weight, bias)
+
+
+@native_type_errors
+def linear_act(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = "gelu") -> Tensor:
+    """act(input @ weight.T + bias), the activation applied while the product is in cache.
+
+    Args:
+        input: [*, in_features].
+        weight: [out_features, in_features].
+        bias: [out_features] or None.
+        activation: none, relu, gelu (exact), gelu_tanh or silu.
+
+    Returns:
+        Tensor [*, out_features] of input's dtype.
+
+    Raises:
+        ValueError: no such activation.
+        RuntimeError: sizes do not fit together, or dtypes differ.
+
+    Example:
+        >>> y = tilewright.functional.linear_act(torch.randn(8, 64), torch.randn(32, 64), activation="silu")
+    """
+    if has_torch_function_variadic(input, weight, bias):
+        return handle_torch_function(linear_act, (input, weight, bias), input, weight, bias, activation=activation)
+    return _linear_act(input, weight, bias, activation=activation)

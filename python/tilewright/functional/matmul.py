@@ -1,0 +1,83 @@
+"""Products of vectors, matrices and batches of matrices."""
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from ._errors import native_type_errors
+
+_matmul = torch.ops.tilewright.matmul.default
+_bmm = torch.ops.tilewright.bmm.default
+_baddbmm = torch.ops.tilewright.baddbmm.default
+
+
+@native_type_errors
+def matmul(input: Tensor, other: Tensor) -> Tensor:
+    """Matrix product with torch's rules for vectors and batches: [*, M, K] x [*, K, N] -> [*, M, N].
+
+    Drop-in for :func:`torch.matmul`. Transposed, expanded and offset operands are read in place; 16-bit types are summed in
+    float32 and rounded once.
+
+    Args:
+        input: at least 1-D; a vector is a row.
+        other: at least 1-D; a vector is a column. Leading dimensions of both broadcast.
+
+    Returns:
+        Tensor of the operands' dtype.
+
+    Raises:
+        RuntimeError: inner sizes differ, batches do not broadcast, or dtypes differ.
+
+    Example:
+        >>> y = tilewright.functional.matmul(torch.randn(8, 64, 32), torch.randn(32, 16))
+    """
+    if has_torch_function_variadic(input, other):
+        return handle_torch_function(torch.matmul, (input, other), input, other)
+    return _matmul(input, other)
+
+
+@native_type_errors
+def bmm(input: Tensor, mat2: Tensor) -> Tensor:
+    """Product of two batches of matrices: [B, M, K] x [B, K, N] -> [B, M, N].
+
+    Drop-in for :func:`torch.bmm`.
+
+    Args:
+        input: 3-D.
+        mat2: 3-D, with the same batch size (no broadcasting; an expanded operand is read in place).
+
+    Returns:
+        Tensor [B, M, N] of the operands' dtype.
+
+    Raises:
+        RuntimeError: an operand is not 3-D, or sizes or dtypes differ.
+    """
+    if has_torch_function_variadic(input, mat2):
+        return handle_torch_function(torch.bmm, (input, mat2), input, mat2)
+    return _bmm(input, mat2)
+
+
+@native_type_errors
+def baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """beta * input + alpha * (batch1 @ batch2), in one pass.
+
+    Drop-in for :func:`torch.baddbmm`. With beta = 0 input is not read: its NaN and Inf do not spread.
+
+    Args:
+        input: broadcasts to [B, M, N].
+        batch1: [B, M, K].
+        batch2: [B, K, N].
+        beta: factor of input.
+        alpha: factor of the product.
+
+    Returns:
+        Tensor [B, M, N] of the operands' dtype.
+
+    Raises:
+        RuntimeError: a batch is not 3-D, or sizes or dtypes differ.
+    """
+    if has_torch_function_variadic(input, batch1, batch2):
+        return handle_torch_function(
+            torch.baddbmm, (input, batch1, batch2), input, batch1, batch2, beta=beta, alpha=alpha
+        )
+    return _baddbmm(input, batch1, batch2, beta=beta, alpha=alpha)

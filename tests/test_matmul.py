@@ -1,0 +1,323 @@
+"""matmul, bmm and baddbmm against float64 math and against native."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import tilewright.functional as TF
+from tilewright.testing import DTYPES, assert_as_accurate, ops_called
+
+# Twice the tallest register tile and one more: every row tail, the few-row paths (up to 16) and the tile path behind them.
+ROWS = tuple(range(1, 30))
+# One lane, around vectors and panels of every ISA.
+COLS = (1, 3, 4, 8, 9, 15, 16, 17, 31, 32, 33, 65)
+
+
+def _assert_matches(ours: Tensor, native: Tensor, left: Tensor, right: Tensor, what: str) -> None:
+    """The accuracy bar, but never below the error that any order of summation may have: K roundings of |a| |b|."""
+    reference = torch.matmul(left.double(), right.double())
+    assert ours.shape == native.shape, what
+    assert ours.stride() == native.stride(), what
+    accumulation = 2.0**-53 if ours.dtype == torch.float64 else 2.0**-24
+    bound = torch.matmul(left.double().abs(), right.double().abs()) * left.shape[-1] ** 0.5 * 2 * accumulation
+    # A difference inside the bound is not counted; what is left must be native's.
+    inside = (ours.double() - reference).abs() <= bound
+    assert_as_accurate(torch.where(inside, reference.to(ours.dtype), ours), native, reference, what=what)
+
+
+def _layouts(rows: int, cols: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    return {"plain": torch.randn(rows, cols, dtype=dtype), "transposed": torch.randn(cols, rows, dtype=dtype).T}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("depth", [1, 7, 33])
+def test_every_row_and_column_tail(isa, dtype, depth):
+    for rows in ROWS:
+        for cols in COLS:
+            for a_name, a in _layouts(rows, depth, dtype).items():
+                for b_name, b in _layouts(depth, cols, dtype).items():
+                    what = f"{rows}x{depth}x{cols} {a_name} {b_name}"
+                    _assert_matches(TF.matmul(a, b), torch.matmul(a, b), a, b, what)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 800, 70), (5, 1151, 33), (17, 385, 401), (61, 1021, 127), (1100, 390, 35)])
+def test_several_blocks(isa, dtype, shape):
+    rows, depth, cols = shape
+    for a in _layouts(rows, depth, dtype).values():
+        for b in _layouts(depth, cols, dtype).values():
+            _assert_matches(TF.matmul(a, b), torch.matmul(a, b), a, b, str(shape))
+
+
+@pytest.mark.parametrize("rows", [3, 40])
+def test_16_bit_depth_blocks_do_not_round_in_between(rows):
+    a = torch.full((rows, 2048), 1.0, dtype=torch.bfloat16)
+    b = torch.full((2048, 40), 2.0**-9, dtype=torch.bfloat16)
+    a[:, 0], b[0] = 256.0, 1.0  # 256 + 2047 / 512: rounding after each block would lose every addition below 1
+    expected = torch.full((rows, 40), 256 + 2047 / 512, dtype=torch.float64).to(torch.bfloat16)
+    assert torch.equal(TF.matmul(a, b), expected)
+    assert torch.equal(TF.matmul(a, b.T.contiguous().T), expected)
+
+
+SHAPES = {
+    "vector vector": ((7,), (7,)),
+    "vector matrix": ((7,), (7, 5)),
+    "matrix vector": ((5, 7), (7,)),
+    "vector batch": ((7,), (2, 3, 7, 5)),
+    "batch vector": ((2, 3, 5, 7), (7,)),
+    "matrix batch": ((4, 7), (3, 7, 5)),
+    "batch matrix": ((2, 3, 4, 7), (7, 5)),
+    "batch batch": ((2, 3, 4, 7), (2, 3, 7, 5)),
+    "left broadcast": ((2, 1, 4, 7), (3, 7, 5)),
+    "both broadcast": ((2, 1, 4, 7), (1, 3, 7, 5)),
+    "ones": ((1, 1, 1, 1), (1, 1)),
+    "one row in batches": ((6, 1, 7), (7, 5)),
+    "no depth": ((3, 0), (0, 4)),
+    "no depth in batches": ((2, 3, 0), (2, 0, 4)),
+    "no rows": ((0, 3), (3, 4)),
+    "no columns": ((2, 3), (3, 0)),
+    "no batch": ((0, 2, 3), (0, 3, 4)),
+    "no batch against one": ((0, 2, 3), (3, 4)),
+    "empty vectors": ((0,), (0,)),
+}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_ranks_and_gradients(isa, kind):
+    left, right = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in SHAPES[kind])
+    ours, native = TF.matmul(left, right), torch.matmul(left, right)
+    torch.testing.assert_close(ours, native)
+    assert ours.stride() == native.stride()
+    dy = torch.randn_like(native)
+    grads = torch.autograd.grad(ours, (left, right), dy), torch.autograd.grad(native, (left, right), dy)
+    torch.testing.assert_close(*grads)
+    for wanted in (left, right):
+        other = right if wanted is left else left
+        alone = TF.matmul(*(t if t is wanted else t.detach() for t in (left, right)))
+        torch.testing.assert_close(torch.autograd.grad(alone, wanted, dy)[0], grads[1][0 if other is right else 1])
+
+
+def _views() -> dict[str, tuple[Tensor, Tensor]]:
+    make = torch.randn
+    return {
+        "both transposed": (make(3, 20, 18).mT, make(3, 40, 20).mT),
+        "right expanded": (make(5, 18, 20), make(20, 40).expand(5, 20, 40)),
+        "left expanded": (make(18, 20).expand(5, 18, 20), make(5, 20, 40)),
+        "stride 0 along depth": (make(5, 18, 1).expand(5, 18, 20), make(5, 20, 40)),
+        "stride 0 along columns": (make(5, 18, 20), make(5, 20, 1).expand(5, 20, 40)),
+        "every other": (make(5, 36, 40)[:, ::2, ::2], make(5, 40, 80)[:, ::2, ::2]),
+        "heads": (make(2, 18, 4, 20).transpose(1, 2), make(2, 4, 20, 40)),
+        "permuted against a matrix": (make(18, 5, 20).transpose(0, 1), make(20, 40)),
+        "few rows against a matrix": (make(3, 5, 20).transpose(0, 1), make(20, 40)),
+        "offset": (make(18 * 20 + 1)[1:].view(18, 20), make(20 * 40 + 3)[3:].view(20, 40)),
+        "power of two strides": (make(40, 1024)[:, :64], make(1024, 1024)[:64, :40]),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", _views())
+def test_strided_operands(isa, kind, dtype):
+    left, right = _views()[kind]
+    if dtype != torch.float32:
+        left, right = (torch.empty_strided(t.shape, t.stride(), dtype=dtype).copy_(t) if 0 not in t.stride()
+                       else t.to(dtype) for t in (left, right))
+    _assert_matches(TF.matmul(left, right), torch.matmul(left, right), left, right, kind)
+
+
+def test_own_kernels_do_the_work():
+    a, b = torch.randn(3, 8, 8, requires_grad=True), torch.randn(3, 8, 8, requires_grad=True)
+    called = ops_called(lambda: TF.bmm(a, b).sum().backward())
+    assert {"tilewright::matmul_forward", "tilewright::matmul_backward"} <= called
+    assert not any(name in called for name in ("aten::bmm", "aten::mm", "aten::baddbmm"))
+    called = ops_called(lambda: TF.baddbmm(a, a, b).sum().backward())
+    assert {"tilewright::baddbmm_forward", "tilewright::matmul_backward"} <= called
+    assert not any(name in called for name in ("aten::bmm", "aten::mm", "aten::baddbmm"))
+
+
+@st.composite
+def _operands(draw) -> tuple[Tensor, Tensor]:
+    size = st.integers(1, 35)
+    rows, depth, cols = draw(size), draw(st.integers(0, 50)), draw(size)
+    batch = draw(st.lists(st.integers(1, 3), max_size=3))
+    dtype = draw(st.sampled_from(DTYPES))
+
+    def operand(matrix: list[int], others: int) -> Tensor:
+        own = draw(st.integers(0, len(batch)))
+        lead = [1 if draw(st.booleans()) else n for n in batch[len(batch) - own :]]
+        shape = [*lead, *matrix]
+        if not lead and draw(st.booleans()) and others == 1:
+            shape = [depth]
+        order = draw(st.permutations(range(len(shape))))
+        steps = draw(st.sampled_from([1, 1, 2]))
+        base = torch.randn([shape[i] * steps for i in order]).to(dtype)
+        view = base[tuple(slice(None, None, steps) for _ in order)]
+        return view.permute([order.index(i) for i in range(len(shape))])
+
+    left = operand([rows, depth], 1 if rows == 1 else 0)
+    right = operand([depth, cols], 1 if cols == 1 else 0)
+    return left, right
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(_operands())
+def test_any_rank_stride_and_dtype(operands):
+    left, right = operands
+    _assert_matches(TF.matmul(left, right), torch.matmul(left, right), left, right, f"{left.shape} {right.shape}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(5, 18, 40), (18, 40), (40,), (5, 1, 1), (1,), (), (1, 18, 1)])
+def test_baddbmm(isa, dtype, shape):
+    batch1, batch2 = torch.randn(5, 18, 23, dtype=dtype), torch.randn(5, 23, 40, dtype=dtype)
+    extra = torch.randn(shape, dtype=dtype)
+    for beta, alpha in ((1, 1), (0.5, -2), (1, 0), (0, 1)):
+        ours = TF.baddbmm(extra, batch1, batch2, beta=beta, alpha=alpha)
+        native = torch.baddbmm(extra, batch1, batch2, beta=beta, alpha=alpha)
+        reference = beta * extra.double() + alpha * (batch1.double() @ batch2.double())
+        assert_as_accurate(ours, native, reference, what=f"beta {beta} alpha {alpha}")
+
+
+def test_baddbmm_beta_zero_does_not_read_input():
+    extra = torch.full((2, 3, 4), float("nan"))
+    batch1, batch2 = torch.randn(2, 3, 5), torch.randn(2, 5, 4)
+    torch.testing.assert_close(TF.baddbmm(extra, batch1, batch2, beta=0), torch.bmm(batch1, batch2))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_not_finite_like_native(isa, value):
+    for rows, cols in ((1, 1), (3, 50), (50, 3), (40, 50)):
+        a, b = torch.randn(rows, 20), torch.randn(20, cols)
+        a[0, 7] = value
+        for right in (b, b.T.contiguous().T):
+            torch.testing.assert_close(TF.matmul(a, right), torch.matmul(a, right), equal_nan=True)
+
+
+def test_same_bits_for_any_thread_count():
+    cases = [
+        (torch.randn(300, 500), torch.randn(500, 700)),
+        (torch.randn(3, 200, 300), torch.randn(3, 300, 400)),
+        (torch.randn(2, 2000), torch.randn(4000, 2000).T),
+        (torch.randn(2, 2000), torch.randn(2000, 4000)),
+        (torch.randn(3000, 400).to(torch.bfloat16), torch.randn(400, 130).to(torch.bfloat16)),
+    ]
+    before = torch.get_num_threads()
+    for a, b in cases:
+        results = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            x, y = a.clone().requires_grad_(), b.clone().requires_grad_()
+            out = TF.matmul(x, y)
+            results.append([out, *torch.autograd.grad(out.sum(), (x, y))])
+        torch.set_num_threads(before)
+        assert all(torch.equal(p, q) for p, q in zip(*results, strict=True))
+
+
+def _double(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("shapes", [((3, 2, 4), (4, 3)), ((2, 1, 3, 4), (3, 4, 2)), ((4,), (2, 4, 3)), ((4,), (4,))])
+def test_gradcheck(isa, shapes):
+    inputs = tuple(_double(*shape) for shape in shapes)
+    assert torch.autograd.gradcheck(TF.matmul, inputs, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(TF.matmul, inputs)
+    left_only = lambda x: TF.matmul(x, inputs[1].detach())  # noqa: E731
+    assert torch.autograd.gradgradcheck(left_only, inputs[:1])
+
+
+def test_gradcheck_baddbmm(isa):
+    function = lambda x, a, b: TF.baddbmm(x, a, b, beta=0.5, alpha=2.0)  # noqa: E731
+    for shape in ((2, 3, 5), (3, 1), (5,)):
+        inputs = (_double(*shape), _double(2, 3, 4), _double(2, 4, 5))
+        assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(function, inputs)
+
+
+def test_opcheck():
+    a, b, x = _double(2, 3, 4), _double(2, 4, 5), _double(3, 5)
+    ops = torch.ops.tilewright
+    torch.library.opcheck(ops.matmul.default, (a, b))
+    torch.library.opcheck(ops.bmm.default, (a, b))
+    torch.library.opcheck(ops.baddbmm.default, (x, a, b), {"beta": 0.5, "alpha": 2})
+    a, b, x = a.detach(), b.detach(), x.detach()
+    torch.library.opcheck(ops.matmul_forward.default, (a, b))
+    torch.library.opcheck(ops.baddbmm_forward.default, (x, a, b, 0.5, 2))
+    grad = torch.randn(2, 3, 5, dtype=torch.float64)
+    for left, right, mask in ((a, b, [True, True]), (a, None, [False, True]), (None, b, [True, False])):
+        arguments = (grad, left, right, a.shape, b.shape, 1, mask)
+        torch.library.opcheck(ops.matmul_backward.default, arguments)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(
+    ("function", "shapes"),
+    [
+        (TF.matmul, ((2, 3, 4), (4, 5))),
+        (TF.bmm, ((2, 3, 4), (2, 4, 5))),
+        (TF.baddbmm, ((3, 5), (2, 3, 4), (2, 4, 5))),
+    ],
+    ids=["matmul", "bmm", "baddbmm"],
+)
+def test_compile(dynamic, function, shapes):
+    inputs = tuple(_double(*shape) for shape in shapes)
+    compiled = torch.compile(lambda *args: function(*args), fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    y, expected = compiled(*inputs), function(*inputs)
+    torch.testing.assert_close(y, expected, rtol=0, atol=0)
+    grads = [torch.autograd.grad(out.sin().sum(), inputs) for out in (y, expected)]
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
+
+
+def test_transforms():
+    a, b = torch.randn(3, 4, 5), torch.randn(3, 5, 2)
+    for transform in (torch.func.vmap, torch.func.jacrev, torch.func.jacfwd):
+        torch.testing.assert_close(transform(TF.matmul)(a, b), transform(torch.matmul)(a, b))
+
+
+def test_autocast():
+    a, b = torch.randn(2, 8, 8, requires_grad=True), torch.randn(2, 8, 8)
+    for ours, native in ((TF.matmul, torch.matmul), (TF.bmm, torch.bmm)):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y, expected = ours(a, b), native(a, b)
+        assert y.dtype == expected.dtype == torch.bfloat16
+        torch.testing.assert_close(y, expected)
+        assert torch.autograd.grad(y.sum(), a)[0].dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert TF.baddbmm(a, a, b).dtype == torch.baddbmm(a, a, b).dtype == torch.bfloat16
+
+
+def test_other_dtypes_are_natives():
+    for dtype in (torch.int64, torch.complex64):
+        a, b = torch.ones(3, 4, dtype=dtype), torch.ones(4, 5, dtype=dtype)
+        torch.testing.assert_close(TF.matmul(a, b), torch.matmul(a, b))
+
+
+BAD = {
+    "inner sizes": ("matmul", lambda f: f(torch.randn(3, 5), torch.randn(4, 3))),
+    "inner sizes, vector": ("matmul", lambda f: f(torch.randn(3), torch.randn(4))),
+    "batches do not broadcast": ("matmul", lambda f: f(torch.randn(2, 3, 5), torch.randn(3, 5, 3))),
+    "scalar": ("matmul", lambda f: f(torch.randn(()), torch.randn(3))),
+    "dtypes": ("matmul", lambda f: f(torch.randn(3, 5), torch.randn(5, 3).double())),
+    "not a tensor": ("matmul", lambda f: f([1.0], torch.randn(1))),
+    "bmm rank": ("bmm", lambda f: f(torch.randn(3, 5), torch.randn(5, 3))),
+    "bmm batch": ("bmm", lambda f: f(torch.randn(2, 3, 5), torch.randn(1, 5, 3))),
+    "bmm sizes": ("bmm", lambda f: f(torch.randn(2, 3, 5), torch.randn(2, 4, 3))),
+    "baddbmm input": ("baddbmm", lambda f: f(torch.randn(4), torch.randn(2, 3, 5), torch.randn(2, 5, 3))),
+    "baddbmm rank": ("baddbmm", lambda f: f(torch.randn(4), torch.randn(3, 5), torch.randn(5, 4))),
+    "baddbmm dtype": ("baddbmm", lambda f: f(torch.randn(3).double(), torch.randn(2, 3, 5), torch.randn(2, 5, 3))),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_raises_what_native_raises(kind):
+    name, call = BAD[kind]
+    with pytest.raises(Exception) as native:  # noqa: PT011 - native's type is the expectation
+        call(getattr(torch, name))
+    with pytest.raises(native.type):
+        call(getattr(TF, name))
+
+
+def test_error_names_argument_and_shapes():
+    with pytest.raises(RuntimeError, match=r"input's last dimension \(5\).*\[3, 5\].*\[4, 3\]"):
+        TF.matmul(torch.randn(3, 5), torch.randn(4, 3))
