@@ -33,9 +33,8 @@ Tensor attention_by_formula(const Tensor& query, const Tensor& key, const Tensor
     if (query.dim() < 3 || query.sym_size(-3) == tensor.sym_size(-3)) return wide;
     return at::repeat_interleave_symint(wide, query.sym_size(-3) / tensor.sym_size(-3), -3);
   };
-  const c10::SymFloat scale = options.scale.has_value()
-                                  ? c10::SymFloat(*options.scale)
-                                  : c10::SymFloat(1.0) / c10::SymFloat(query.sym_size(-1)).sqrt();
+  const c10::SymFloat scale = options.scale.has_value() ? c10::SymFloat(*options.scale)
+                                                        : c10::SymFloat(1.0) / c10::SymFloat(query.sym_size(-1)).sqrt();
   Tensor logits = at::matmul(query.to(dtype), all_heads(key).transpose(-2, -1)) * scale;
   if (attn_mask.defined()) {
     logits = attn_mask.scalar_type() == at::kBool ? logits.masked_fill(attn_mask.logical_not(), -INFINITY)
@@ -95,8 +94,8 @@ Tensor scaled_dot_product_attention(const Tensor& query, const Tensor& key, cons
                                     const OptionalTensor& attn_mask, double dropout_p, bool is_causal,
                                     std::optional<double> scale, bool enable_gqa) {
   const Tensor mask = value_or_undefined(attn_mask);
-  const bool native_mask = layout_needs_native(mask) || (mask.defined() && mask.scalar_type() != at::kBool &&
-                                                         tensor_needs_native(mask));
+  const bool native_mask =
+      layout_needs_native(mask) || (mask.defined() && mask.scalar_type() != at::kBool && tensor_needs_native(mask));
   if (native_mask || use_native(query, key, value)) {
     return at::scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa);
   }

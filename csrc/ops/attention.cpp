@@ -87,7 +87,8 @@ AttentionInputs prepare_attention(const Tensor& query, const Tensor& key, const 
                     " and value ", value.sym_sizes());
 
   std::vector<c10::SymInt> batch;
-  for (const Tensor* tensor : {&query, &key, &value}) broadcast_into(batch, leading_sizes(*tensor, 3), query, key, value);
+  for (const Tensor* tensor : {&query, &key, &value})
+    broadcast_into(batch, leading_sizes(*tensor, 3), query, key, value);
   const bool has_heads = query.dim() > 2 || key.dim() > 2 || value.dim() > 2;
   const auto heads_of = [](const Tensor& tensor) { return tensor.dim() > 2 ? tensor.sym_size(-3) : c10::SymInt(1); };
   c10::SymInt heads = heads_of(query);
@@ -114,8 +115,8 @@ AttentionInputs prepare_attention(const Tensor& query, const Tensor& key, const 
   if (has_heads) leading.push_back(heads);
   if (attn_mask.defined()) check_mask(attn_mask, query, key, leading);
 
-  // Native's fused kernel takes 4-D tensors of one head size and gives the output query's layout; its other path gives a
-  // contiguous one.
+  // Native's fused kernel takes 4-D tensors of one head size and gives the output query's layout; its other path gives
+  // a contiguous one.
   const bool mask_learns = attn_mask.defined() && at::GradMode::is_enabled() && attn_mask.requires_grad();
   const auto unit_stride = [](const Tensor& tensor) { return tensor.sym_stride(-1) == 1; };
   const bool fused = query.dim() == 4 && key.dim() == 4 && value.dim() == 4 && dropout_p == 0 && !mask_learns &&

@@ -5,15 +5,18 @@
 namespace tilewright {
 namespace {
 
-// --- tails: through a zeroed buffer, so that nothing beyond the n elements is touched ---
+// --- tails: through a zeroed buffer, so that nothing beyond the n elements is touched. Loops pass a constant n for whole
+// vectors, which must not take that way: a store and a load of another width stall. ---
 template <typename T>
 inline auto load_through_buffer(const T* p, int64_t n) {
+  if (n == kLanes<Acc<T>>) return load(p);
   T lanes[kLanes<Acc<T>>] = {};
   __builtin_memcpy(lanes, p, static_cast<uint64_t>(n) * sizeof(T));
   return load(lanes);
 }
 template <typename T, typename V>
 inline void store_through_buffer(T* p, V v, int64_t n) {
+  if (n == kLanes<Acc<T>>) return store(p, v);
   T lanes[kLanes<Acc<T>>];
   store(lanes, v);
   __builtin_memcpy(p, lanes, static_cast<uint64_t>(n) * sizeof(T));

@@ -1,7 +1,7 @@
 // What cpu/attention.cpp hands to kernels/attention.h.
 //
-// Letters: Sq queries, Sk keys, D head size (of query and key), Dv value size, group: query heads that share a key head.
-// Rows are strided, elements of a row are contiguous: element (s, d) of a head is at pointer + s * row + d.
+// Letters: Sq queries, Sk keys, D head size (of query and key), Dv value size, group: query heads that share a key
+// head. Rows are strided, elements of a row are contiguous: element (s, d) of a head is at pointer + s * row + d.
 #pragma once
 #include "common/philox.h"
 #include "common/types.h"

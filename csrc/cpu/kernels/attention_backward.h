@@ -3,10 +3,11 @@
 //   dQ = scale * dS K          dK = scale * dS^T Q
 // and with dropout, where keep is 0 or 1 / (1 - p): dV = (P keep)^T dO, dS = P * (dP keep - delta).
 //
-// For each block of keys, all queries pass by in blocks of ~70; dK and dV of the block grow in L2, and so does dQ if the
-// head is short. Five products per block, each a register tile with its right operand copied or transposed beforehand:
-//   S, dP: queries x keys (right K^T, V^T)     dQ: queries x D (right K)     dV, dK: keys x Dv, D (right dO, Q; the left
-//   operands P^T and dS^T are read down the columns of P and dS)
+// For each block of keys, all queries pass by in blocks of ~70; dK and dV of the block grow in L2, and so does dQ if
+// the head is short. Five products per block, each a register tile with its right operand copied or transposed
+// beforehand:
+//   S, dP: queries x keys (right K^T, V^T)     dQ: queries x D (right K)     dV, dK: keys x Dv, D (right dO, Q; the
+//   left operands P^T and dS^T are read down the columns of P and dS)
 #pragma once
 #include "cpu/kernels/attention_forward.h"
 
@@ -62,9 +63,8 @@ struct QueryRows {
     for (int64_t r = 0; r < rows; ++r) {
       const A* d = grad_output + r * output_row;
       const T* out = head.output + (begin + r) * p.output_row;
-      delta[r] = sum_terms<A>(p.value_size, [=](int64_t c, int64_t n) TILEWRIGHT_INLINE {
-        return load(d + c, n) * load(out + c, n);
-      });
+      delta[r] = sum_terms<A>(
+          p.value_size, [=](int64_t c, int64_t n) TILEWRIGHT_INLINE { return load(d + c, n) * load(out + c, n); });
     }
   }
 };
@@ -131,8 +131,8 @@ inline ColumnRange gradient_tile(const AttentionProblem<T>& p, const AttentionHe
                    s_row, false);
   mask_tile(p, head.mask, row, rows, key + visit.begin, width, s, s_row);
   multiply_tile<A>(rows, width, p.value_size, queries.grad_output + r * queries.output_row, queries.output_row, 1,
-                   {keys.values_transposed + visit.begin * p.value_size, kTileCols<A>, kTileCols<A> * p.value_size},
-                   dp, s_row, false);
+                   {keys.values_transposed + visit.begin * p.value_size, kTileCols<A>, kTileCols<A> * p.value_size}, dp,
+                   s_row, false);
   // The product left the columns behind width unwritten; P there is 0 and must not meet a NaN.
   if (width % kLanes<A> != 0) {
     const int64_t last = width / kLanes<A> * kLanes<A>;
@@ -241,7 +241,8 @@ inline void store_rows(int64_t rows, int64_t size, const Acc<T>* src, int64_t sr
   for (int64_t r = 0; r < rows; ++r) {
     const A* from = src + r * src_row;
     T* to = dst + r * dst_row;
-    for_each_vector<A>(size, [=](int64_t c, int64_t n) TILEWRIGHT_INLINE { store(to + c, load(from + c, n) * factor, n); });
+    for_each_vector<A>(size,
+                       [=](int64_t c, int64_t n) TILEWRIGHT_INLINE { store(to + c, load(from + c, n) * factor, n); });
   }
 }
 

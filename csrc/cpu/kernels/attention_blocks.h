@@ -1,7 +1,7 @@
 // What the attention kernels share: block sizes, one tile row of a product, and logits with their masks.
 //
-// Logits are in base 2: queries are multiplied with scale * log2(e) while they are copied, so a probability is one exp2.
-// A tile is up to kTileRows queries by up to key_block keys; its logits stay in L1 between the two products.
+// Logits are in base 2: queries are multiplied with scale * log2(e) while they are copied, so a probability is one
+// exp2. A tile is up to kTileRows queries by up to key_block keys; its logits stay in L1 between the two products.
 #pragma once
 #include "cpu/kernels/gemm.h"
 #include "cpu/kernels/keep_bits.h"
@@ -90,7 +90,8 @@ inline Vec<A> first_lanes(Vec<A> v, int64_t n, Vec<A> others) {
   return lane < static_cast<Lane>(n) ? v : others;
 }
 
-// --- masks --------------------------------------------------------------------------------------------------------------
+// --- masks
+// --------------------------------------------------------------------------------------------------------------
 template <typename A>
 struct BoolLanes {
   typedef uint8_t type __attribute__((vector_size(kLanes<A>)));
@@ -123,12 +124,12 @@ template <typename M, typename A>
 inline void mask_logits(A* s, int64_t n, const M* mask, int64_t col) {
   if (col == 0) {
     const Vec<A> value = broadcast<A>(load(mask, 1)[0]);
-    for_each_vector<A>(n, [=](int64_t c, int64_t) TILEWRIGHT_INLINE { store(s + c, add_to_logit<A>(load(s + c), value)); });
+    for_each_vector<A>(
+        n, [=](int64_t c, int64_t) TILEWRIGHT_INLINE { store(s + c, add_to_logit<A>(load(s + c), value)); });
     return;
   }
-  for_each_vector<A>(n, [=](int64_t c, int64_t lanes) TILEWRIGHT_INLINE {
-    store(s + c, add_to_logit<A>(load(s + c), load(mask + c, lanes)));
-  });
+  for_each_vector<A>(n, [=](int64_t c, int64_t lanes)
+                            TILEWRIGHT_INLINE { store(s + c, add_to_logit<A>(load(s + c), load(mask + c, lanes))); });
 }
 
 template <typename A>
@@ -138,9 +139,8 @@ inline void mask_logits(A* s, int64_t n, const uint8_t* mask, int64_t col) {
     for_each_vector<A>(n, [=](int64_t c, int64_t) TILEWRIGHT_INLINE { store(s + c, load(s + c) + value); });
     return;
   }
-  for_each_vector<A>(n, [=](int64_t c, int64_t lanes) TILEWRIGHT_INLINE {
-    store(s + c, load(s + c) + load_bool_mask<A>(mask + c, lanes));
-  });
+  for_each_vector<A>(n, [=](int64_t c, int64_t lanes)
+                            TILEWRIGHT_INLINE { store(s + c, load(s + c) + load_bool_mask<A>(mask + c, lanes)); });
 }
 
 // Some key of the n <= kTileCols is attended to. col = 1.
@@ -210,8 +210,7 @@ inline ColumnRange columns_to_visit(const AttentionProblem<T>& p, const void* ma
   if (n <= 0) return {0, 0};
   ColumnRange range{0, n};
   if (p.mask_col == 1) {
-    with_mask(p, mask, row, key,
-              [&](const auto* at) { range = attended_columns<Acc<T>>(at, p.mask_row, rows, n); });
+    with_mask(p, mask, row, key, [&](const auto* at) { range = attended_columns<Acc<T>>(at, p.mask_row, rows, n); });
   }
   return range;
 }
@@ -239,8 +238,9 @@ inline void mask_tile(const AttentionProblem<T>& p, const void* mask, int64_t ro
   }
 }
 
-// --- dropout ------------------------------------------------------------------------------------------------------------
-// Keep bits of a tile. Rows that hold all keys follow one another in logical order, so their bits are one run.
+// --- dropout
+// ------------------------------------------------------------------------------------------------------------ Keep
+// bits of a tile. Rows that hold all keys follow one another in logical order, so their bits are one run.
 struct TileKeepBits {
   static constexpr int64_t kRowBytes = kMaxKeyBlock / kDropoutGroup + 1;
   uint8_t bits[kTileRows * kRowBytes + kKeepBitsPadding];

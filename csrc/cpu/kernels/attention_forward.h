@@ -173,9 +173,8 @@ inline void finish_rows(const AttentionProblem<T>& p, const AttentionHead<T>& he
     const A* from = block.output + r * block.output_row;
     T* to = head.output + (row + r) * p.output_row;
     const A factor = block.sum[r];
-    for_each_vector<A>(p.value_size, [=](int64_t c, int64_t n) TILEWRIGHT_INLINE {
-      store(to + c, load(from + c) * factor, n);
-    });
+    for_each_vector<A>(p.value_size,
+                       [=](int64_t c, int64_t n) TILEWRIGHT_INLINE { store(to + c, load(from + c) * factor, n); });
   }
 }
 

@@ -22,7 +22,8 @@ struct MaskGradientMemory {
 template <typename T>
 int64_t attention_mask_scratch(const AttentionProblem<T>& p, int64_t chunk_queries) {
   using A = Acc<T>;
-  return MaskGradientMemory<A>(chunk_queries, p.head_size, p.value_size, nullptr).tiles.end() - static_cast<A*>(nullptr);
+  return MaskGradientMemory<A>(chunk_queries, p.head_size, p.value_size, nullptr).tiles.end() -
+         static_cast<A*>(nullptr);
 }
 
 template <typename T>
@@ -40,8 +41,8 @@ void attention_mask_gradient(const AttentionBackwardProblem<T>& problem, const A
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t row = begin + tile_start(t, tiles, end - begin);
       const int64_t rows = begin + tile_start(t + 1, tiles, end - begin) - row;
-      const ColumnRange visit = gradient_tile(p, head, m.queries, begin, m.keys, row, rows, key, n,
-                                              m.tiles.probability, m.tiles.logit_gradient, s_row);
+      const ColumnRange visit = gradient_tile(p, head, m.queries, begin, m.keys, row, rows, key, n, m.tiles.probability,
+                                              m.tiles.logit_gradient, s_row);
       for (int64_t r = 0; r < rows; ++r) {
         const A* ds = m.tiles.logit_gradient + r * s_row + visit.begin;
         A* grad = grad_mask + (row + r) * grad_row + (key + visit.begin) * grad_col;

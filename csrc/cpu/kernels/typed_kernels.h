@@ -7,6 +7,11 @@
 
 // Each family has kernels/<family>.h with a function fill_<family>(TypedKernels<T>&).
 #define TILEWRIGHT_FAMILIES(X) X(layer_norm) X(attention)
+#include "cpu/kernels/dropout_args.h"
+#include "cpu/kernels/layer_norm_args.h"
+
+// Each family has kernels/<family>.h with a function fill_<family>(TypedKernels<T>&).
+#define TILEWRIGHT_FAMILIES(X) X(layer_norm) X(attention) X(dropout)
 
 namespace tilewright {
 
@@ -14,6 +19,7 @@ template <typename T>
 struct TypedKernels {
   LayerNormKernels<T> layer_norm;
   AttentionKernels<T> attention;
+  DropoutKernels<T> dropout;
 };
 
 struct KernelTable {

@@ -1,5 +1,5 @@
 """Fake kernels: what each op returns without computing it (sizes may be symbolic; strides are exact)."""
 
-from . import layer_norm
+from . import attention, dropout, layer_norm
 
-__all__ = ["layer_norm"]
+__all__ = ["attention", "dropout", "layer_norm"]

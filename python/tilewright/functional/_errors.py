@@ -21,3 +21,9 @@ def native_type_errors(function: Callable[P, R]) -> Callable[P, R]:
             raise
 
     return wrapper
+
+
+def check_probability(p: float) -> None:
+    """Native's error for a dropout probability outside [0, 1]."""
+    if p < 0.0 or p > 1.0:
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")

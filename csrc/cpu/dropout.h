@@ -1,0 +1,16 @@
+// Runs the elementwise dropout kernel over tensors of any one dense layout; dropout and dropout_add share it.
+#pragma once
+#include "ops/library.h"
+
+namespace tilewright {
+
+// output = residual + (input + bias) * keep * scale. input, residual (or undefined) and output are dense with the same
+// strides; output may be input. bias [last dimension] (or undefined) is in the accumulation type and asks for
+// contiguous tensors.
+void run_dropout(const Tensor& input, const Tensor& residual, const Tensor& bias, const Tensor& output,
+                 const Tensor& seed, double p, const char* op);
+
+// The tensor itself where it is dense and has no overlap, else a copy with the strides that empty_like gives.
+Tensor as_dense(const Tensor& tensor);
+
+}  // namespace tilewright

@@ -1,0 +1,53 @@
+#include "ops/dropout.h"
+
+#include <ATen/ops/mul.h>
+
+namespace tilewright {
+
+void check_dropout_probability(double p) {
+  TORCH_CHECK(p >= 0 && p <= 1, "dropout probability has to be between 0 and 1, but got ", p);
+}
+
+Tensor dropout_seed(const Tensor& input) {
+  static const auto op = find_op<decltype(dropout_seed)>("tilewright::dropout_seed");
+  return op.call(input);
+}
+
+Tensor dropout_forward(const Tensor& input, const Tensor& seed, double p) {
+  static const auto op = find_op<decltype(dropout_forward)>("tilewright::dropout_forward");
+  return op.call(input, seed, p);
+}
+
+void dropout_forward_(Tensor& input, const Tensor& seed, double p) {
+  static const auto op = find_op<decltype(dropout_forward_)>("tilewright::dropout_forward_");
+  op.call(input, seed, p);
+}
+
+Tensor dropout_backward(const Tensor& grad_output, const Tensor& seed, double p) {
+  static const auto op = find_op<decltype(dropout_backward)>("tilewright::dropout_backward");
+  return op.call(grad_output, seed, p);
+}
+
+Tensor dropout_mask(const Tensor& like, const Tensor& seed, double p) {
+  static const auto op = find_op<decltype(dropout_mask)>("tilewright::dropout_mask");
+  return op.call(like, seed, p);
+}
+
+Tensor differentiable_dropout_backward(const Tensor& grad_output, const Tensor& seed, double p) {
+  const Tensor keep = dropout_mask(grad_output, seed, p).to(grad_output.scalar_type());
+  return at::mul(grad_output, keep.mul(1 / (1 - p)));
+}
+
+}  // namespace tilewright
+
+TORCH_LIBRARY_FRAGMENT(tilewright, m) {
+  m.def("dropout(Tensor input, float p, bool train) -> Tensor",
+        {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded});
+  m.def("dropout_(Tensor(a!) input, float p, bool train) -> Tensor(a!)",
+        {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded});
+  m.def("dropout_seed(Tensor input) -> Tensor", {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded});
+  m.def("dropout_forward(Tensor input, Tensor seed, float p) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def("dropout_forward_(Tensor(a!) input, Tensor seed, float p) -> ()", {at::Tag::pt2_compliant_tag});
+  m.def("dropout_backward(Tensor grad_output, Tensor seed, float p) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def("dropout_mask(Tensor like, Tensor seed, float p) -> Tensor", {at::Tag::pt2_compliant_tag});
+}

@@ -1,0 +1,29 @@
+"""Fake kernels of dropout."""
+
+import torch
+from torch import Tensor
+
+
+@torch.library.register_fake("tilewright::dropout_seed")
+def _seed(input: Tensor) -> Tensor:
+    return input.new_empty([1], dtype=torch.int64)
+
+
+@torch.library.register_fake("tilewright::dropout_forward")
+def _forward(input: Tensor, seed: Tensor, p: float) -> Tensor:
+    return torch.empty_like(input)
+
+
+@torch.library.register_fake("tilewright::dropout_forward_")
+def _forward_inplace(input: Tensor, seed: Tensor, p: float) -> None:
+    return None
+
+
+@torch.library.register_fake("tilewright::dropout_backward")
+def _backward(grad_output: Tensor, seed: Tensor, p: float) -> Tensor:
+    return torch.empty_like(grad_output)
+
+
+@torch.library.register_fake("tilewright::dropout_mask")
+def _mask(like: Tensor, seed: Tensor, p: float) -> Tensor:
+    return like.new_empty(like.shape, dtype=torch.bool)

@@ -1,0 +1,42 @@
+"""Dropout."""
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from ._errors import check_probability, native_type_errors
+
+_dropout = torch.ops.tilewright.dropout.default
+_dropout_ = torch.ops.tilewright.dropout_.default
+
+
+@native_type_errors
+def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """Zero each element with probability p and scale the others by 1 / (1 - p), while training.
+
+    Drop-in for :func:`torch.nn.functional.dropout` (Srivastava et al. 2014). The mask comes from Philox4x32-10, keyed by one
+    number that each call draws from torch's default generator: ``torch.manual_seed`` rules it, and it is the same for any
+    number of threads, instruction set and memory format.
+
+    Args:
+        input: any shape, float32, float64, bfloat16 or float16; other tensors go to native.
+        p: probability of an element to be zeroed, in [0, 1].
+        training: False returns input itself.
+        inplace: write the result into input.
+
+    Returns:
+        Tensor of input's shape, dtype and memory format; input itself where inplace, not training or p is 0.
+
+    Raises:
+        ValueError: p is not in [0, 1].
+        RuntimeError: inplace on a leaf that requires grad, or on memory that overlaps itself.
+
+    Example:
+        >>> y = tilewright.functional.dropout(torch.randn(4, 16), p=0.1)
+    """
+    if has_torch_function_unary(input):
+        return handle_torch_function(
+            torch.nn.functional.dropout, (input,), input, p=p, training=training, inplace=inplace
+        )
+    check_probability(p)
+    return _dropout_(input, p, training) if inplace else _dropout(input, p, training)
