@@ -3,10 +3,6 @@
 #pragma once
 #include "common/types.h"
 #include "cpu/kernels/attention_args.h"
-#include "cpu/kernels/layer_norm_args.h"
-
-// Each family has kernels/<family>.h with a function fill_<family>(TypedKernels<T>&).
-#define TILEWRIGHT_FAMILIES(X) X(layer_norm) X(attention)
 #include "cpu/kernels/dropout_args.h"
 #include "cpu/kernels/layer_norm_args.h"
 
