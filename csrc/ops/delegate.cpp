@@ -37,8 +37,11 @@ bool is_tracing_subclass(const Tensor& tensor) {
 }  // namespace
 
 bool tensor_needs_native(const Tensor& tensor) {
+  return tensor.defined() && (!is_supported_dtype(tensor.scalar_type()) || layout_needs_native(tensor));
+}
+
+bool layout_needs_native(const Tensor& tensor) {
   if (!tensor.defined()) return false;
-  if (!is_supported_dtype(tensor.scalar_type())) return true;
   const auto device = tensor.device().type();
   if (device != at::kCPU && device != at::kMeta) return true;
   const auto keys = tensor.key_set();

@@ -9,6 +9,9 @@
 
 namespace tilewright {
 
+// Is this tensor, whatever its dtype, one that only native's ops understand (layout, device, subclass, forward AD)?
+bool layout_needs_native(const Tensor& tensor);
+
 // Without looking at transforms: may this tensor be handed to our kernels? Undefined tensors may.
 bool tensor_needs_native(const Tensor& tensor);
 

@@ -3,6 +3,7 @@
 #pragma once
 #include "common/types.h"
 #include "cpu/kernels/activation_args.h"
+#include "cpu/kernels/attention_args.h"
 #include "cpu/kernels/batch_norm_args.h"
 #include "cpu/kernels/dropout_add_layer_norm_args.h"
 #include "cpu/kernels/dropout_args.h"
@@ -12,19 +13,20 @@
 #include "cpu/kernels/roofline_args.h"
 
 // Each family has kernels/<family>.h with a function fill_<family>(TypedKernels<T>&).
-#define TILEWRIGHT_FAMILIES(X) X(activation) X(batch_norm) X(dropout) X(dropout_add_layer_norm) X(layer_norm) X(masked_scale) X(matmul) X(roofline)
+#define TILEWRIGHT_FAMILIES(X) X(activation) X(attention) X(batch_norm) X(dropout) X(dropout_add_layer_norm) X(layer_norm) X(masked_scale) X(matmul) X(roofline)
 
 // Each family has kernels/<family>.h with a function fill_<family>(TypedKernels<T>&).
-#define TILEWRIGHT_FAMILIES(X) X(activation) X(batch_norm) X(dropout) X(dropout_add_layer_norm) X(layer_norm) X(masked_scale) X(matmul) X(roofline)
+#define TILEWRIGHT_FAMILIES(X) X(activation) X(attention) X(batch_norm) X(dropout) X(dropout_add_layer_norm) X(layer_norm) X(masked_scale) X(matmul) X(roofline)
 
 // Each family has kernels/<family>.h with a function fill_<family>(TypedKernels<T>&).
-#define TILEWRIGHT_FAMILIES(X) X(activation) X(batch_norm) X(dropout) X(dropout_add_layer_norm) X(layer_norm) X(masked_scale) X(matmul) X(roofline)
+#define TILEWRIGHT_FAMILIES(X) X(activation) X(attention) X(batch_norm) X(dropout) X(dropout_add_layer_norm) X(layer_norm) X(masked_scale) X(matmul) X(roofline)
 
 namespace tilewright {
 
 template <typename T>
 struct TypedKernels {
   ActivationKernels<T> activation;
+  AttentionKernels<T> attention;
   BatchNormKernels<T> batch_norm;
   DropoutAddLayerNormKernels<T> dropout_add_layer_norm;
   DropoutKernels<T> dropout;

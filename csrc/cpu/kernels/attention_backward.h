@@ -1,0 +1,310 @@
+// Attention backward, block by block. With P = 2^(S - logsumexp) made anew from the saved logsumexp:
+//   delta = rowsum(dO * O)     dV = P^T dO      dP = dO V^T     dS = P * (dP - delta)
+//   dQ = scale * dS K          dK = scale * dS^T Q
+// and with dropout, where keep is 0 or 1 / (1 - p): dV = (P keep)^T dO, dS = P * (dP keep - delta).
+//
+// For each block of keys, all queries pass by in blocks of ~70; dK and dV of the block grow in L2, and so does dQ if
+// the head is short. Five products per block, each a register tile with its right operand copied or transposed
+// beforehand:
+//   S, dP: queries x keys (right K^T, V^T)     dQ: queries x D (right K)     dV, dK: keys x Dv, D (right dO, Q; the
+//   left operands P^T and dS^T are read down the columns of P and dS)
+#pragma once
+#include "cpu/kernels/attention_forward.h"
+
+namespace tilewright {
+namespace {
+
+// Keys and values of one block, as right operands.
+template <typename A>
+struct KeyBlock {
+  int64_t key_row;
+  A* keys_transposed;    // panels of [D, keys]
+  A* values_transposed;  // panels of [Dv, keys]
+  A* keys;               // [keys][key_row]
+
+  KeyBlock(int64_t head_size, int64_t value_size, A* memory)
+      : key_row(padded_row<A>(head_size)),
+        keys_transposed(memory),
+        values_transposed(keys_transposed + head_size * kMaxKeyBlock),
+        keys(values_transposed + value_size * kMaxKeyBlock) {}
+  A* end() const { return keys + kMaxKeyBlock * key_row; }
+
+  template <typename T>
+  void pack(const AttentionProblem<T>& p, const AttentionHead<T>& head, int64_t key, int64_t n) const {
+    const T* from = head.key + key * p.key_row;
+    pack_right(p.head_size, n, from, 1, p.key_row, keys_transposed);
+    pack_right(p.value_size, n, head.value + key * p.value_row, 1, p.value_row, values_transposed);
+    copy_rows(n, p.head_size, from, p.key_row, A(1), keys);
+  }
+};
+
+// Queries [begin, begin + rows) of one head.
+template <typename A>
+struct QueryRows {
+  int64_t query_row, output_row;
+  A* query;        // [rows][query_row], times scale * log2(e)
+  A* grad_output;  // [rows][output_row]
+  A* delta;        // [rows]
+
+  QueryRows(int64_t rows, int64_t head_size, int64_t value_size, A* memory)
+      : query_row(padded_row<A>(head_size)),
+        output_row(padded_row<A>(value_size)),
+        query(memory),
+        grad_output(query + rows * query_row),
+        delta(grad_output + rows * output_row) {}
+  A* end(int64_t rows) const { return delta + round_up(rows, kLanes<A>); }
+
+  template <typename T>
+  void prepare(const AttentionProblem<T>& p, const AttentionHead<T>& head, const T* dout, int64_t dout_row,
+               int64_t begin, int64_t rows) const {
+    copy_rows(rows, p.head_size, head.query + begin * p.query_row, p.query_row,
+              static_cast<A>(p.scale * static_cast<A>(kLog2E)), query);
+    copy_rows(rows, p.value_size, dout + begin * dout_row, dout_row, A(1), grad_output);
+    for (int64_t r = 0; r < rows; ++r) {
+      const A* d = grad_output + r * output_row;
+      const T* out = head.output + (begin + r) * p.output_row;
+      delta[r] = sum_terms<A>(
+          p.value_size, [=](int64_t c, int64_t n) TILEWRIGHT_INLINE { return load(d + c, n) * load(out + c, n); });
+    }
+  }
+};
+
+// Probabilities and logit gradients of a block of queries by a block of keys.
+template <typename A>
+struct GradientTiles {
+  int64_t row;
+  A* probability;     // [kQueryBlock][row]; with dropout P * keep
+  A* logit_gradient;  // [kQueryBlock][row]
+
+  GradientTiles(int64_t key_block, A* memory)
+      : row(key_block + kLanes<A>), probability(memory), logit_gradient(memory + kQueryBlock * row) {}
+  A* end() const { return logit_gradient + kQueryBlock * row; }
+};
+
+// P and dS from S and dP, whole vectors; columns hidden by masks have S = -Inf, so P = dS = 0.
+template <typename A, bool kDropout>
+inline void logit_gradients(int64_t rows, int64_t n, A* s, A* dp, int64_t s_row, const A* logsumexp, const A* delta,
+                            const TileKeepBits& keep, A keep_scale) {
+  const Vec<A> scale = broadcast<A>(keep_scale);
+  for (int64_t r = 0; r < rows; ++r) {
+    A* p_at = s + r * s_row;
+    A* dp_at = dp + r * s_row;
+    const Vec<A> base = broadcast<A>(logsumexp[r]), d = broadcast<A>(delta[r]);
+    for (int64_t c = 0; c < n; c += kLanes<A>) {
+      const Vec<A> logit = load(p_at + c);
+      // -Inf minus a logsumexp of -Inf or NaN cannot happen: where nothing is attended to it is +Inf.
+      const Vec<A> p = exp2<A>(logit - base);
+      if constexpr (kDropout) {
+        const Vec<A> kept = scale_kept(keep.at(r, c), scale);
+        store(p_at + c, p * kept);
+        store(dp_at + c, p * (load(dp_at + c) * kept - d));
+      } else {
+        store(p_at + c, p);
+        store(dp_at + c, p * (load(dp_at + c) - d));
+      }
+    }
+  }
+}
+
+template <typename A>
+inline void clear_columns(int64_t rows, int64_t begin, int64_t end, A* s, int64_t s_row) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = begin; c < end; c += kLanes<A>) store(s + r * s_row + c, Vec<A>{});
+  }
+}
+
+// P and dS of queries [row, row + rows), one tile, and keys [key, key + n); row 0 of the query rows is query first_row.
+// Returns the columns that may differ from zero; the others, up to n in whole vectors, are not written.
+template <typename T>
+inline ColumnRange gradient_tile(const AttentionProblem<T>& p, const AttentionHead<T>& head,
+                                 const QueryRows<Acc<T>>& queries, int64_t first_row, const KeyBlock<Acc<T>>& keys,
+                                 int64_t row, int64_t rows, int64_t key, int64_t n, Acc<T>* s, Acc<T>* dp,
+                                 int64_t s_row) {
+  using A = Acc<T>;
+  const ColumnRange visit = columns_to_visit(p, head.mask, row, rows, key, n);
+  const int64_t width = visit.end - visit.begin, r = row - first_row;
+  if (width == 0) return visit;
+  s += visit.begin;
+  dp += visit.begin;
+  multiply_tile<A>(rows, width, p.head_size, queries.query + r * queries.query_row, queries.query_row, 1,
+                   {keys.keys_transposed + visit.begin * p.head_size, kTileCols<A>, kTileCols<A> * p.head_size}, s,
+                   s_row, false);
+  mask_tile(p, head.mask, row, rows, key + visit.begin, width, s, s_row);
+  multiply_tile<A>(rows, width, p.value_size, queries.grad_output + r * queries.output_row, queries.output_row, 1,
+                   {keys.values_transposed + visit.begin * p.value_size, kTileCols<A>, kTileCols<A> * p.value_size}, dp,
+                   s_row, false);
+  // The product left the columns behind width unwritten; P there is 0 and must not meet a NaN.
+  if (width % kLanes<A> != 0) {
+    const int64_t last = width / kLanes<A> * kLanes<A>;
+    for (int64_t i = 0; i < rows; ++i) {
+      store(dp + i * s_row + last, first_lanes<A>(load(dp + i * s_row + last), width - last, Vec<A>{}));
+    }
+  }
+  TileKeepBits keep;
+  if (p.dropout) {
+    keep.fill(p, head.index, row, rows, key + visit.begin, width);
+    logit_gradients<A, true>(rows, width, s, dp, s_row, head.logsumexp + row, queries.delta + r, keep,
+                             static_cast<A>(p.rule.scale));
+  } else {
+    logit_gradients<A, false>(rows, width, s, dp, s_row, head.logsumexp + row, queries.delta + r, keep, A(1));
+  }
+  return visit;
+}
+
+// grad[keys, size] += left^T right over the rows of one query block; left is P or dS. Causal: key k meets rows from
+// query k on only.
+template <typename A>
+inline void accumulate_key_gradient(int64_t n, int64_t rows, int64_t hidden_rows, const A* left, int64_t left_row,
+                                    const A* right, int64_t right_row, int64_t size, A* grad, int64_t grad_row) {
+  const int64_t tiles = tile_count(n);
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t k = tile_start(t, tiles, n), tile_keys = tile_start(t + 1, tiles, n) - k;
+    const int64_t skipped = larger(0, hidden_rows + k);
+    if (skipped >= rows) continue;
+    multiply_tile<A>(tile_keys, size, rows - skipped, left + k + skipped * left_row, 1, left_row,
+                     {right + skipped * right_row, right_row, kTileCols<A>}, grad + k * grad_row, grad_row, true);
+  }
+}
+
+template <typename A>
+struct BackwardMemory {
+  QueryRows<A> queries;
+  KeyBlock<A> keys;
+  GradientTiles<A> tiles;
+  A *grad_query, *grad_key, *grad_value;  // [Sq][query_row], [chunk_keys][query_row], [chunk_keys][output_row]
+  A* end;
+
+  BackwardMemory(int64_t rows, int64_t head_size, int64_t value_size, int64_t chunk_keys, A* memory)
+      : queries(rows, head_size, value_size, memory),
+        keys(head_size, value_size, queries.end(rows)),
+        tiles(key_block_of(head_size, value_size), keys.end()),
+        grad_query(tiles.end()),
+        grad_key(grad_query + rows * queries.query_row),
+        grad_value(grad_key + chunk_keys * queries.query_row),
+        end(grad_value + chunk_keys * queries.output_row) {}
+};
+
+template <typename T>
+int64_t attention_backward_scratch(const AttentionProblem<T>& p, int64_t chunk_keys) {
+  using A = Acc<T>;
+  return BackwardMemory<A>(p.queries, p.head_size, p.value_size, chunk_keys, nullptr).end - static_cast<A*>(nullptr);
+}
+
+// One head's queries against keys [key, key + n).
+template <typename T>
+void backward_key_block(const AttentionProblem<T>& p, const AttentionHead<T>& head, const BackwardMemory<Acc<T>>& m,
+                        int64_t key, int64_t n, bool wants_query, Acc<T>* grad_key, Acc<T>* grad_value) {
+  using A = Acc<T>;
+  const int64_t tiles = tile_count(p.queries), s_row = m.tiles.row, query_row = m.queries.query_row;
+  for (int64_t t = 0; t < tiles; t += kTilesPerBlock) {
+    const int64_t tile_end = smaller(t + kTilesPerBlock, tiles);
+    const int64_t row_begin = tile_start(t, tiles, p.queries), row_end = tile_start(tile_end, tiles, p.queries);
+    const int64_t width = p.causal ? smaller(n, row_end - key) : n;
+    if (width <= 0) continue;
+    bool any = false;
+    for (int64_t i = t; i < tile_end; ++i) {
+      const int64_t row = tile_start(i, tiles, p.queries), rows = tile_start(i + 1, tiles, p.queries) - row;
+      A* s = m.tiles.probability + (row - row_begin) * s_row;
+      A* ds = m.tiles.logit_gradient + (row - row_begin) * s_row;
+      const ColumnRange visit = gradient_tile(p, head, m.queries, 0, m.keys, row, rows, key, width, s, ds, s_row);
+      any |= visit.end > visit.begin;
+      A* const written[] = {s, ds};
+      for (A* tile : written) {
+        clear_columns(rows, 0, visit.begin, tile, s_row);
+        clear_columns(rows, round_up(visit.end, kLanes<A>), width, tile, s_row);
+      }
+      if (wants_query && visit.end > visit.begin) {
+        multiply_tile<A>(rows, p.head_size, visit.end - visit.begin, ds + visit.begin, s_row, 1,
+                         {m.keys.keys + visit.begin * query_row, query_row, kTileCols<A>},
+                         m.grad_query + row * query_row, query_row, true);
+      }
+    }
+    if (!any) continue;
+    const int64_t rows = row_end - row_begin, hidden = p.causal ? key - row_begin : -p.keys;
+    if (grad_value != nullptr) {
+      accumulate_key_gradient(width, rows, hidden, m.tiles.probability, s_row,
+                              m.queries.grad_output + row_begin * m.queries.output_row, m.queries.output_row,
+                              p.value_size, grad_value, m.queries.output_row);
+    }
+    if (grad_key != nullptr) {
+      accumulate_key_gradient(width, rows, hidden, m.tiles.logit_gradient, s_row,
+                              m.queries.query + row_begin * query_row, query_row, p.head_size, grad_key, query_row);
+    }
+  }
+}
+
+// dst row r = src row r * factor, in the element type.
+template <typename T>
+inline void store_rows(int64_t rows, int64_t size, const Acc<T>* src, int64_t src_row, Acc<T> factor, T* dst,
+                       int64_t dst_row) {
+  using A = Acc<T>;
+  for (int64_t r = 0; r < rows; ++r) {
+    const A* from = src + r * src_row;
+    T* to = dst + r * dst_row;
+    for_each_vector<A>(size,
+                       [=](int64_t c, int64_t n) TILEWRIGHT_INLINE { store(to + c, load(from + c, n) * factor, n); });
+  }
+}
+
+template <typename A>
+inline void clear(A* data, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes<A>) store(data + i, Vec<A>{});
+}
+
+template <typename T>
+void attention_backward(const AttentionBackwardProblem<T>& problem, const AttentionHead<T>* heads,
+                        const AttentionGradients<T>* gradients, int64_t group, int64_t begin, int64_t end, T* grad_key,
+                        T* grad_value, Acc<T>* scratch) {
+  using A = Acc<T>;
+  const AttentionProblem<T>& p = problem.forward;
+  const BackwardMemory<A> m(p.queries, p.head_size, p.value_size, end - begin, scratch);
+  const int64_t query_row = m.queries.query_row, output_row = m.queries.output_row, block = attention_key_block(p);
+  clear(m.grad_key, (end - begin) * query_row);
+  clear(m.grad_value, (end - begin) * output_row);
+  for (int64_t g = 0; g < group; ++g) {
+    const AttentionGradients<T>& at = gradients[g];
+    const bool wants_query = at.grad_query != nullptr || at.query_part != nullptr;
+    m.queries.prepare(p, heads[g], at.grad_output, problem.grad_output_row, 0, p.queries);
+    if (wants_query) clear(m.grad_query, p.queries * query_row);
+    for (int64_t key = begin; key < end; key += block) {
+      const int64_t n = smaller(block, end - key);
+      m.keys.pack(p, heads[g], key, n);
+      backward_key_block(p, heads[g], m, key, n, wants_query,
+                         grad_key != nullptr ? m.grad_key + (key - begin) * query_row : nullptr,
+                         grad_value != nullptr ? m.grad_value + (key - begin) * output_row : nullptr);
+    }
+    if (at.query_part != nullptr) {
+      store_rows<A>(p.queries, p.head_size, m.grad_query, query_row, A(1), at.query_part, p.head_size);
+    } else if (at.grad_query != nullptr) {
+      store_rows<T>(p.queries, p.head_size, m.grad_query, query_row, p.scale, at.grad_query, problem.grad_query_row);
+    }
+  }
+  // The queries carried scale * log2(e).
+  if (grad_key != nullptr) {
+    store_rows<T>(end - begin, p.head_size, m.grad_key, query_row, static_cast<A>(kLn2),
+                  grad_key + begin * problem.grad_key_row, problem.grad_key_row);
+  }
+  if (grad_value != nullptr) {
+    store_rows<T>(end - begin, p.value_size, m.grad_value, output_row, A(1),
+                  grad_value + begin * problem.grad_value_row, problem.grad_value_row);
+  }
+}
+
+template <typename T>
+void attention_merge_query_parts(const AttentionBackwardProblem<T>& problem, const Acc<T>* parts, int64_t chunks,
+                                 int64_t chunk_stride, T* grad_query) {
+  using A = Acc<T>;
+  const AttentionProblem<T>& p = problem.forward;
+  for (int64_t row = 0; row < p.queries; ++row) {
+    const A* from = parts + row * p.head_size;
+    T* to = grad_query + row * problem.grad_query_row;
+    for_each_vector<A>(p.head_size, [=](int64_t c, int64_t n) TILEWRIGHT_INLINE {
+      Vec<A> sum{};
+      for (int64_t i = 0; i < chunks; ++i) sum += load(from + i * chunk_stride + c, n);
+      store(to + c, sum * p.scale, n);
+    });
+  }
+}
+
+}  // namespace
+}  // namespace tilewright

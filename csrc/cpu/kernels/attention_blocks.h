@@ -1,0 +1,266 @@
+// What the attention kernels share: block sizes, one tile row of a product, and logits with their masks.
+//
+// Logits are in base 2: queries are multiplied with scale * log2(e) while they are copied, so a probability is one
+// exp2. A tile is up to kTileRows queries by up to key_block keys; its logits stay in L1 between the two products.
+#pragma once
+#include "cpu/kernels/gemm.h"
+#include "cpu/kernels/keep_bits.h"
+#include "cpu/kernels/rows.h"
+#include "cpu/kernels/typed_kernels.h"
+
+namespace tilewright {
+namespace {
+
+constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
+constexpr int64_t kMaxKeyBlock = 256;
+// Queries that share a pass over a key block: about 70, so that keys and values come from L2 or L3 once per 70 queries.
+constexpr int64_t kTilesPerBlock = 72 / kTileRows;
+constexpr int64_t kQueryBlock = kTilesPerBlock * kTileRows;
+template <typename A>
+constexpr A kInfinity = static_cast<A>(__builtin_inf());
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+// Keys of a block: one block of keys and values stays in half an L2 of 512 KB or more.
+inline int64_t key_block_of(int64_t head_size, int64_t value_size) {
+  const int64_t size = head_size + value_size;
+  return size <= 256 ? kMaxKeyBlock : size <= 512 ? 128 : 64;
+}
+
+// Row stride of a copied [rows, size] operand: whole tiles, plus a vector so that rows do not all fall into a few cache
+// sets where size is a power of two.
+template <typename A>
+inline int64_t padded_row(int64_t size) {
+  return round_up(size, kTileCols<A>) + kLanes<A>;
+}
+
+// First query of tile t: the queries are cut into equal tiles (see tile_count).
+inline int64_t tile_start(int64_t t, int64_t tiles, int64_t queries) { return queries * t / tiles; }
+
+// One right operand: element (k, n) at data + (n / kTileCols) * panel + k * row + n % kTileCols.
+template <typename A>
+struct RightOperand {
+  const A* data;
+  int64_t row;
+  int64_t panel;
+};
+
+// C[rows, N] (+)= left[rows, K] * right, for at most kTileRows rows.
+template <typename A>
+inline void multiply_tile(int64_t rows, int64_t N, int64_t K, const A* a, int64_t a_row, int64_t a_col,
+                          RightOperand<A> b, A* c, int64_t c_row, bool accumulate) {
+  const GemmTile<A> wide = tile_for_rows<A, kTileVectors>(rows);
+  int64_t col = 0;
+  for (; N - col > kLanes<A>; col += kTileCols<A>, b.data += b.panel) {
+    const int64_t n = N - col < kTileCols<A> ? N - col : kTileCols<A>;
+    wide(K, a, a_row, a_col, b.data, b.row, c + col, c_row, n, accumulate);
+  }
+  if (col < N) {
+    tile_for_rows<A, 1>(rows)(K, a, a_row, a_col, b.data, b.row, c + col, c_row, N - col, accumulate);
+  }
+}
+
+// dst[r][0 ... padded_row) = src row r * factor, zeros behind size.
+template <typename T>
+inline void copy_rows(int64_t rows, int64_t size, const T* src, int64_t src_row, Acc<T> factor, Acc<T>* dst) {
+  using A = Acc<T>;
+  const int64_t dst_row = padded_row<A>(size);
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* from = src + r * src_row;
+    A* to = dst + r * dst_row;
+    int64_t c = 0;
+    for (; c + kLanes<A> <= size; c += kLanes<A>) store(to + c, load(from + c) * factor);
+    if (c < size) {
+      store(to + c, load(from + c, size - c) * factor);
+      c += kLanes<A>;
+    }
+    for (; c < dst_row; c += kLanes<A>) store(to + c, Vec<A>{});
+  }
+}
+
+// v with lanes n and above replaced.
+template <typename A>
+inline Vec<A> first_lanes(Vec<A> v, int64_t n, Vec<A> others) {
+  using Index = decltype(v == v);
+  Index lane;
+  for (int i = 0; i < kLanes<A>; ++i) lane[i] = i;
+  using Lane = __typeof__(lane[0] + lane[0]);
+  return lane < static_cast<Lane>(n) ? v : others;
+}
+
+// --- masks
+// --------------------------------------------------------------------------------------------------------------
+template <typename A>
+struct BoolLanes {
+  typedef uint8_t type __attribute__((vector_size(kLanes<A>)));
+};
+
+// 0 where the mask byte says attend, -Inf elsewhere; lanes n and above are -Inf.
+template <typename A>
+inline Vec<A> load_bool_mask(const uint8_t* mask, int64_t n) {
+  typename BoolLanes<A>::type bytes{};
+  if (n >= kLanes<A>) {
+    __builtin_memcpy(&bytes, mask, sizeof(bytes));
+  } else {
+    __builtin_memcpy(&bytes, mask, static_cast<uint64_t>(n));
+  }
+  using Index = decltype(Vec<A>{} == Vec<A>{});
+  return __builtin_convertvector(bytes, Index) != 0 ? Vec<A>{} : broadcast<A>(-kInfinity<A>);
+}
+
+// logit + mask in base 2. Finite masks stay finite: where a row is masked with the type's lowest value throughout, all
+// its keys weigh the same, as in native.
+template <typename A>
+inline Vec<A> add_to_logit(Vec<A> logit, Vec<A> mask) {
+  constexpr A kLowest = sizeof(A) == 4 ? static_cast<A>(-__FLT_MAX__) : static_cast<A>(-__DBL_MAX__);
+  const Vec<A> masked = broadcast<A>(-kInfinity<A>);
+  const Vec<A> sum = max(broadcast<A>(kLowest), fma(mask, broadcast<A>(static_cast<A>(kLog2E)), logit));
+  return mask == masked ? logit + masked : sum;
+}
+
+template <typename M, typename A>
+inline void mask_logits(A* s, int64_t n, const M* mask, int64_t col) {
+  if (col == 0) {
+    const Vec<A> value = broadcast<A>(load(mask, 1)[0]);
+    for_each_vector<A>(
+        n, [=](int64_t c, int64_t) TILEWRIGHT_INLINE { store(s + c, add_to_logit<A>(load(s + c), value)); });
+    return;
+  }
+  for_each_vector<A>(n, [=](int64_t c, int64_t lanes)
+                            TILEWRIGHT_INLINE { store(s + c, add_to_logit<A>(load(s + c), load(mask + c, lanes))); });
+}
+
+template <typename A>
+inline void mask_logits(A* s, int64_t n, const uint8_t* mask, int64_t col) {
+  if (col == 0) {
+    const Vec<A> value = broadcast<A>(*mask != 0 ? A(0) : -kInfinity<A>);
+    for_each_vector<A>(n, [=](int64_t c, int64_t) TILEWRIGHT_INLINE { store(s + c, load(s + c) + value); });
+    return;
+  }
+  for_each_vector<A>(n, [=](int64_t c, int64_t lanes)
+                            TILEWRIGHT_INLINE { store(s + c, load(s + c) + load_bool_mask<A>(mask + c, lanes)); });
+}
+
+// Some key of the n <= kTileCols is attended to. col = 1.
+template <typename A, typename M>
+inline bool attends_to_any(const M* mask, int64_t n) {
+  if constexpr (sizeof(M) == 1) {
+    uint8_t any = 0;
+    for (int64_t c = 0; c < n; ++c) any |= mask[c];
+    return any != 0;
+  } else {
+    const Vec<A> masked = broadcast<A>(-kInfinity<A>);
+    auto any = masked != masked;
+    for_each_vector<A>(n, [&](int64_t c, int64_t lanes) TILEWRIGHT_INLINE {
+      any |= first_lanes<A>(load(mask + c, lanes), lanes, masked) != masked;
+    });
+    uint64_t words[sizeof(any) / 8], sum = 0;
+    __builtin_memcpy(words, &any, sizeof(any));
+    for (const uint64_t word : words) sum |= word;
+    return sum != 0;
+  }
+}
+
+struct ColumnRange {
+  int64_t begin, end;
+};
+
+// The columns of [0, n), in whole panels, that hold every key some row attends to: padding and windows given as masks
+// are skipped like causal blocks.
+template <typename A, typename M>
+inline ColumnRange attended_columns(const M* mask, int64_t mask_row, int64_t rows, int64_t n) {
+  if (mask_row == 0) rows = 1;
+  const auto panel_attends = [=](int64_t c) TILEWRIGHT_INLINE {
+    for (int64_t r = 0; r < rows; ++r) {
+      if (attends_to_any<A>(mask + r * mask_row + c, smaller(kTileCols<A>, n - c))) return true;
+    }
+    return false;
+  };
+  int64_t begin = 0, last = round_up(n, kTileCols<A>) - kTileCols<A>;
+  while (last >= 0 && !panel_attends(last)) last -= kTileCols<A>;
+  if (last < 0) return {0, 0};
+  while (!panel_attends(begin)) begin += kTileCols<A>;
+  return {begin, smaller(n, last + kTileCols<A>)};
+}
+
+// Calls body(mask pointer of the mask's type at (row, key)).
+template <typename T, typename Body>
+inline TILEWRIGHT_INLINE void with_mask(const AttentionProblem<T>& p, const void* mask, int64_t row, int64_t key,
+                                        const Body& body) {
+  const int64_t offset = row * p.mask_row + key * p.mask_col;
+  switch (p.mask_kind) {
+    case MaskKind::kNone:
+      return;
+    case MaskKind::kBool:
+      return body(static_cast<const uint8_t*>(mask) + offset);
+    case MaskKind::kElement:
+      return body(static_cast<const T*>(mask) + offset);
+    case MaskKind::kAccumulator:
+      return body(static_cast<const Acc<T>*>(mask) + offset);
+  }
+}
+
+// The part of keys [key, key + n) that queries [row, row + rows) have to look at, relative to key.
+template <typename T>
+inline ColumnRange columns_to_visit(const AttentionProblem<T>& p, const void* mask, int64_t row, int64_t rows,
+                                    int64_t key, int64_t n) {
+  if (p.causal) n = smaller(n, row + rows - key);
+  if (n <= 0) return {0, 0};
+  ColumnRange range{0, n};
+  if (p.mask_col == 1) {
+    with_mask(p, mask, row, key, [&](const auto* at) { range = attended_columns<Acc<T>>(at, p.mask_row, rows, n); });
+  }
+  return range;
+}
+
+// Masks the logits s of queries [row, row + rows) and keys [key, key + n); columns from n up to a whole vector become
+// -Inf, so that later loops need no tails.
+template <typename T>
+inline void mask_tile(const AttentionProblem<T>& p, const void* mask, int64_t row, int64_t rows, int64_t key, int64_t n,
+                      Acc<T>* s, int64_t s_row) {
+  using A = Acc<T>;
+  const Vec<A> masked = broadcast<A>(-kInfinity<A>);
+  with_mask(p, mask, row, key, [&](const auto* at) {
+    for (int64_t r = 0; r < rows; ++r) mask_logits(s + r * s_row, n, at + r * p.mask_row, p.mask_col);
+  });
+  if (!p.causal && n % kLanes<A> == 0) return;
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t visible = p.causal ? larger(0, smaller(n, row + r + 1 - key)) : n;
+    A* logits = s + r * s_row;
+    int64_t c = visible / kLanes<A> * kLanes<A>;
+    if (c < visible) {
+      store(logits + c, first_lanes<A>(load(logits + c), visible - c, masked));
+      c += kLanes<A>;
+    }
+    for (; c < n; c += kLanes<A>) store(logits + c, masked);
+  }
+}
+
+// --- dropout
+// ------------------------------------------------------------------------------------------------------------ Keep
+// bits of a tile. Rows that hold all keys follow one another in logical order, so their bits are one run.
+struct TileKeepBits {
+  static constexpr int64_t kRowBytes = kMaxKeyBlock / kDropoutGroup + 1;
+  uint8_t bits[kTileRows * kRowBytes + kKeepBitsPadding];
+  int64_t offset[kTileRows];
+
+  template <typename T>
+  void fill(const AttentionProblem<T>& p, int64_t head, int64_t row, int64_t rows, int64_t key, int64_t n) {
+    const int64_t first = (head * p.queries + row) * p.keys + key;
+    if (n == p.keys) {
+      offset[0] = fill_keep_bits_range(p.rule, first, rows * n, bits);
+      for (int64_t r = 1; r < rows; ++r) offset[r] = offset[0] + r * n;
+      return;
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      // What a row writes behind its end the next row overwrites.
+      offset[r] = 8 * r * kRowBytes + fill_keep_bits_range(p.rule, first + r * p.keys, n, bits + r * kRowBytes);
+    }
+  }
+  uint32_t at(int64_t r, int64_t c) const { return keep_bits(bits, offset[r] + c); }
+};
+
+}  // namespace
+}  // namespace tilewright
