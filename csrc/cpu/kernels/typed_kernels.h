@@ -2,16 +2,19 @@
 // It sees no std header, because the ISA units include it.
 #pragma once
 #include "common/types.h"
+#include "cpu/kernels/conv2d_args.h"
 #include "cpu/kernels/layer_norm_args.h"
 
 // Each family has kernels/<family>.h with a function fill_<family>(TypedKernels<T>&).
-#define TILEWRIGHT_FAMILIES(X) X(layer_norm)
+#define TILEWRIGHT_FAMILIES(X) X(layer_norm) X(conv2d) X(depthwise)
 
 namespace tilewright {
 
 template <typename T>
 struct TypedKernels {
   LayerNormKernels<T> layer_norm;
+  Conv2dKernels<T> conv2d;
+  DepthwiseKernels<T> depthwise;
 };
 
 struct KernelTable {

@@ -1,5 +1,5 @@
 """Fake kernels: what each op returns without computing it (sizes may be symbolic; strides are exact)."""
 
-from . import layer_norm
+from . import conv2d, layer_norm
 
-__all__ = ["layer_norm"]
+__all__ = ["conv2d", "layer_norm"]
