@@ -5,6 +5,7 @@
 #include "cpu/kernels/activation_args.h"
 #include "cpu/kernels/attention_args.h"
 #include "cpu/kernels/batch_norm_args.h"
+#include "cpu/kernels/conv2d_args.h"
 #include "cpu/kernels/dropout_add_layer_norm_args.h"
 #include "cpu/kernels/dropout_args.h"
 #include "cpu/kernels/layer_norm_args.h"
@@ -13,13 +14,13 @@
 #include "cpu/kernels/roofline_args.h"
 
 // Each family has kernels/<family>.h with a function fill_<family>(TypedKernels<T>&).
-#define TILEWRIGHT_FAMILIES(X) X(activation) X(attention) X(batch_norm) X(dropout) X(dropout_add_layer_norm) X(layer_norm) X(masked_scale) X(matmul) X(roofline)
+#define TILEWRIGHT_FAMILIES(X) X(activation) X(attention) X(batch_norm) X(conv2d) X(depthwise) X(dropout) X(dropout_add_layer_norm) X(layer_norm) X(masked_scale) X(matmul) X(roofline)
 
 // Each family has kernels/<family>.h with a function fill_<family>(TypedKernels<T>&).
-#define TILEWRIGHT_FAMILIES(X) X(activation) X(attention) X(batch_norm) X(dropout) X(dropout_add_layer_norm) X(layer_norm) X(masked_scale) X(matmul) X(roofline)
+#define TILEWRIGHT_FAMILIES(X) X(activation) X(attention) X(batch_norm) X(conv2d) X(depthwise) X(dropout) X(dropout_add_layer_norm) X(layer_norm) X(masked_scale) X(matmul) X(roofline)
 
 // Each family has kernels/<family>.h with a function fill_<family>(TypedKernels<T>&).
-#define TILEWRIGHT_FAMILIES(X) X(activation) X(attention) X(batch_norm) X(dropout) X(dropout_add_layer_norm) X(layer_norm) X(masked_scale) X(matmul) X(roofline)
+#define TILEWRIGHT_FAMILIES(X) X(activation) X(attention) X(batch_norm) X(conv2d) X(depthwise) X(dropout) X(dropout_add_layer_norm) X(layer_norm) X(masked_scale) X(matmul) X(roofline)
 
 namespace tilewright {
 
@@ -28,6 +29,8 @@ struct TypedKernels {
   ActivationKernels<T> activation;
   AttentionKernels<T> attention;
   BatchNormKernels<T> batch_norm;
+  Conv2dKernels<T> conv2d;
+  DepthwiseKernels<T> depthwise;
   DropoutAddLayerNormKernels<T> dropout_add_layer_norm;
   DropoutKernels<T> dropout;
   LayerNormKernels<T> layer_norm;

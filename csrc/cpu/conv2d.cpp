@@ -1,0 +1,137 @@
+// conv2d on the CPU: brings the tensors into one memory format, then depthwise or dense kernels do the work.
+#include "ops/conv2d.h"
+
+#include <ATen/ops/index_select.h>
+#include <ATen/ops/repeat_interleave.h>
+#include <ATen/ops/tensor.h>
+
+#include "cpu/conv2d_depthwise.h"
+
+namespace tilewright {
+namespace {
+
+constexpr auto kPlanes = at::MemoryFormat::Contiguous;
+
+// Readable by the kernels of the format without a copy: its innermost dimension has stride 1.
+Tensor in_format(const Tensor& tensor, at::MemoryFormat format) {
+  const int64_t inner = format == kPlanes ? 3 : 1;
+  return tensor.stride(inner) == 1 ? tensor : tensor.contiguous(format);
+}
+
+// Weights contiguous in one format or the other: both are packed without a copy.
+struct DenseWeight {
+  Tensor tensor;
+  bool channels_last;
+};
+DenseWeight dense_weight(const Tensor& weight) {
+  const bool last = !weight.is_contiguous() && weight.is_contiguous(at::MemoryFormat::ChannelsLast);
+  return {last ? weight : weight.contiguous(), last};
+}
+
+// Groups of few filters fill a vector of pixels, not one of filters: such channels_last images are worked on as planes.
+bool prefers_planes(const Conv2dShape& shape) {
+  constexpr int64_t kFewFilters = 16;
+  return shape.format != kPlanes && shape.groups > 1 && !is_depthwise(shape) &&
+         std::max(shape.filters, shape.channels) / shape.groups < kFewFilters;
+}
+
+Tensor conv2d_forward_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias_opt,
+                          at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                          bool relu, const OptionalTensor& residual_opt) {
+  const Tensor bias_in = value_or_undefined(bias_opt), residual_in = value_or_undefined(residual_opt);
+  Conv2dShape shape = check_conv2d(input, weight, bias_in, stride, padding, dilation, groups);
+  const auto dtype = input.scalar_type();
+  const std::array<int64_t, 4> size{shape.images, shape.filters, shape.out[0], shape.out[1]};
+  TORCH_CHECK(!residual_in.defined() || (residual_in.sizes().equals(size) && residual_in.scalar_type() == dtype),
+              "conv2d_act: residual must have the convolution's shape ", at::IntArrayRef(size), " and dtype ", dtype,
+              ", got ", residual_in.sizes(), " and ", residual_in.scalar_type());
+  if (shape.empty()) return at::empty(size, input.options());
+  const auto result_format = shape.format;
+  if (prefers_planes(shape)) shape.format = kPlanes;
+
+  Tensor output = at::empty(size, input.options().memory_format(shape.format));
+  const Tensor x = in_format(input, shape.format);
+  const Tensor bias = as_accumulator(bias_in, dtype);
+  // The kernels read the residual at the output's offsets.
+  const Tensor residual = residual_in.defined() ? residual_in.contiguous(shape.format) : residual_in;
+  dispatch_floating(dtype, "conv2d", [&](auto element) {
+    using T = decltype(element);
+    if (is_depthwise(shape)) return depthwise_forward<T>(shape, x, weight, bias, residual, relu, output);
+    const auto [packed_from, weight_last] = dense_weight(weight);
+    dense_forward<T>(shape, x, packed_from, weight_last, bias, residual, relu, output);
+  });
+  return output.contiguous(result_format);
+}
+
+Tensor input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight) {
+  const bool depthwise = is_depthwise(shape);
+  // Where the kernel skips pixels, their gradient is 0.
+  bool every_pixel = true;
+  for (const GradientClass& part : gradient_classes(shape)) every_pixel = every_pixel && part.taps() > 0;
+  const std::array<int64_t, 4> size{shape.images, depthwise ? shape.filters : shape.channels, shape.height,
+                                    shape.width};
+  Tensor dx = at::empty(size, dy.options().memory_format(shape.format));
+  if (!every_pixel) dx.zero_();
+  dispatch_floating(dy.scalar_type(), "conv2d_backward", [&](auto element) {
+    using T = decltype(element);
+    if (depthwise) return depthwise_input_grad<T>(shape, dy, weight, dx);
+    const auto [packed_from, weight_last] = dense_weight(weight);
+    dense_input_grad<T>(shape, dy, packed_from, weight_last, dx);
+  });
+  if (size[1] == shape.channels) return dx;
+  const auto sums = accumulation_dtype(dy.scalar_type());
+  return dx.view({shape.images, shape.channels, -1, shape.height, shape.width})
+      .sum(2, /*keepdim=*/false, sums)
+      .to(dy.scalar_type())
+      .contiguous(shape.format);
+}
+
+Tensor weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& weight) {
+  Tensor dweight = at::empty(weight.sizes(), weight.options().memory_format(shape.format));
+  dispatch_floating(dy.scalar_type(), "conv2d_backward", [&](auto element) {
+    using T = decltype(element);
+    if (is_depthwise(shape)) {
+      dweight.copy_(depthwise_weight_grad<T>(shape, dy, x).reshape(weight.sizes()));
+    } else {
+      dense_weight_grad<T>(shape, dy, x, dweight);
+    }
+  });
+  return dweight;
+}
+
+std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output, const Tensor& input,
+                                                       const Tensor& weight, at::IntArrayRef stride,
+                                                       at::IntArrayRef padding, at::IntArrayRef dilation,
+                                                       int64_t groups, std::array<bool, 3> output_mask) {
+  Conv2dShape shape = check_conv2d(input, weight, Tensor(), stride, padding, dilation, groups);
+  const std::array<int64_t, 4> size{shape.images, shape.filters, shape.out[0], shape.out[1]};
+  TORCH_CHECK(grad_output.sizes().equals(size) && grad_output.scalar_type() == input.scalar_type(),
+              "conv2d_backward: grad_output must have the output's shape ", at::IntArrayRef(size), " and dtype ",
+              input.scalar_type(), ", got ", grad_output.sizes(), " and ", grad_output.scalar_type());
+  const auto result_format = shape.format;
+  Tensor dx, dweight, dbias;
+  if (shape.empty()) {
+    if (output_mask[0]) dx = at::zeros(input.sizes(), input.options());
+    if (output_mask[1]) dweight = at::zeros_like(weight);
+    if (output_mask[2]) dbias = at::zeros({shape.filters}, weight.options());
+    return {dx, dweight, dbias};
+  }
+  if (prefers_planes(shape)) shape.format = kPlanes;
+  const Tensor dy = in_format(grad_output, shape.format);
+  if (output_mask[0]) dx = input_grad(shape, dy, weight).contiguous(result_format);
+  if (output_mask[1]) dweight = weight_grad(shape, dy, in_format(input, shape.format), weight).contiguous(result_format);
+  if (output_mask[2]) {
+    dispatch_floating(dy.scalar_type(), "conv2d_backward", [&](auto element) {
+      dbias = bias_grad<decltype(element)>(shape, dy).to(weight.scalar_type());
+    });
+  }
+  return {dx, dweight, dbias};
+}
+
+}  // namespace
+}  // namespace tilewright
+
+TORCH_LIBRARY_IMPL(tilewright, CPU, m) {
+  m.impl("conv2d_forward", tilewright::conv2d_forward_cpu);
+  m.impl("conv2d_backward", tilewright::conv2d_backward_cpu);
+}

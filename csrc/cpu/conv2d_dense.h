@@ -1,0 +1,234 @@
+// Dense and grouped convolution on the CPU: packs the weights, cuts pixels and filters into work items, runs them on
+// torch's threads. Only the weights' gradient sums over items; its cut depends on the shape alone.
+#pragma once
+#include <ATen/ops/sum.h>
+
+#include "cpu/conv2d_windows.h"
+#include "cpu/scratch.h"
+
+namespace tilewright {
+
+constexpr int kConvScratchSlot = 2;
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <typename T>
+Acc<T>* conv_scratch() {
+  return static_cast<Acc<T>*>(thread_scratch(kConvScratchSlot, kConvScratchElements * sizeof(Acc<T>)));
+}
+
+// A stretch cut into equal pieces whose ends are multiples of unit.
+struct Cut {
+  int64_t size, pieces, unit;
+  int64_t at(int64_t piece) const {
+    return std::min(size, divide_up(divide_up(size, unit) * piece, pieces) * unit);
+  }
+};
+
+// Pixels of all images, in blocks no larger than one kernel call takes. A large plane keeps its blocks to itself, so that
+// they are written in place; small images share blocks, so that tiles stay full.
+struct PixelCut {
+  int64_t per_image, images, block, blocks_per_image;
+  PixelCut(ConvOrder order, const ConvWindow& window, int64_t image_count)
+      : per_image(window.height * window.width), images(image_count) {
+    constexpr int64_t kLargePlane = 512;
+    const bool rows = order == ConvOrder::kTapsOuter;
+    if (rows || per_image < kLargePlane) {
+      per_image *= images;
+      images = 1;
+    }
+    const int64_t largest = rows ? kConvBlockPixels : kConvBlockColumns, unit = rows ? 1 : 32;
+    block = std::min(largest, divide_up(divide_up(per_image, divide_up(per_image, largest)), unit) * unit);
+    blocks_per_image = divide_up(per_image, block);
+  }
+  int64_t count() const { return images * blocks_per_image; }
+  int64_t begin(int64_t i) const { return i / blocks_per_image * per_image + i % blocks_per_image * block; }
+  int64_t end(int64_t i) const {
+    return i / blocks_per_image * per_image + std::min(per_image, (i % blocks_per_image + 1) * block);
+  }
+};
+
+// Packs the weights of all groups: [group][panel][k][kernel.panel].
+template <typename T>
+Tensor pack_conv_weights(const WeightLayout& layout, const T* data, int64_t group_stride, int64_t groups, int64_t K,
+                         const at::TensorOptions& options) {
+  const auto& kernel = kernels<T>().conv2d;
+  const int64_t panels = divide_up(layout.filters, kernel.panel), size = panels * kernel.panel * K;
+  Tensor packed = at::empty({groups * size}, options);
+  Acc<T>* out = mutable_data<Acc<T>>(packed);
+  parallel_for_cost(groups * panels, kernel.panel * K, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t group = i / panels, panel = i % panels;
+      kernel.pack_weights(layout.at(data + group * group_stride), K, panel, panel + 1, out + group * size);
+    }
+  });
+  return packed;
+}
+
+// out = conv(in) for all groups. args holds group 0's pointers; the next group's lie the given steps further.
+struct GroupSteps {
+  int64_t in, out, filters;
+};
+
+template <typename T>
+void run_conv_gemm(const ConvGemmArgs<T>& first, int64_t groups, const GroupSteps& steps) {
+  const auto& kernel = kernels<T>().conv2d;
+  const int64_t K = first.window.rows * first.window.cols * first.channels;
+  const PixelCut pixels(first.order, first.window, first.images);
+  // Enough items for many threads, though every cut of the filters packs the patches again.
+  constexpr int64_t kItems = 16, kFewestFilters = 64;
+  const int64_t wanted = std::min(divide_up(kItems, groups * pixels.count()), divide_up(first.filters, kFewestFilters));
+  const Cut filters{first.filters, std::max(divide_up(first.filters, kConvBlockFilters), wanted), kernel.panel};
+  const int64_t group_weights = divide_up(first.filters, kernel.panel) * kernel.panel * K;
+  const int64_t items = groups * pixels.count() * filters.pieces;
+  // Two flops in a register tile take a thirtieth of the time of an element read.
+  const int64_t cost = pixels.block * divide_up(first.filters, filters.pieces) * K / 32;
+  parallel_for_cost(items, cost, [&](int64_t begin, int64_t end) {
+    Acc<T>* scratch = conv_scratch<T>();
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t block = i % pixels.count(), piece = i / pixels.count() % filters.pieces;
+      const int64_t group = i / pixels.count() / filters.pieces;
+      ConvGemmArgs<T> args = first;
+      args.in.data += group * steps.in;
+      args.out.data += group * steps.out;
+      if (args.residual != nullptr) args.residual += group * steps.out;
+      if (args.bias != nullptr) args.bias += group * steps.filters;
+      args.weight += group * group_weights;
+      kernel.gemm(args, pixels.begin(block), pixels.end(block), filters.at(piece), filters.at(piece + 1), scratch);
+    }
+  });
+}
+
+inline ConvOrder order_of(const Conv2dShape& shape) {
+  return shape.format == at::MemoryFormat::ChannelsLast ? ConvOrder::kTapsOuter : ConvOrder::kChannelsOuter;
+}
+
+template <typename T>
+void dense_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& weight, bool weight_last,
+                   const Tensor& bias, const Tensor& residual, bool relu, const Tensor& output) {
+  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
+  const int64_t K = C * shape.kernel[0] * shape.kernel[1];
+  const WeightLayout layout = forward_weights(shape, weight_last, order_of(shape));
+  const Tensor packed = pack_conv_weights(layout, const_data<T>(weight), F * K, shape.groups, K,
+                                          x.options().dtype(accumulation_dtype(x.scalar_type())));
+  ConvGemmArgs<T> args{images_of(x, const_data<T>(x), 0, shape.format),
+                       images_of(output, mutable_data<T>(output), 0, shape.format),
+                       forward_window(shape),
+                       order_of(shape),
+                       shape.images,
+                       C,
+                       F,
+                       const_data<Acc<T>>(packed),
+                       const_data<Acc<T>>(bias),
+                       const_data<T>(residual),
+                       relu};
+  const GroupSteps steps{C * args.in.c_stride, F * args.out.c_stride, F};
+  join_rows(args.in, args.out, args.window);
+  run_conv_gemm(args, shape.groups, steps);
+}
+
+template <typename T>
+void dense_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight, bool weight_last,
+                      const Tensor& dx) {
+  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
+  const int64_t group_weights = F * C * shape.kernel[0] * shape.kernel[1];
+  for (const GradientClass& part : gradient_classes(shape)) {
+    if (part.taps() == 0) continue;  // dx is zero there
+    const int64_t K = part.taps() * F;
+    const WeightLayout layout = gradient_weights(shape, part, weight_last, order_of(shape));
+    const Tensor packed = pack_conv_weights(layout, const_data<T>(weight), group_weights, shape.groups, K,
+                                            dy.options().dtype(accumulation_dtype(dy.scalar_type())));
+    const auto out = images_of(dx, mutable_data<T>(dx), 0, shape.format);
+    ConvGemmArgs<T> args{images_of(dy, const_data<T>(dy), 0, shape.format),
+                         every_nth(out, part.y.residue, part.x.residue, shape.stride[0], shape.stride[1]),
+                         part.window(),
+                         order_of(shape),
+                         shape.images,
+                         F,
+                         C,
+                         const_data<Acc<T>>(packed),
+                         nullptr,
+                         nullptr,
+                         false};
+    args.out.height = part.y.pixels;
+    args.out.width = part.x.pixels;
+    const GroupSteps steps{F * args.in.c_stride, C * args.out.c_stride, C};
+    join_rows(args.in, args.out, args.window);
+    run_conv_gemm(args, shape.groups, steps);
+  }
+}
+
+template <typename T>
+void dense_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& dweight) {
+  const auto& kernel = kernels<T>().conv2d;
+  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups, groups = shape.groups;
+  const int64_t K = C * shape.kernel[0] * shape.kernel[1], pixels = shape.images * shape.out[0] * shape.out[1];
+  const int64_t stride = divide_up(F, kernel.panel) * kernel.panel;
+  const Cut ks{K, divide_up(K, kConvBlockK), 1};
+  const Cut filters{F, divide_up(F, kConvBlockFilters), kernel.panel};
+  // Chunks of pixels only where the blocks of the result are too few for many threads.
+  constexpr int64_t kItems = 16;
+  const int64_t blocks = groups * ks.pieces * filters.pieces;
+  const Cut chunks{pixels, std::min(divide_up(kItems, blocks), divide_up(pixels, kConvGradPixels)), 1};
+  Tensor sums = at::empty({groups, chunks.pieces, K, stride}, x.options().dtype(accumulation_dtype(x.scalar_type())));
+  ConvWeightGradArgs<T> first{images_of(x, const_data<T>(x), 0, shape.format),
+                              images_of(dy, const_data<T>(dy), 0, shape.format),
+                              forward_window(shape),
+                              order_of(shape),
+                              shape.images,
+                              C,
+                              F,
+                              mutable_data<Acc<T>>(sums),
+                              stride};
+  const GroupSteps steps{C * first.in.c_stride, F * first.grad.c_stride, F};
+  join_rows(first.in, first.grad, first.window);
+  join_rows(first.grad);
+  const int64_t cost = pixels / chunks.pieces * (K / ks.pieces + 1) * (F / filters.pieces + 1) / 32;
+  parallel_for_cost(blocks * chunks.pieces, cost, [&](int64_t begin, int64_t end) {
+    Acc<T>* scratch = conv_scratch<T>();
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t filter = i % filters.pieces, k = i / filters.pieces % ks.pieces;
+      const int64_t chunk = i / filters.pieces / ks.pieces % chunks.pieces;
+      const int64_t group = i / filters.pieces / ks.pieces / chunks.pieces;
+      ConvWeightGradArgs<T> args = first;
+      args.in.data += group * steps.in;
+      args.grad.data += group * steps.out;
+      args.sums += (group * chunks.pieces + chunk) * K * stride;
+      kernel.weight_grad(args, chunks.at(chunk), chunks.at(chunk + 1), ks.at(k), ks.at(k + 1), filters.at(filter),
+                         filters.at(filter + 1), scratch);
+    }
+  });
+  const WeightLayout layout = forward_weights(shape, shape.format == at::MemoryFormat::ChannelsLast, first.order);
+  const Cut parts{F, divide_up(F, kernel.panel), kernel.panel};
+  parallel_for_cost(groups * parts.pieces, K * kernel.panel * chunks.pieces, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t group = i / parts.pieces, part = i % parts.pieces;
+      kernel.unpack_weights(layout.at(mutable_data<T>(dweight) + group * F * K), K,
+                            const_data<Acc<T>>(sums) + group * chunks.pieces * K * stride, stride, chunks.pieces,
+                            parts.at(part), parts.at(part + 1));
+    }
+  });
+}
+
+// In the accumulation type.
+template <typename T>
+Tensor bias_grad(const Conv2dShape& shape, const Tensor& dy) {
+  auto grad = images_of(dy, const_data<T>(dy), 0, shape.format);
+  join_rows(grad);
+  const int64_t pixels = shape.images * shape.out[0] * shape.out[1], F = shape.filters;
+  constexpr int64_t kChunks = 16, kFilters = 64, kMinElements = 16384;
+  const Cut chunks{pixels, std::min(kChunks, divide_up(pixels * F, kMinElements)), 1};
+  const Cut filters{F, divide_up(F, kFilters), kFilters};
+  Tensor sums = at::empty({chunks.pieces, F}, dy.options().dtype(accumulation_dtype(dy.scalar_type())));
+  parallel_for_cost(chunks.pieces * filters.pieces, pixels * F / chunks.pieces / filters.pieces,
+                    [&](int64_t begin, int64_t end) {
+                      for (int64_t i = begin; i < end; ++i) {
+                        const int64_t chunk = i / filters.pieces, part = i % filters.pieces;
+                        kernels<T>().conv2d.bias_grad(grad, chunks.at(chunk), chunks.at(chunk + 1), filters.at(part),
+                                                      filters.at(part + 1), mutable_data<Acc<T>>(sums) + chunk * F);
+                      }
+                    });
+  return chunks.pieces > 1 ? sums.sum(0) : sums[0];
+}
+
+}  // namespace tilewright

@@ -1,0 +1,148 @@
+// Depthwise convolution on the CPU (kernels/depthwise.h): rows of all images over threads for channels_last, planes for
+// contiguous images.
+#pragma once
+#include "cpu/conv2d_dense.h"
+
+namespace tilewright {
+
+inline bool is_depthwise(const Conv2dShape& shape) { return shape.groups == shape.channels && shape.groups > 1; }
+
+// Rows of the output per block, so that what a block reads stays in L1 or close by.
+template <typename T>
+int64_t plane_rows(const ConvWindow& window) {
+  constexpr int64_t kElements = 16384, kFewestRows = 4;
+  int64_t rows = window.height;
+  while (rows > kFewestRows && kernels<T>().depthwise.planes_scratch(window, rows) > kElements) rows = divide_up(rows, 2);
+  return rows;
+}
+
+template <typename T>
+Acc<T>* plane_scratch(const ConvWindow& window, int64_t rows) {
+  const int64_t elements = kernels<T>().depthwise.planes_scratch(window, rows);
+  return static_cast<Acc<T>*>(thread_scratch(kConvScratchSlot, elements * sizeof(Acc<T>)));
+}
+
+template <typename T>
+void run_planes(const ConvDepthwiseArgs<T>& args) {
+  const int64_t planes = args.images * args.channels * args.multiplier, rows = plane_rows<T>(args.window);
+  const int64_t blocks = divide_up(args.window.height, rows);
+  const int64_t cost = rows * args.window.width * (args.window.rows * args.window.cols + 4) / 8;
+  parallel_for_cost(planes * blocks, cost, [&](int64_t begin, int64_t end) {
+    Acc<T>* scratch = plane_scratch<T>(args.window, rows);
+    while (begin < end) {
+      const int64_t block = begin / planes, plane = begin % planes, count = std::min(planes - plane, end - begin);
+      kernels<T>().depthwise.planes(args, plane, plane + count, block * rows,
+                                    std::min(args.window.height, (block + 1) * rows), scratch);
+      begin += count;
+    }
+  });
+}
+
+template <typename T>
+void run_last(const ConvDepthwiseArgs<T>& args) {
+  const int64_t cost = args.window.width * args.channels * (args.window.rows * args.window.cols + 4) / 8;
+  parallel_for_cost(args.images * args.window.height, cost,
+                    [&](int64_t begin, int64_t end) { kernels<T>().depthwise.last(args, begin, end); });
+}
+
+// Weights [filters, taps] in the accumulation type, as the kernel of this format reads them; `taps` selects and orders.
+inline Tensor depthwise_weights(const Conv2dShape& shape, const Tensor& weight, const std::vector<int64_t>& taps) {
+  const auto dtype = weight.scalar_type();
+  Tensor flat = as_accumulator(weight, dtype).view({shape.filters, -1});
+  if (!taps.empty()) flat = flat.index_select(1, at::tensor(taps));
+  return shape.format == at::MemoryFormat::ChannelsLast ? flat.t().contiguous() : flat;
+}
+
+// Every channel once per filter that reads it: [N, C, H, W] -> [N, C * multiplier, H, W].
+inline Tensor repeat_channels(const Conv2dShape& shape, const Tensor& x) {
+  const int64_t multiplier = shape.filters / shape.channels;
+  return multiplier == 1 ? x : x.repeat_interleave(multiplier, 1).contiguous(shape.format);
+}
+
+template <typename T>
+void depthwise_forward(const Conv2dShape& shape, const Tensor& x_in, const Tensor& weight_in, const Tensor& bias,
+                       const Tensor& residual, bool relu, const Tensor& output) {
+  const bool last = shape.format == at::MemoryFormat::ChannelsLast;
+  const Tensor x = last ? repeat_channels(shape, x_in) : x_in;
+  const Tensor weight = depthwise_weights(shape, weight_in, {});
+  const int64_t multiplier = last ? 1 : shape.filters / shape.channels;
+  const ConvDepthwiseArgs<T> args{images_of(x, const_data<T>(x), 0, shape.format),
+                                  images_of(output, mutable_data<T>(output), 0, shape.format),
+                                  forward_window(shape),
+                                  shape.images,
+                                  shape.filters / multiplier,
+                                  multiplier,
+                                  const_data<Acc<T>>(weight),
+                                  const_data<Acc<T>>(bias),
+                                  const_data<T>(residual),
+                                  relu};
+  last ? run_last(args) : run_planes(args);
+}
+
+// dx of [N, filters, H, W]: one plane per filter; the caller sums those of one channel.
+template <typename T>
+void depthwise_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight_in, const Tensor& dx) {
+  const bool last = shape.format == at::MemoryFormat::ChannelsLast;
+  for (const GradientClass& part : gradient_classes(shape)) {
+    if (part.taps() == 0) continue;  // dx is zero there
+    std::vector<int64_t> taps;
+    for (int64_t i = 0; i < part.y.count; ++i) {
+      for (int64_t j = 0; j < part.x.count; ++j) {
+        taps.push_back(part.y.kernel_index(i) * shape.kernel[1] + part.x.kernel_index(j));
+      }
+    }
+    const Tensor weight = depthwise_weights(shape, weight_in, taps);
+    const auto out = images_of(dx, mutable_data<T>(dx), 0, shape.format);
+    const ConvDepthwiseArgs<T> args{images_of(dy, const_data<T>(dy), 0, shape.format),
+                                    every_nth(out, part.y.residue, part.x.residue, shape.stride[0], shape.stride[1]),
+                                    part.window(),
+                                    shape.images,
+                                    shape.filters,
+                                    1,
+                                    const_data<Acc<T>>(weight),
+                                    nullptr,
+                                    nullptr,
+                                    false};
+    last ? run_last(args) : run_planes(args);
+  }
+}
+
+// [filters, taps] in the accumulation type.
+template <typename T>
+Tensor depthwise_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x_in) {
+  const bool last = shape.format == at::MemoryFormat::ChannelsLast;
+  const Tensor x = last ? repeat_channels(shape, x_in) : x_in;
+  const int64_t multiplier = last ? 1 : shape.filters / shape.channels, taps = shape.kernel[0] * shape.kernel[1];
+  ConvDepthwiseGradArgs<T> args{images_of(x, const_data<T>(x), 0, shape.format),
+                                images_of(dy, const_data<T>(dy), 0, shape.format),
+                                forward_window(shape),
+                                shape.images,
+                                shape.filters / multiplier,
+                                multiplier,
+                                nullptr};
+  const auto options = dy.options().dtype(accumulation_dtype(dy.scalar_type()));
+  const int64_t row_cost = args.window.width * (taps + 4) / 8;
+  if (!last) {
+    Tensor sums = at::zeros({shape.filters, taps}, options);
+    args.sums = mutable_data<Acc<T>>(sums);
+    const int64_t rows = plane_rows<T>(args.window);
+    parallel_for_cost(shape.filters, shape.images * args.window.height * row_cost, [&](int64_t begin, int64_t end) {
+      kernels<T>().depthwise.planes_weight_grad(args, begin, end, rows, plane_scratch<T>(args.window, rows));
+    });
+    return sums;
+  }
+  constexpr int64_t kChunks = 16, kMinElements = 16384;
+  const int64_t rows = shape.images * args.window.height, elements = rows * args.window.width * shape.filters;
+  const Cut chunks{rows, std::min({kChunks, rows, divide_up(elements, kMinElements)}), 1};
+  Tensor sums = at::zeros({chunks.pieces, taps, shape.filters}, options);
+  parallel_for_cost(chunks.pieces, rows / chunks.pieces * shape.filters * row_cost, [&](int64_t begin, int64_t end) {
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      ConvDepthwiseGradArgs<T> part = args;
+      part.sums = mutable_data<Acc<T>>(sums) + chunk * taps * shape.filters;
+      kernels<T>().depthwise.last_weight_grad(part, chunks.at(chunk), chunks.at(chunk + 1));
+    }
+  });
+  return (chunks.pieces > 1 ? sums.sum(0) : sums[0]).t();
+}
+
+}  // namespace tilewright

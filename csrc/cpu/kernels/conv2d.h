@@ -1,0 +1,251 @@
+// Convolution as a product of patches and weights, one core's share at a time.
+//
+//   channels_last   out[pixel, f] = patches[pixel, k] * weights[k, f]       patches are the left operand
+//   planes          out[f, pixel] = weights[f, k] * patches[k, pixel]       patches are the right operand
+//   weight grad     sums[k, f]    = patches[k, pixel] * dy[pixel, f]        in both formats
+// so no image is ever transposed. Patches are packed block by block (conv2d_pack.h); the same product with other windows
+// and weights is the data gradient. Sums run over k in blocks of kConvBlockK in order: the result does not depend on how
+// pixels and filters were cut.
+#pragma once
+#include "cpu/kernels/conv2d_pack.h"
+#include "cpu/kernels/typed_kernels.h"
+
+namespace tilewright {
+namespace {
+
+// Equal blocks of at most kConvBlockK; one empty block where no tap reaches (the product is then zeros).
+inline int64_t k_block_count(int64_t K) { return larger(1, (K + kConvBlockK - 1) / kConvBlockK); }
+
+// v = act(block + bias + residual), stored as T. Rows of n elements, contiguous in the block; the element stride of out
+// may be larger (strided data gradients).
+template <typename T>
+inline void finish_row(const Acc<T>* block, int64_t n, const Acc<T>* bias, Acc<T> row_bias, const T* residual,
+                       bool relu, T* out, int64_t out_stride) {
+  using A = Acc<T>;
+  const auto value = [=](int64_t i, int64_t width) TILEWRIGHT_INLINE {
+    Vec<A> v = load(block + i, width) + row_bias;
+    if (bias != nullptr) v += load(bias + i, width);
+    if (residual != nullptr) v += load(residual + i, width);
+    return relu ? (v < Vec<A>{} ? Vec<A>{} : v) : v;  // NaN stays NaN
+  };
+  if (out_stride == 1) {
+    return for_each_vector<A>(n, [&](int64_t i, int64_t width) TILEWRIGHT_INLINE { store(out + i, value(i, width), width); });
+  }
+  for_each_vector<A>(n, [&](int64_t i, int64_t width) TILEWRIGHT_INLINE {
+    T lanes[kLanes<A>];
+    store(lanes, value(i, width));
+    for (int64_t j = 0; j < width; ++j) out[(i + j) * out_stride] = lanes[j];
+  });
+}
+
+// Calls body(offset of the first pixel in the images, first pixel in the block, pixels) for every piece of one row.
+template <typename T, typename Body>
+inline void for_each_pixel_run(const ConvImages<T>& images, const ConvWindow& window, int64_t pixel, int64_t count,
+                               const Body& body) {
+  int64_t x = pixel % window.width, y = pixel / window.width % window.height;
+  int64_t n = pixel / (window.width * window.height);
+  for (int64_t at = 0; at < count;) {
+    const int64_t length = smaller(window.width - x, count - at);
+    body(n * images.n_stride + y * images.y_stride + x * images.x_stride, at, length);
+    at += length;
+    x = 0;
+    if (++y == window.height) {
+      y = 0;
+      ++n;
+    }
+  }
+}
+
+// Pixels as rows: channels_last.
+template <typename T>
+void conv_gemm_rows(const ConvGemmArgs<T>& args, int64_t pixel, int64_t pixels, int64_t filter, int64_t filters,
+                    Acc<T>* scratch) {
+  using A = Acc<T>;
+  const ConvWindow& window = args.window;
+  const ConvImages<const T>& in = args.in;
+  const ConvImages<T>& out = args.out;
+  const int64_t K = window.rows * window.cols * args.channels, blocks = k_block_count(K);
+  constexpr int64_t kRow = kConvBlockK + kConvPatchPadding;
+  A* patches = scratch;
+  A* block = scratch + kConvBlockPixels * kRow;
+  int64_t block_row = kConvBlockFilters;
+  bool direct = false, in_place = false;
+  const A* source = nullptr;
+  if constexpr (sizeof(T) == sizeof(A)) {
+    // Pixels evenly spaced through all images: the product is written where it belongs.
+    direct = out.y_stride == out.x_stride * window.width && out.n_stride == out.y_stride * window.height;
+    if (direct) {
+      block = out.data + pixel * out.x_stride + filter;
+      block_row = out.x_stride;
+    }
+    // 1x1 with stride 1: the image is the patch matrix. Rows a multiple of 1 KB apart would share few L1 sets.
+    in_place = window.rows * window.cols == 1 && window.stride_x == 1 && window.stride_y == 1 && window.first_x == 0 &&
+               window.first_y == 0 && window.width == in.width && in.y_stride == in.x_stride * in.width &&
+               in.n_stride == in.y_stride * in.height && window.height == in.height && in.x_stride % 256 != 0;
+    source = in.data + pixel * in.x_stride;
+  }
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t k = K * b / blocks, k_count = K * (b + 1) / blocks - k;
+    if (!in_place) pack_patch_rows(in, window, args.channels, pixel, pixels, k, k + k_count, patches, kRow);
+    const A* left = in_place ? source + k : patches;
+    const int64_t left_row = in_place ? in.x_stride : kRow;
+    for (int64_t f = 0; f < filters; f += kTileCols<A>) {
+      gemm_panels(pixels, smaller(filters - f, kTileCols<A>), k_count, left, left_row, 1,
+                  args.weight + (filter + f) * K + k * kTileCols<A>, block + f, block_row, b > 0);
+    }
+  }
+  if (direct && args.bias == nullptr && args.residual == nullptr && !args.relu) return;
+  const A* bias = args.bias != nullptr ? args.bias + filter : nullptr;
+  for_each_pixel_run(out, window, pixel, pixels, [&](int64_t offset, int64_t at, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t place = offset + i * out.x_stride + filter;
+      const T* residual = args.residual != nullptr ? args.residual + place : nullptr;
+      finish_row(block + (at + i) * block_row, filters, bias, A(0), residual, args.relu, out.data + place, 1);
+    }
+  });
+}
+
+// Pixels as columns: planes.
+template <typename T>
+void conv_gemm_columns(const ConvGemmArgs<T>& args, int64_t pixel, int64_t pixels, int64_t filter, int64_t filters,
+                       Acc<T>* scratch) {
+  using A = Acc<T>;
+  const ConvWindow& window = args.window;
+  const ConvImages<T>& out = args.out;
+  const int64_t K = window.rows * window.cols * args.channels, blocks = k_block_count(K);
+  A* panels = scratch;
+  A* block = scratch + kConvBlockColumns * kConvBlockK;
+  int64_t block_row = kConvBlockColumns;
+  bool direct = false;
+  if constexpr (sizeof(T) == sizeof(A)) {
+    const int64_t plane = window.width * window.height, at = pixel % plane;
+    direct = out.x_stride == 1 && out.y_stride == window.width && at + pixels <= plane;
+    if (direct) {
+      block = out.data + pixel / plane * out.n_stride + filter * out.c_stride + at;
+      block_row = out.c_stride;
+    }
+  }
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t k = K * b / blocks, k_count = K * (b + 1) / blocks - k;
+    for (int64_t p = 0; p < pixels; p += kTileCols<A>) {
+      pack_patch_columns(args.in, window, pixel + p, smaller(pixels - p, kTileCols<A>), kTileCols<A>, k, k + k_count,
+                         panels + p * k_count, kTileCols<A>);
+    }
+    for (int64_t f = 0; f < filters; f += kTileCols<A>) {
+      gemm_panels(smaller(filters - f, kTileCols<A>), pixels, k_count,
+                  args.weight + (filter + f) * K + k * kTileCols<A>, int64_t{1}, kTileCols<A>, panels,
+                  block + f * block_row, block_row, b > 0);
+    }
+  }
+  if (direct && args.bias == nullptr && args.residual == nullptr && !args.relu) return;
+  for_each_pixel_run(out, window, pixel, pixels, [&](int64_t offset, int64_t at, int64_t count) {
+    for (int64_t f = 0; f < filters; ++f) {
+      const int64_t place = offset + (filter + f) * out.c_stride;
+      const T* residual = args.residual != nullptr ? args.residual + place : nullptr;
+      const A bias = args.bias != nullptr ? args.bias[filter + f] : A(0);
+      finish_row<T>(block + f * block_row + at, count, nullptr, bias, residual, args.relu, out.data + place,
+                    out.x_stride);
+    }
+  });
+}
+
+template <typename T>
+void conv_gemm(const ConvGemmArgs<T>& args, int64_t pixel_begin, int64_t pixel_end, int64_t filter_begin,
+               int64_t filter_end, Acc<T>* scratch) {
+  const bool rows = args.order == ConvOrder::kTapsOuter;
+  const int64_t step = rows ? kConvBlockPixels : kConvBlockColumns;
+  for (int64_t pixel = pixel_begin; pixel < pixel_end; pixel += step) {
+    const int64_t pixels = smaller(step, pixel_end - pixel);
+    for (int64_t f = filter_begin; f < filter_end; f += kConvBlockFilters) {
+      const int64_t filters = smaller(kConvBlockFilters, filter_end - f);
+      if (rows) {
+        conv_gemm_rows(args, pixel, pixels, f, filters, scratch);
+      } else {
+        conv_gemm_columns(args, pixel, pixels, f, filters, scratch);
+      }
+    }
+  }
+}
+
+// dy[pixel, f] as panels [panel][pixel][kTileCols].
+template <typename T>
+inline void pack_grad(const ConvWeightGradArgs<T>& args, int64_t pixel, int64_t pixels, int64_t filter, int64_t filters,
+                      Acc<T>* panels) {
+  using A = Acc<T>;
+  const ConvImages<const T>& grad = args.grad;
+  const ConvWindow pixels_of_grad{grad.height, grad.width, 1, 1, 1, 1, 0, 0, 1, 1};
+  for (int64_t f = 0; f < filters; f += kTileCols<A>) {
+    const int64_t width = smaller(filters - f, kTileCols<A>);
+    A* panel = panels + f * pixels;
+    for_each_pixel_run(grad, pixels_of_grad, pixel, pixels, [&](int64_t offset, int64_t at, int64_t count) {
+      const T* src = grad.data + offset + (filter + f) * grad.c_stride;
+      A* dst = panel + at * kTileCols<A>;
+      if (grad.c_stride == 1) return pack_rows(count, width, src, grad.x_stride, dst);
+      for (int64_t j = 0; j < kTileCols<A>; j += kLanes<A>) {
+        pack_transposed(count, width - j, src + j * grad.c_stride, grad.c_stride, dst + j, kTileCols<A>);
+      }
+    });
+  }
+}
+
+template <typename T>
+void conv_weight_grad(const ConvWeightGradArgs<T>& args, int64_t pixel_begin, int64_t pixel_end, int64_t k_begin,
+                      int64_t k_end, int64_t filter_begin, int64_t filter_end, Acc<T>* scratch) {
+  using A = Acc<T>;
+  constexpr int64_t kRow = kConvBlockK + kConvPatchPadding;
+  A* patches = scratch;                         // [pixel][kRow] or [k][kRow]
+  A* panels = scratch + kConvGradPixels * kRow;  // [panel][pixel][kTileCols]
+  const bool rows = args.order == ConvOrder::kTapsOuter;
+  A* sums = args.sums + k_begin * args.sums_stride + filter_begin;
+  for (int64_t pixel = pixel_begin; pixel < pixel_end; pixel += kConvGradPixels) {
+    const int64_t pixels = smaller(kConvGradPixels, pixel_end - pixel);
+    if (rows) {
+      pack_patch_rows(args.in, args.window, args.channels, pixel, pixels, k_begin, k_end, patches, kRow);
+    } else {
+      pack_patch_columns(args.in, args.window, pixel, pixels, pixels, k_begin, k_end, patches, kRow);
+    }
+    pack_grad(args, pixel, pixels, filter_begin, filter_end - filter_begin, panels);
+    for (int64_t f = 0; f < filter_end - filter_begin; f += kTileCols<A>) {
+      gemm_panels(k_end - k_begin, smaller(filter_end - filter_begin - f, kTileCols<A>), pixels, patches,
+                  rows ? int64_t{1} : kRow, rows ? kRow : int64_t{1}, panels + f * pixels, sums + f, args.sums_stride,
+                  pixel > pixel_begin);
+    }
+  }
+}
+
+// sums[f] = sum of dy over pixels of all images, in order.
+template <typename T>
+void conv_bias_grad(const ConvImages<const T>& grad, int64_t pixel_begin, int64_t pixel_end, int64_t filter_begin,
+                    int64_t filter_end, Acc<T>* sums) {
+  using A = Acc<T>;
+  const ConvWindow window{grad.height, grad.width, 1, 1, 1, 1, 0, 0, 1, 1};
+  const int64_t filters = filter_end - filter_begin;
+  if (grad.c_stride == 1) {
+    for_each_vector<A>(filters, [&](int64_t i, int64_t n) TILEWRIGHT_INLINE {
+      Vec<A> sum{};
+      for_each_pixel_run(grad, window, pixel_begin, pixel_end - pixel_begin, [&](int64_t offset, int64_t, int64_t count) {
+        const T* row = grad.data + offset + filter_begin + i;
+        for (int64_t p = 0; p < count; ++p) sum += load(row + p * grad.x_stride, n);
+      });
+      store(sums + filter_begin + i, sum, n);
+    });
+    return;
+  }
+  for (int64_t f = filter_begin; f < filter_end; ++f) {
+    A sum = 0;
+    for_each_pixel_run(grad, window, pixel_begin, pixel_end - pixel_begin, [&](int64_t offset, int64_t, int64_t count) {
+      const T* row = grad.data + offset + f * grad.c_stride;
+      sum += sum_terms<A>(count, [row](int64_t i, int64_t n) TILEWRIGHT_INLINE { return load(row + i, n); });
+    });
+    sums[f] = sum;
+  }
+}
+
+template <typename T>
+void fill_conv2d(TypedKernels<T>& table) {
+  table.conv2d = {kTileCols<Acc<T>>, pack_weights<T>, unpack_weights<T>, conv_gemm<T>, conv_weight_grad<T>,
+                  conv_bias_grad<T>};
+}
+
+}  // namespace
+}  // namespace tilewright

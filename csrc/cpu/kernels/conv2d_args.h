@@ -1,0 +1,132 @@
+// What cpu/conv2d.cpp hands to kernels/conv2d*.h.
+//
+// Letters: n image, c channel of the images read (summed over), f filter = channel of the images written, t tap, k an
+// index of the sum over taps and channels. Strides and offsets count elements.
+#pragma once
+#include "common/types.h"
+
+namespace tilewright {
+
+// Planes of one group's channels: element (n, c, y, x) is at data[n * n_stride + c * c_stride + ...].
+template <typename T>
+struct ConvImages {
+  T* data;
+  int64_t height, width;
+  int64_t n_stride, c_stride, y_stride, x_stride;
+};
+
+// Which positions are read: pixel (y, x) of `height` x `width` reads at tap (i, j) of `rows` x `cols` the position
+// (y * stride_y + first_y + i * step_y, x * stride_x + first_x + j * step_x); positions outside the image read 0.
+// A forward convolution has first = -padding and step = dilation. The data gradient has stride 1, and for each residue
+// of the strides its own lattice of taps.
+struct ConvWindow {
+  int64_t height, width;
+  int64_t stride_y, stride_x;
+  int64_t rows, cols;
+  int64_t first_y, first_x;
+  int64_t step_y, step_x;
+};
+
+// Order of k: taps outermost for channels_last images (whose patches are runs of channels), channels outermost else
+// (whose patches are runs of a row). It is also the order of the weights in memory of that format.
+enum class ConvOrder { kTapsOuter, kChannelsOuter };
+
+// The weights of one group as runs: element e of run r of filter f is at data[f * filter_stride + r * run_stride +
+// e * element_stride] and holds k = row_of[e] + r * run_step (or belongs to no tap of the window where row_of[e] < 0).
+// filter_stride or element_stride is 1.
+template <typename T>
+struct ConvWeights {
+  T* data;
+  int64_t filters, filter_stride;
+  int64_t runs, run_stride, run_length, element_stride, run_step;
+  const int32_t* row_of;  // [run_length]
+};
+
+template <typename T>
+struct ConvGemmArgs {
+  ConvImages<const T> in;
+  ConvImages<T> out;
+  ConvWindow window;
+  ConvOrder order;
+  int64_t images, channels, filters;
+  const Acc<T>* weight;  // [panels of filters][taps * channels][panel]
+  const Acc<T>* bias;    // [filters] or null
+  const T* residual;     // at out's offsets, or null
+  bool relu;
+};
+
+template <typename T>
+struct ConvWeightGradArgs {
+  ConvImages<const T> in;    // x
+  ConvImages<const T> grad;  // dy, whose pixels are the window's
+  ConvWindow window;
+  ConvOrder order;
+  int64_t images, channels, filters;
+  Acc<T>* sums;  // [taps * channels][sums_stride]: the weights' gradient of this chunk of pixels
+  int64_t sums_stride;
+};
+
+// Depthwise: one channel in, one filter, for every group. Weights are [taps][channels] for channels_last and
+// [channels][taps] for planes.
+template <typename T>
+struct ConvDepthwiseArgs {
+  ConvImages<const T> in;
+  ConvImages<T> out;
+  ConvWindow window;
+  int64_t images, channels;
+  int64_t multiplier;  // planes only: filters per channel read (forward); plane f reads channel f / multiplier
+  const Acc<T>* weight;
+  const Acc<T>* bias;
+  const T* residual;
+  bool relu;
+};
+
+template <typename T>
+struct ConvDepthwiseGradArgs {
+  ConvImages<const T> in;
+  ConvImages<const T> grad;
+  ConvWindow window;
+  int64_t images, channels, multiplier;
+  Acc<T>* sums;  // [taps][channels] for channels_last, [channels][taps] for planes
+};
+
+// Blocks of the product: a block of patches (pixels x k) and of output stay in L2 (1 MB; 32-bit: 122 KB + 112 KB), one
+// panel of weights (k x 32 columns: 32 KB) in L1 or close by.
+constexpr int64_t kConvBlockPixels = 112;  // a whole number of 14-row tiles and of 6-row ones but for two
+constexpr int64_t kConvBlockColumns = 128;
+constexpr int64_t kConvBlockK = 256;
+constexpr int64_t kConvBlockFilters = 256;
+constexpr int64_t kConvPatchPadding = 16;  // patch rows are kConvBlockK + 16 apart: no two rows of a tile share an L1 set
+constexpr int64_t kConvGradPixels = 256;
+constexpr int64_t kConvScratchElements = 2 * kConvGradPixels * (kConvBlockK + kConvPatchPadding) + 64;
+
+template <typename T>
+struct Conv2dKernels {
+  int64_t panel;  // filters in a panel of packed weights
+  void (*pack_weights)(const ConvWeights<const T>&, int64_t k, int64_t panel_begin, int64_t panel_end, Acc<T>* packed);
+  void (*unpack_weights)(const ConvWeights<T>&, int64_t k, const Acc<T>* sums, int64_t sums_stride, int64_t chunks,
+                         int64_t filter_begin, int64_t filter_end);
+  // scratch: kConvScratchElements, aligned to 64 bytes. Pixels count through all images.
+  void (*gemm)(const ConvGemmArgs<T>&, int64_t pixel_begin, int64_t pixel_end, int64_t filter_begin, int64_t filter_end,
+               Acc<T>* scratch);
+  void (*weight_grad)(const ConvWeightGradArgs<T>&, int64_t pixel_begin, int64_t pixel_end, int64_t k_begin,
+                      int64_t k_end, int64_t filter_begin, int64_t filter_end, Acc<T>* scratch);
+  // sums[f] of one chunk; images in the given range
+  void (*bias_grad)(const ConvImages<const T>& grad, int64_t pixel_begin, int64_t pixel_end, int64_t filter_begin,
+                    int64_t filter_end, Acc<T>* sums);
+};
+
+template <typename T>
+struct DepthwiseKernels {
+  // channels_last: rows count through all images
+  void (*last)(const ConvDepthwiseArgs<T>&, int64_t row_begin, int64_t row_end);
+  void (*last_weight_grad)(const ConvDepthwiseGradArgs<T>&, int64_t row_begin, int64_t row_end);
+  // planes: plane (n, f) = n * channels + f; output rows row_begin .. row_end of each
+  int64_t (*planes_scratch)(const ConvWindow&, int64_t rows);  // elements
+  void (*planes)(const ConvDepthwiseArgs<T>&, int64_t plane_begin, int64_t plane_end, int64_t row_begin,
+                 int64_t row_end, Acc<T>* scratch);
+  void (*planes_weight_grad)(const ConvDepthwiseGradArgs<T>&, int64_t channel_begin, int64_t channel_end,
+                             int64_t rows_per_block, Acc<T>* scratch);
+};
+
+}  // namespace tilewright

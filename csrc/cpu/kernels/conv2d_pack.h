@@ -1,0 +1,227 @@
+// Patches and weights of a convolution, copied (and widened) into what the matrix product reads.
+//
+//   pack_patch_rows      patches[pixel][k]      for channels_last: runs of channels, k = (tap, channel)
+//   pack_patch_columns   patches[k][pixel]      for planes: runs of a row, k = (channel, tap)
+//   pack_weights         [panel][k][kTileCols]  filters across a panel
+// Positions outside the image become zeros here, so nothing after it knows of padding, stride or dilation.
+#pragma once
+#include "cpu/kernels/gemm.h"
+#include "cpu/kernels/rows.h"
+
+namespace tilewright {
+namespace {
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+template <typename A>
+inline void fill_zero(A* dst, int64_t n) {
+  for_each_vector<A>(n, [=](int64_t i, int64_t width) TILEWRIGHT_INLINE { store(dst + i, Vec<A>{}, width); });
+}
+
+template <typename T>
+inline void copy_run(Acc<T>* dst, const T* src, int64_t n) {
+  for_each_vector<Acc<T>>(n, [=](int64_t i, int64_t width) TILEWRIGHT_INLINE { store(dst + i, load(src + i, width), width); });
+}
+
+// dst[e - begin] = src[e] for begin <= e < end where valid_begin <= e < valid_end, else 0.
+template <typename T>
+inline void copy_clipped(Acc<T>* dst, const T* src, int64_t begin, int64_t end, int64_t valid_begin, int64_t valid_end) {
+  const int64_t from = smaller(larger(begin, valid_begin), end), to = larger(smaller(end, valid_end), from);
+  if (from > begin) fill_zero(dst, from - begin);
+  copy_run(dst + (from - begin), src + from, to - from);
+  if (to < end) fill_zero(dst + (to - begin), end - to);
+}
+
+// Patches of `count` pixels from `pixel` on, k in [k_begin, k_end), k = (tap row, tap column, channel).
+template <typename T>
+void pack_patch_rows(const ConvImages<const T>& in, const ConvWindow& window, int64_t channels, int64_t pixel,
+                     int64_t count, int64_t k_begin, int64_t k_end, Acc<T>* dst, int64_t dst_row) {
+  // Taps next to each other in memory make one run of cols * channels.
+  const bool merged = window.step_x == 1 && in.x_stride == channels;
+  const int64_t run_taps = merged ? window.cols : 1, run = run_taps * channels, runs = window.cols / run_taps;
+  const int64_t first_run = k_begin / run, first_row = first_run / runs, first_col = first_run % runs;
+  int64_t x = pixel % window.width, y = pixel / window.width % window.height;
+  int64_t n = pixel / (window.width * window.height);
+  for (int64_t i = 0; i < count; ++i) {
+    const T* image = in.data + n * in.n_stride;
+    Acc<T>* out = dst + i * dst_row;
+    int64_t row = first_row, col = first_col, offset = k_begin - first_run * run;
+    for (int64_t k = k_begin; k < k_end;) {
+      const int64_t end = smaller(run, offset + k_end - k);
+      const int64_t iy = y * window.stride_y + window.first_y + row * window.step_y;
+      const int64_t ix = x * window.stride_x + window.first_x + col * window.step_x;
+      const bool inside = iy >= 0 && iy < in.height;
+      const int64_t low = larger(0, -ix), high = inside ? smaller(run_taps, in.width - ix) : 0;
+      copy_clipped(out, image + iy * in.y_stride + ix * in.x_stride, offset, end, low * channels, high * channels);
+      out += end - offset;
+      k += end - offset;
+      offset = 0;
+      if (++col == runs) {
+        col = 0;
+        ++row;
+      }
+    }
+    if (++x == window.width) {
+      x = 0;
+      if (++y == window.height) {
+        y = 0;
+        ++n;
+      }
+    }
+  }
+}
+
+// Neighbouring pixels of one row of the output.
+template <typename T>
+struct PixelRun {
+  const T* image;
+  int64_t y, x;  // position read by tap (0, 0) of the first pixel
+  int64_t at, count;
+};
+
+// Cuts pixels [pixel, pixel + count) into runs; returns how many there are (at most count).
+template <typename T>
+inline int64_t find_runs(const ConvImages<const T>& in, const ConvWindow& window, int64_t pixel, int64_t count,
+                         PixelRun<T>* runs) {
+  int64_t x = pixel % window.width, y = pixel / window.width % window.height;
+  int64_t n = pixel / (window.width * window.height), found = 0;
+  for (int64_t at = 0; at < count; ++found) {
+    const int64_t length = smaller(window.width - x, count - at);
+    runs[found] = {in.data + n * in.n_stride, y * window.stride_y + window.first_y,
+                   x * window.stride_x + window.first_x, at, length};
+    at += length;
+    x = 0;
+    if (++y == window.height) {
+      y = 0;
+      ++n;
+    }
+  }
+  return found;
+}
+
+// The even elements of 2n - 1 consecutive ones.
+template <typename A>
+inline Vec<A> load_even(const A* p, int64_t n) {
+  constexpr int64_t kStep = kLanes<A>;
+  using Index = decltype(Vec<A>{} == Vec<A>{});
+  Index even;
+  for (int lane = 0; lane < kStep; ++lane) even[lane] = 2 * lane;
+  const int64_t length = 2 * n - 1;
+  const Vec<A> low = length >= kStep ? load(p) : load(p, length);
+  const Vec<A> high = length > kStep ? load(p + kStep, length - kStep) : Vec<A>{};
+  return __builtin_shuffle(low, high, even);
+}
+
+// dst[j] = src[j * stride] for j < n.
+template <typename T>
+inline void copy_strided(Acc<T>* dst, const T* src, int64_t stride, int64_t n) {
+  using A = Acc<T>;
+  if (stride == 1) return copy_run(dst, src, n);
+  if constexpr (sizeof(T) == sizeof(A)) {
+    if (stride == 2) {
+      return for_each_vector<A>(n, [=](int64_t j, int64_t width) TILEWRIGHT_INLINE {
+        store(dst + j, load_even(src + 2 * j, width), width);
+      });
+    }
+  }
+  for (int64_t j = 0; j < n; ++j) dst[j] = load(src + j * stride, 1)[0];
+}
+
+// Patches of `count` <= `width` pixels, k in [k_begin, k_end), k = (channel, tap row, tap column); the columns behind
+// count are zeros.
+template <typename T>
+void pack_patch_columns(const ConvImages<const T>& in, const ConvWindow& window, int64_t pixel, int64_t count,
+                        int64_t width, int64_t k_begin, int64_t k_end, Acc<T>* dst, int64_t dst_row) {
+  PixelRun<T> runs[kConvGradPixels];
+  const int64_t run_count = find_runs(in, window, pixel, count, runs);
+  const int64_t taps = window.rows * window.cols, stride = window.stride_x;
+  int64_t c = taps > 0 ? k_begin / taps : 0, row = taps > 0 ? k_begin % taps / window.cols : 0;
+  int64_t col = taps > 0 ? k_begin % window.cols : 0;
+  for (int64_t k = k_begin; k < k_end; ++k, dst += dst_row) {
+    for (int64_t r = 0; r < run_count; ++r) {
+      const PixelRun<T>& run = runs[r];
+      const int64_t iy = run.y + row * window.step_y, ix = run.x + col * window.step_x;
+      int64_t low = 0, high = run.count;
+      if (iy < 0 || iy >= in.height) high = 0;
+      if (ix < 0) low = smaller((-ix + stride - 1) / stride, run.count);
+      if (ix + (run.count - 1) * stride >= in.width) {
+        high = smaller(high, larger(0, (in.width - ix + stride - 1) / stride));
+      }
+      if (low > 0 || high < run.count) fill_zero(dst + run.at, run.count);
+      if (low >= high) continue;
+      const T* src = run.image + c * in.c_stride + iy * in.y_stride + (ix + low * stride) * in.x_stride;
+      copy_strided(dst + run.at + low, src, stride * in.x_stride, high - low);
+    }
+    if (count < width) fill_zero(dst + count, width - count);
+    if (++col == window.cols) {
+      col = 0;
+      if (++row == window.rows) {
+        row = 0;
+        ++c;
+      }
+    }
+  }
+}
+
+// Weights to panels: kLanes filters at a time, a block of a run is transposed in registers and its rows go to their k.
+template <typename T>
+void pack_weights(const ConvWeights<const T>& weights, int64_t K, int64_t panel_begin, int64_t panel_end,
+                  Acc<T>* packed) {
+  using A = Acc<T>;
+  constexpr int64_t kStep = kLanes<A>;
+  const int64_t filter_end = panel_end * kTileCols<A>;
+  for (int64_t f = panel_begin * kTileCols<A>; f < filter_end; f += kStep) {
+    A* panel = packed + f / kTileCols<A> * kTileCols<A> * K + f % kTileCols<A>;
+    const int64_t lanes = smaller(larger(weights.filters - f, 0), kStep);
+    for (int64_t r = 0; r < weights.runs; ++r) {
+      const T* run = weights.data + f * weights.filter_stride + r * weights.run_stride;
+      if (weights.element_stride != 1) {  // filters are neighbours
+        for (int64_t e = 0; e < weights.run_length; ++e) {
+          const int64_t k = weights.row_of[e];
+          const Vec<A> v = lanes > 0 ? load(run + e * weights.element_stride, lanes) : Vec<A>{};
+          if (k >= 0) store(panel + (k + r * weights.run_step) * kTileCols<A>, v);
+        }
+        continue;
+      }
+      for (int64_t e = 0; e < weights.run_length; e += kStep) {
+        const int64_t width = smaller(weights.run_length - e, kStep);
+        Vec<A> block[kLanes<A>];
+        for (int64_t j = 0; j < kStep; ++j) {
+          block[j] = j < lanes ? load(run + j * weights.filter_stride + e, width) : Vec<A>{};
+        }
+        transpose<A>(block);
+        for (int64_t i = 0; i < width; ++i) {
+          const int64_t k = weights.row_of[e + i];
+          if (k >= 0) store(panel + (k + r * weights.run_step) * kTileCols<A>, block[i]);
+        }
+      }
+    }
+  }
+}
+
+// The reverse, for the weights' gradient: the chunks' sums [chunk][k][sums_stride], added in order, to weights.
+template <typename T>
+void unpack_weights(const ConvWeights<T>& weights, int64_t K, const Acc<T>* sums, int64_t sums_stride, int64_t chunks,
+                    int64_t filter_begin, int64_t filter_end) {
+  using A = Acc<T>;
+  constexpr int64_t kStep = kLanes<A>;
+  for (int64_t f = filter_begin; f < filter_end; f += kStep) {
+    const int64_t lanes = smaller(filter_end - f, kStep);
+    for (int64_t e = 0; e < weights.run_length; e += kStep) {
+      const int64_t width = smaller(weights.run_length - e, kStep);
+      Vec<A> block[kLanes<A>];
+      for (int64_t i = 0; i < kStep; ++i) {
+        block[i] = Vec<A>{};
+        if (i >= width) continue;
+        const A* from = sums + weights.row_of[e + i] * sums_stride + f;
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) block[i] += load(from + chunk * K * sums_stride, lanes);
+      }
+      transpose<A>(block);
+      for (int64_t j = 0; j < lanes; ++j) store(weights.data + (f + j) * weights.filter_stride + e, block[j], width);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tilewright

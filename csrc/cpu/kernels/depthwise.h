@@ -1,0 +1,328 @@
+// Depthwise convolution: every filter reads one channel, so there is no product of matrices, only sums over taps.
+//
+//   channels_last   a vector of channels; a few pixels of a row at once share each load of a tap's weights
+//   planes          the part of a plane that a block of rows reads is copied, with its padding, into scratch and split by
+//                   the phases of the stride; then pixel p = y * pitch + x reads tap t at phases[offset_t + p], whatever
+//                   the padding, stride and dilation: whole vectors, no edges, rows of any width
+//                       phase (v % stride, u % stride) holds position (v, u) at (v / stride, u / stride)
+// Data gradients are the same sums over dy with other windows. Weight gradients keep one accumulator per tap.
+#pragma once
+#include "cpu/kernels/conv2d.h"
+
+namespace tilewright {
+namespace {
+
+// --- channels_last ---------------------------------------------------------------------------------------------------
+
+constexpr int kDepthwisePixels = 4;
+
+// kPixels pixels from x on, taps of columns [col_begin, col_end), all inside the image.
+template <typename T, int kPixels>
+inline void depthwise_last_pixels(const ConvDepthwiseArgs<T>& args, const T* image, int64_t y, int64_t x,
+                                  int64_t col_begin, int64_t col_end, int64_t place) {
+  using A = Acc<T>;
+  const ConvWindow& window = args.window;
+  const ConvImages<const T>& in = args.in;
+  const int64_t pixel_step = window.stride_x * in.x_stride, C = args.channels;
+  const int64_t iy0 = y * window.stride_y + window.first_y;
+  const T* at = image + (x * window.stride_x + window.first_x) * in.x_stride;
+  for_each_vector<A>(C, [&](int64_t c, int64_t n) TILEWRIGHT_INLINE {
+    const Vec<A> bias = args.bias != nullptr ? load(args.bias + c, n) : Vec<A>{};
+    Vec<A> sum[kPixels];
+#pragma GCC unroll 8
+    for (int p = 0; p < kPixels; ++p) sum[p] = bias;
+    for (int64_t i = 0; i < window.rows; ++i) {
+      const int64_t iy = iy0 + i * window.step_y;
+      if (iy < 0 || iy >= in.height) continue;
+      const A* weight = args.weight + i * window.cols * C + c;
+      const T* row = at + iy * in.y_stride + c;
+      for (int64_t j = col_begin; j < col_end; ++j) {
+        const Vec<A> w = load(weight + j * C, n);
+        const T* from = row + j * window.step_x * in.x_stride;
+#pragma GCC unroll 8
+        for (int p = 0; p < kPixels; ++p) sum[p] = fma(load(from + p * pixel_step, n), w, sum[p]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int p = 0; p < kPixels; ++p) {
+      const int64_t offset = place + p * args.out.x_stride + c;
+      if (args.residual != nullptr) sum[p] += load(args.residual + offset, n);
+      if (args.relu) sum[p] = sum[p] < Vec<A>{} ? Vec<A>{} : sum[p];
+      store(args.out.data + offset, sum[p], n);
+    }
+  });
+}
+
+// Pixels [begin, end) of a row whose taps all lie inside the image's width.
+inline void inner_pixels(const ConvWindow& window, int64_t width, int64_t& begin, int64_t& end) {
+  const int64_t last = window.first_x + (window.cols - 1) * window.step_x;
+  begin = window.first_x >= 0 ? 0 : (-window.first_x + window.stride_x - 1) / window.stride_x;
+  begin = smaller(begin, window.width);
+  end = width - last <= 0 ? 0 : (width - last + window.stride_x - 1) / window.stride_x;
+  end = larger(begin, smaller(end, window.width));
+}
+
+template <typename T>
+void depthwise_last(const ConvDepthwiseArgs<T>& args, int64_t row_begin, int64_t row_end) {
+  const ConvWindow& window = args.window;
+  int64_t inner_begin, inner_end;
+  inner_pixels(window, args.in.width, inner_begin, inner_end);
+  for (int64_t r = row_begin; r < row_end; ++r) {
+    const int64_t n = r / window.height, y = r % window.height;
+    const T* image = args.in.data + n * args.in.n_stride;
+    const int64_t place = n * args.out.n_stride + y * args.out.y_stride;
+    for (int64_t x = 0; x < window.width;) {
+      const int64_t here = place + x * args.out.x_stride;
+      if (x >= inner_begin && x + kDepthwisePixels <= inner_end) {
+        depthwise_last_pixels<T, kDepthwisePixels>(args, image, y, x, 0, window.cols, here);
+        x += kDepthwisePixels;
+        continue;
+      }
+      int64_t col_begin = 0, col_end = window.cols;
+      const int64_t ix = x * window.stride_x + window.first_x;
+      while (col_begin < col_end && ix + col_begin * window.step_x < 0) ++col_begin;
+      while (col_end > col_begin && ix + (col_end - 1) * window.step_x >= args.in.width) --col_end;
+      depthwise_last_pixels<T, 1>(args, image, y, x, col_begin, col_end, here);
+      ++x;
+    }
+  }
+}
+
+// A tap of a weight gradient: where its first pixel reads, and its place in sums.
+template <typename T>
+struct GradTap {
+  const T* from;
+  int64_t first_x;
+  int64_t index;
+};
+
+// sums[tap][c] += over one row of pixels, kTaps taps at once: dy is loaded once for all.
+template <typename T, int kTaps>
+void depthwise_last_grad_row(const ConvDepthwiseGradArgs<T>& args, const GradTap<T>* taps, const T* dy,
+                             int64_t inner_begin, int64_t inner_end) {
+  using A = Acc<T>;
+  const int64_t x_step = args.window.stride_x * args.in.x_stride, dy_step = args.grad.x_stride;
+  for_each_vector<A>(args.channels, [&](int64_t c, int64_t n) TILEWRIGHT_INLINE {
+    Vec<A> sum[kTaps] = {};
+    for (int64_t x = inner_begin; x < inner_end; ++x) {
+      const Vec<A> d = load(dy + x * dy_step + c, n);
+#pragma GCC unroll 9
+      for (int t = 0; t < kTaps; ++t) sum[t] = fma(d, load(taps[t].from + x * x_step + c, n), sum[t]);
+    }
+#pragma GCC unroll 9
+    for (int t = 0; t < kTaps; ++t) {
+      for (int64_t x = 0; x < args.window.width; ++x) {
+        if (x == inner_begin) x = inner_end;
+        if (x >= args.window.width) break;
+        const int64_t ix = taps[t].first_x + x * args.window.stride_x;
+        if (ix < 0 || ix >= args.in.width) continue;
+        sum[t] = fma(load(dy + x * dy_step + c, n), load(taps[t].from + x * x_step + c, n), sum[t]);
+      }
+      A* total = args.sums + taps[t].index * args.channels + c;
+      store(total, load(total, n) + sum[t], n);
+    }
+  });
+}
+
+constexpr int kGradTaps = 9;  // a 3x3 kernel in one sweep; 9 accumulators fit every ISA's registers
+
+template <typename T>
+using LastGradRow = void (*)(const ConvDepthwiseGradArgs<T>&, const GradTap<T>*, const T*, int64_t, int64_t);
+template <typename T, int kTaps = kGradTaps>
+inline LastGradRow<T> last_grad_row(int64_t taps) {
+  if constexpr (kTaps == 1) {
+    return depthwise_last_grad_row<T, 1>;
+  } else {
+    return taps == kTaps ? depthwise_last_grad_row<T, kTaps> : last_grad_row<T, kTaps - 1>(taps);
+  }
+}
+
+template <typename T>
+void depthwise_last_weight_grad(const ConvDepthwiseGradArgs<T>& args, int64_t row_begin, int64_t row_end) {
+  const ConvWindow& window = args.window;
+  const ConvImages<const T>& in = args.in;
+  int64_t inner_begin, inner_end;
+  inner_pixels(window, in.width, inner_begin, inner_end);
+  for (int64_t r = row_begin; r < row_end; ++r) {
+    const int64_t n = r / window.height, y = r % window.height;
+    const T* dy = args.grad.data + n * args.grad.n_stride + y * args.grad.y_stride;
+    GradTap<T> taps[kGradTaps];
+    int64_t count = 0;
+    for (int64_t t = 0; t < window.rows * window.cols; ++t) {
+      const int64_t iy = y * window.stride_y + window.first_y + t / window.cols * window.step_y;
+      const int64_t ix = window.first_x + t % window.cols * window.step_x;
+      if (iy >= 0 && iy < in.height) {
+        taps[count++] = {in.data + n * in.n_stride + iy * in.y_stride + ix * in.x_stride, ix, t};
+      }
+      const bool last = t + 1 == window.rows * window.cols;
+      if (count == kGradTaps || (last && count > 0)) {
+        last_grad_row<T>(count)(args, taps, dy, inner_begin, inner_end);
+        count = 0;
+      }
+    }
+  }
+}
+
+// --- planes ----------------------------------------------------------------------------------------------------------
+
+// The phases of `rows` output rows, and in front of them the taps' offsets.
+struct PhaseLayout {
+  int64_t height, pitch;  // of one phase
+  int64_t size;           // of all phases
+  explicit PhaseLayout(const ConvWindow& window, int64_t rows)
+      : height(rows + (window.rows - 1) * window.step_y / window.stride_y),
+        pitch(window.width + (window.cols - 1) * window.step_x / window.stride_x),
+        size(window.stride_y * window.stride_x * height * pitch) {}
+};
+
+constexpr int64_t kFlatVectors = 8;  // 8 chains of fmas: 2 ports x latency 4
+
+// Offsets, phases, flat output; each with room for the last block of vectors.
+template <typename A>
+int64_t depthwise_planes_scratch(const ConvWindow& window, int64_t rows) {
+  const PhaseLayout layout(window, rows);
+  return window.rows * window.cols + 16 + layout.size + rows * layout.pitch + 3 * kFlatVectors * kLanes<A>;
+}
+
+inline void find_tap_offsets(const ConvWindow& window, const PhaseLayout& layout, int32_t* offsets) {
+  for (int64_t i = 0; i < window.rows; ++i) {
+    for (int64_t j = 0; j < window.cols; ++j) {
+      const int64_t u = i * window.step_y, v = j * window.step_x;
+      const int64_t phase = u % window.stride_y * window.stride_x + v % window.stride_x;
+      *offsets++ = static_cast<int32_t>((phase * layout.height + u / window.stride_y) * layout.pitch +
+                                        v / window.stride_x);
+    }
+  }
+}
+
+template <typename T>
+void copy_phases(const ConvImages<const T>& in, const T* plane, const ConvWindow& window, const PhaseLayout& layout,
+                 int64_t row, Acc<T>* phases) {
+  const int64_t stride = window.stride_x;
+  for (int64_t u = 0; u < layout.height * window.stride_y; ++u) {
+    const int64_t iy = row * window.stride_y + window.first_y + u;
+    for (int64_t phase = 0; phase < stride; ++phase) {
+      Acc<T>* dst = phases + ((u % window.stride_y * stride + phase) * layout.height + u / window.stride_y) * layout.pitch;
+      const int64_t ix = window.first_x + phase;
+      int64_t low = ix >= 0 ? 0 : smaller((-ix + stride - 1) / stride, layout.pitch);
+      int64_t high = in.width <= ix ? 0 : smaller((in.width - ix + stride - 1) / stride, layout.pitch);
+      if (iy < 0 || iy >= in.height || high < low) low = high = 0;
+      fill_zero(dst, low);
+      copy_strided(dst + low, plane + iy * in.y_stride + (ix + low * stride) * in.x_stride, stride * in.x_stride,
+                   high - low);
+      fill_zero(dst + high, layout.pitch - high);
+    }
+  }
+}
+
+template <typename A, int kVectors>
+inline void flat_block(const A* phases, const int32_t* offsets, const A* weight, int64_t taps, A* flat) {
+  Vec<A> sum[kVectors] = {};
+  for (int64_t t = 0; t < taps; ++t) {
+    const Vec<A> w = broadcast<A>(weight[t]);
+    const A* from = phases + offsets[t];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) sum[v] = fma(load(from + v * kLanes<A>), w, sum[v]);
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) store(flat + v * kLanes<A>, sum[v]);
+}
+
+template <typename T>
+void depthwise_planes(const ConvDepthwiseArgs<T>& args, int64_t plane_begin, int64_t plane_end, int64_t row_begin,
+                      int64_t row_end, Acc<T>* scratch) {
+  using A = Acc<T>;
+  const ConvWindow& window = args.window;
+  const int64_t rows = row_end - row_begin, taps = window.rows * window.cols;
+  const PhaseLayout layout(window, rows);
+  int32_t* offsets = reinterpret_cast<int32_t*>(scratch);
+  A* phases = scratch + (taps + 15) / 16 * 16;
+  A* flat = phases + layout.size + kFlatVectors * kLanes<A>;
+  find_tap_offsets(window, layout, offsets);
+  const int64_t filters = args.channels * args.multiplier, length = (rows - 1) * layout.pitch + window.width;
+  const T* copied = nullptr;
+  for (int64_t plane = plane_begin; plane < plane_end; ++plane) {
+    const int64_t n = plane / filters, f = plane % filters;
+    const T* source = args.in.data + n * args.in.n_stride + f / args.multiplier * args.in.c_stride;
+    if (source != copied) copy_phases(args.in, source, window, layout, row_begin, phases);
+    copied = source;
+    const A* weight = args.weight + f * taps;
+    int64_t p = 0;
+    for (; p + kFlatVectors * kLanes<A> <= length; p += kFlatVectors * kLanes<A>) {
+      flat_block<A, kFlatVectors>(phases + p, offsets, weight, taps, flat + p);
+    }
+    for (; p + 3 * kLanes<A> < length; p += 4 * kLanes<A>) flat_block<A, 4>(phases + p, offsets, weight, taps, flat + p);
+    for (; p < length; p += kLanes<A>) flat_block<A, 1>(phases + p, offsets, weight, taps, flat + p);
+    const A bias = args.bias != nullptr ? args.bias[f] : A(0);
+    for (int64_t y = 0; y < rows; ++y) {
+      const int64_t place = n * args.out.n_stride + f * args.out.c_stride + (row_begin + y) * args.out.y_stride;
+      const T* residual = args.residual != nullptr ? args.residual + place : nullptr;
+      finish_row<T>(flat + y * layout.pitch, window.width, nullptr, bias, residual, args.relu, args.out.data + place,
+                    args.out.x_stride);
+    }
+  }
+}
+
+// sums[t] += over `rows` rows of dy, kTaps taps at once. Tails are masked on both sides, so that what lies in the
+// garbage columns (an Inf, say) meets no 0.
+template <typename T, int kTaps>
+void planes_grad_rows(const Acc<T>* phases, int64_t pitch, const int32_t* offsets, const T* dy, int64_t dy_stride,
+                      int64_t rows, int64_t width, Acc<T>* sums) {
+  using A = Acc<T>;
+  Vec<A> sum[kTaps] = {};
+  for (int64_t y = 0; y < rows; ++y) {
+    for_each_vector<A>(width, [&](int64_t x, int64_t n) TILEWRIGHT_INLINE {
+      const Vec<A> d = load(dy + y * dy_stride + x, n);
+      const A* from = phases + y * pitch + x;
+#pragma GCC unroll 9
+      for (int t = 0; t < kTaps; ++t) sum[t] = fma(d, load(from + offsets[t], n), sum[t]);
+    });
+  }
+  for (int t = 0; t < kTaps; ++t) sums[t] += reduce_add<A>(sum[t]);
+}
+
+template <typename T>
+using PlanesGradRows = void (*)(const Acc<T>*, int64_t, const int32_t*, const T*, int64_t, int64_t, int64_t, Acc<T>*);
+template <typename T, int kTaps = kGradTaps>
+inline PlanesGradRows<T> planes_grad(int64_t taps) {
+  if constexpr (kTaps == 1) {
+    return planes_grad_rows<T, 1>;
+  } else {
+    return taps == kTaps ? planes_grad_rows<T, kTaps> : planes_grad<T, kTaps - 1>(taps);
+  }
+}
+
+template <typename T>
+void depthwise_planes_weight_grad(const ConvDepthwiseGradArgs<T>& args, int64_t filter_begin, int64_t filter_end,
+                                  int64_t rows_per_block, Acc<T>* scratch) {
+  const ConvWindow& window = args.window;
+  const int64_t taps = window.rows * window.cols;
+  int32_t* offsets = reinterpret_cast<int32_t*>(scratch);
+  Acc<T>* phases = scratch + (taps + 15) / 16 * 16;
+  for (int64_t row = 0; row < window.height; row += rows_per_block) {
+    const int64_t rows = smaller(rows_per_block, window.height - row);
+    const PhaseLayout layout(window, rows);
+    find_tap_offsets(window, layout, offsets);
+    for (int64_t f = filter_begin; f < filter_end; ++f) {
+      for (int64_t n = 0; n < args.images; ++n) {
+        const T* source = args.in.data + n * args.in.n_stride + f / args.multiplier * args.in.c_stride;
+        const T* dy = args.grad.data + n * args.grad.n_stride + f * args.grad.c_stride + row * args.grad.y_stride;
+        copy_phases(args.in, source, window, layout, row, phases);
+        for (int64_t t = 0; t < taps; t += kGradTaps) {
+          const int64_t count = smaller(kGradTaps, taps - t);
+          planes_grad<T>(count)(phases, layout.pitch, offsets + t, dy, args.grad.y_stride, rows, window.width,
+                                args.sums + f * taps + t);
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+void fill_depthwise(TypedKernels<T>& table) {
+  table.depthwise = {depthwise_last<T>, depthwise_last_weight_grad<T>, depthwise_planes_scratch<Acc<T>>,
+                     depthwise_planes<T>, depthwise_planes_weight_grad<T>};
+}
+
+}  // namespace
+}  // namespace tilewright

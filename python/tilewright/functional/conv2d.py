@@ -1,0 +1,140 @@
+"""Two-dimensional convolution, alone and with its bias, residual and activation."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from ._errors import native_type_errors
+
+_conv2d = torch.ops.tilewright.conv2d.default
+_conv2d_act = torch.ops.tilewright.conv2d_act.default
+
+_Pair = int | Sequence[int]
+
+
+def _pair(value: _Pair) -> tuple[int, int]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return (values[0], values[-1])
+
+
+def _resolve_padding(
+    input: Tensor, weight: Tensor, stride: _Pair, padding: str, dilation: _Pair
+) -> tuple[Tensor, tuple[int, int]]:
+    """What native does with "valid" and "same": where the right side needs one more, the input itself is padded there."""
+    if padding == "valid":
+        return input, (0, 0)
+    if padding != "same":
+        raise RuntimeError(f'conv2d: padding must be "same", "valid" or numbers, got "{padding}"')
+    if any(s != 1 for s in _pair(stride)):
+        raise RuntimeError(f'conv2d: padding="same" must come with stride 1, got stride {stride}')
+    if weight.dim() != 4:
+        raise RuntimeError(
+            f"conv2d: weight must be [filters, channels / groups, height, width], got shape {tuple(weight.shape)}"
+        )
+    totals = [d * (weight.shape[2 + i] - 1) for i, d in enumerate(_pair(dilation))]
+    extra = [total % 2 for total in totals]
+    if any(extra):
+        input = torch.constant_pad_nd(input, [0, extra[1], 0, extra[0]])
+    return input, (totals[0] // 2, totals[1] // 2)
+
+
+@native_type_errors
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: _Pair = 1,
+    padding: str | _Pair = 0,
+    dilation: _Pair = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Cross-correlate input with weight: out[n, f, y, x] = bias[f] + sum of weight[f, c, i, j] * input[n, c, y', x'].
+
+    Drop-in for :func:`torch.nn.functional.conv2d`, where y' = y * stride - padding + i * dilation, and x' likewise.
+
+    Args:
+        input: [N, C, H, W] or [C, H, W], float32, float64, bfloat16 or float16; other tensors go to native.
+        weight: [F, C / groups, KH, KW], of input's dtype.
+        bias: [F] or None.
+        stride: step between outputs, one number or (vertical, horizontal).
+        padding: zeros on both sides, one number or two; "valid" (none) or "same" (as many as keep the size, at stride 1).
+        dilation: step between the kernel's taps, one number or two.
+        groups: how many sets of channels and filters go separately; groups = C is a depthwise convolution.
+
+    Returns:
+        [N, F, OH, OW] or [F, OH, OW], channels_last where input or weight is.
+
+    Raises:
+        RuntimeError: sizes, dtypes or options do not fit together.
+
+    Example:
+        >>> y = tilewright.functional.conv2d(torch.randn(8, 3, 224, 224), torch.randn(64, 3, 7, 7), stride=2, padding=3)
+    """
+    if has_torch_function((input, weight, bias)):
+        return handle_torch_function(
+            torch.nn.functional.conv2d,
+            (input, weight, bias),
+            input,
+            weight,
+            bias,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+        )
+    if isinstance(padding, str):
+        input, padding = _resolve_padding(input, weight, stride, padding, dilation)
+    return _conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+
+@native_type_errors
+def conv2d_act(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: _Pair = 1,
+    padding: str | _Pair = 0,
+    dilation: _Pair = 1,
+    groups: int = 1,
+    *,
+    activation: str = "relu",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """activation(conv2d(input, ...) + residual); bias, residual and relu are applied while the result is in cache.
+
+    Args:
+        input: as are weight, bias, stride, padding, dilation and groups: those of :func:`conv2d`.
+        activation: "none", "relu", "gelu", "gelu_tanh" or "silu".
+        residual: a tensor of the result's shape and dtype, added before the activation.
+
+    Returns:
+        What conv2d returns.
+
+    Raises:
+        ValueError: an unknown activation.
+        RuntimeError: as conv2d; residual has another shape or dtype than the result.
+
+    Example:
+        >>> y = tilewright.functional.conv2d_act(x, weight, bias, padding=1, activation="relu", residual=x)
+    """
+    if has_torch_function((input, weight, bias, residual)):
+        return handle_torch_function(
+            conv2d_act,
+            (input, weight, bias, residual),
+            input,
+            weight,
+            bias,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            activation=activation,
+            residual=residual,
+        )
+    if isinstance(padding, str):
+        input, padding = _resolve_padding(input, weight, stride, padding, dilation)
+    return _conv2d_act(
+        input, weight, bias, stride, padding, dilation, groups, activation=activation, residual=residual
+    )
