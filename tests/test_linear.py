@@ -15,7 +15,14 @@ ACTIVATIONS = {
     "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
     "silu": F.silu,
 }
-SHAPES = [((7,), 7, 5), ((1, 40), 40, 33), ((3, 9), 9, 70), ((2, 9, 40), 40, 17), ((70, 33), 33, 65), ((20, 500), 500, 6)]
+SHAPES = [
+    ((7,), 7, 5),
+    ((1, 40), 40, 33),
+    ((3, 9), 9, 70),
+    ((2, 9, 40), 40, 17),
+    ((70, 33), 33, 65),
+    ((20, 500), 500, 6),
+]
 
 
 def _native_linear_act(x: Tensor, w: Tensor, b: Tensor | None, activation: str) -> Tensor:

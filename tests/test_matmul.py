@@ -121,8 +121,10 @@ def _views() -> dict[str, tuple[Tensor, Tensor]]:
 def test_strided_operands(isa, kind, dtype):
     left, right = _views()[kind]
     if dtype != torch.float32:
-        left, right = (torch.empty_strided(t.shape, t.stride(), dtype=dtype).copy_(t) if 0 not in t.stride()
-                       else t.to(dtype) for t in (left, right))
+        left, right = (
+            torch.empty_strided(t.shape, t.stride(), dtype=dtype).copy_(t) if 0 not in t.stride() else t.to(dtype)
+            for t in (left, right)
+        )
     _assert_matches(TF.matmul(left, right), torch.matmul(left, right), left, right, kind)
 
 

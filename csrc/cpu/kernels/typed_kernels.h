@@ -14,13 +14,18 @@
 #include "cpu/kernels/roofline_args.h"
 
 // Each family has kernels/<family>.h with a function fill_<family>(TypedKernels<T>&).
-#define TILEWRIGHT_FAMILIES(X) X(activation) X(attention) X(batch_norm) X(conv2d) X(depthwise) X(dropout) X(dropout_add_layer_norm) X(layer_norm) X(masked_scale) X(matmul) X(roofline)
-
-// Each family has kernels/<family>.h with a function fill_<family>(TypedKernels<T>&).
-#define TILEWRIGHT_FAMILIES(X) X(activation) X(attention) X(batch_norm) X(conv2d) X(depthwise) X(dropout) X(dropout_add_layer_norm) X(layer_norm) X(masked_scale) X(matmul) X(roofline)
-
-// Each family has kernels/<family>.h with a function fill_<family>(TypedKernels<T>&).
-#define TILEWRIGHT_FAMILIES(X) X(activation) X(attention) X(batch_norm) X(conv2d) X(depthwise) X(dropout) X(dropout_add_layer_norm) X(layer_norm) X(masked_scale) X(matmul) X(roofline)
+#define TILEWRIGHT_FAMILIES(X) \
+  X(activation)                \
+  X(attention)                 \
+  X(batch_norm)                \
+  X(conv2d)                    \
+  X(depthwise)                 \
+  X(dropout)                   \
+  X(dropout_add_layer_norm)    \
+  X(layer_norm)                \
+  X(masked_scale)              \
+  X(matmul)                    \
+  X(roofline)
 
 namespace tilewright {
 

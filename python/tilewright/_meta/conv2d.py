@@ -31,9 +31,7 @@ def _check(
         weight.shape[1] * groups == input.shape[1] and weight.shape[0] % groups == 0,
         lambda: f"conv2d: weight {weight.shape} does not fit input {input.shape} and groups = {groups}",
     )
-    torch._check(
-        input.dtype == weight.dtype, lambda: f"conv2d: weight must be {input.dtype}, got {weight.dtype}"
-    )
+    torch._check(input.dtype == weight.dtype, lambda: f"conv2d: weight must be {input.dtype}, got {weight.dtype}")
     for name, values, smallest in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
         torch._check(
             all(v >= smallest for v in values),
@@ -74,9 +72,7 @@ def _forward(
     )
     if empty:
         return input.new_empty(size)
-    return torch.empty(
-        size, dtype=input.dtype, device=input.device, memory_format=_memory_format(input, weight)
-    )
+    return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=_memory_format(input, weight))
 
 
 @torch.library.register_fake("tilewright::conv2d_backward")

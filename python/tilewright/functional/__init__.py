@@ -11,4 +11,20 @@ from .linear import linear, linear_act
 from .masked_scale import masked_scale
 from .matmul import baddbmm, bmm, matmul
 
-__all__ = ["baddbmm", "batch_norm", "batch_norm_act", "bmm", "conv2d", "conv2d_act", "dropout", "dropout_add", "dropout_add_layer_norm", "layer_norm", "linear", "linear_act", "masked_scale", "matmul", "scaled_dot_product_attention"]
+__all__ = [
+    "baddbmm",
+    "batch_norm",
+    "batch_norm_act",
+    "bmm",
+    "conv2d",
+    "conv2d_act",
+    "dropout",
+    "dropout_add",
+    "dropout_add_layer_norm",
+    "layer_norm",
+    "linear",
+    "linear_act",
+    "masked_scale",
+    "matmul",
+    "scaled_dot_product_attention",
+]

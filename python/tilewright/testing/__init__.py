@@ -95,4 +95,13 @@ __all__ = [
     "ops_called",
     "references",
 ]
-__all__ = ["DTYPES", "assert_as_accurate", "available_isas", "force_isa", "max_error", "ops_called", "philox", "references"]
+__all__ = [
+    "DTYPES",
+    "assert_as_accurate",
+    "available_isas",
+    "force_isa",
+    "max_error",
+    "ops_called",
+    "philox",
+    "references",
+]
