@@ -49,7 +49,7 @@ inline void layer_norm_backward_block(const LayerNormBackwardArgs<T>& args, int6
   const A* weight = args.weight;
   const T* dy = args.dy + row * cols;
   const T* x = args.x + row * cols;
-  Vec<A> sum_g[kRows] = {}, sum_gx[kRows] = {};
+  Vec<A> sum_x[kRows] = {}, sum_g[kRows] = {}, sum_gx[kRows] = {};
   for_each_vector<A>(cols, [&](int64_t c, int64_t n) TILEWRIGHT_INLINE {
     const Vec<A> w = weight != nullptr ? load(weight + c, n) : broadcast<A>(1);
     Vec<A> dweight{}, dbias{};
@@ -57,6 +57,7 @@ inline void layer_norm_backward_block(const LayerNormBackwardArgs<T>& args, int6
       const Vec<A> d = load(dy + r * cols + c, n);
       const Vec<A> xhat = keep_first((load(x + r * cols + c, n) - args.mean[row + r]) * args.rstd[row + r], n);
       const Vec<A> g = rounded(d * w);
+      sum_x[r] += xhat;
       sum_g[r] += g;
       sum_gx[r] = fma(g, xhat, sum_gx[r]);
       dweight = fma(d, xhat, dweight);
@@ -67,17 +68,26 @@ inline void layer_norm_backward_block(const LayerNormBackwardArgs<T>& args, int6
       store(args.dbias + c, load(args.dbias + c, n) + dbias, n);
     }
   });
-  if constexpr (kInputGrad) {
-    T* dx = args.dx + row * cols;
-    for (int r = 0; r < kRows; ++r) {
+  for (int r = 0; r < kRows; ++r) {
+    // The saved mean is rounded, so xhat has a mean of its own, by which rows whose values differ by little would lose
+    // digits. With xhat - mean_x for xhat they keep them; dweight, summed above without, is mended where it matters.
+    const A mean_x = reduce_add<A>(sum_x[r]) / static_cast<A>(cols);
+    constexpr A kNegligible = sizeof(A) == 4 ? A(0x1p-20) : A(0x1p-49);
+    if (kParameterGrads && (mean_x > kNegligible || mean_x < -kNegligible)) {
+      for_each_vector<A>(cols, [=](int64_t c, int64_t n) TILEWRIGHT_INLINE {
+        store(args.dweight + c, load(args.dweight + c, n) - load(dy + r * cols + c, n) * mean_x, n);
+      });
+    }
+    if constexpr (kInputGrad) {
+      T* dx = args.dx + (row + r) * cols;
       const A mean = args.mean[row + r], rstd = args.rstd[row + r];
       const A mean_g = reduce_add<A>(sum_g[r]) / static_cast<A>(cols);
-      const A mean_gx = reduce_add<A>(sum_gx[r]) / static_cast<A>(cols);
+      const A mean_gx = reduce_add<A>(sum_gx[r]) / static_cast<A>(cols) - mean_x * mean_g;
       for_each_vector<A>(cols, [=](int64_t c, int64_t n) TILEWRIGHT_INLINE {
         const Vec<A> w = weight != nullptr ? load(weight + c, n) : broadcast<A>(1);
         const Vec<A> xhat = (load(x + r * cols + c, n) - mean) * rstd;
         const Vec<A> g = rounded(load(dy + r * cols + c, n) * w);
-        store(dx + r * cols + c, (g - mean_g - xhat * mean_gx) * rstd, n);
+        store(dx + c, (g - mean_g - (xhat - mean_x) * mean_gx) * rstd, n);
       });
     }
   }
