@@ -4,7 +4,8 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/MemoryOverlap.h>
-#include <ATen/ops/clone.h>
+#include <ATen/TensorIterator.h>
+#include <ATen/ops/empty_strided.h>
 
 #include <mutex>
 
@@ -14,8 +15,28 @@
 
 namespace tilewright {
 
-Tensor as_dense(const Tensor& tensor) {
-  return tensor.is_non_overlapping_and_dense() ? tensor : tensor.clone(at::MemoryFormat::Preserve);
+Tensor empty_pointwise(const Tensor& tensor) {
+  for (const auto format : {at::MemoryFormat::Contiguous, at::MemoryFormat::ChannelsLast}) {
+    if (tensor.is_contiguous(format)) return at::empty_like(tensor, tensor.options().memory_format(format));
+  }
+  if (tensor.is_non_overlapping_and_dense()) return at::empty_like(tensor);
+  return at::TensorIteratorConfig()
+      .add_owned_output(Tensor())
+      .add_const_input(tensor)
+      .add_owned_const_input(at::empty_like(tensor))
+      .build()
+      .output();
+}
+
+Tensor ordered_like(const Tensor& tensor, const Tensor& output) {
+  bool same_order = true;
+  for (int64_t d = 0; d < output.dim(); ++d) {
+    same_order = same_order && (output.size(d) == 1 || tensor.stride(d) == output.stride(d));
+  }
+  if (same_order || output.numel() == 0) return tensor;
+  Tensor copy = at::empty_strided(output.sizes(), output.strides(), tensor.options());
+  copy.copy_(tensor);
+  return copy;
 }
 
 namespace {
@@ -97,9 +118,8 @@ Tensor dropout_seed_cpu(const Tensor& input) {
 }
 
 Tensor dropout_forward_cpu(const Tensor& input, const Tensor& seed, double p) {
-  const Tensor dense = as_dense(input);
-  Tensor output = at::empty_like(dense);
-  run_dropout(dense, Tensor(), Tensor(), output, seed, p, "dropout");
+  Tensor output = empty_pointwise(input);
+  run_dropout(ordered_like(input, output), Tensor(), Tensor(), output, seed, p, "dropout");
   return output;
 }
 

@@ -10,7 +10,10 @@ namespace tilewright {
 void run_dropout(const Tensor& input, const Tensor& residual, const Tensor& bias, const Tensor& output,
                  const Tensor& seed, double p, const char* op);
 
-// The tensor itself where it is dense and has no overlap, else a copy with the strides that empty_like gives.
-Tensor as_dense(const Tensor& tensor);
+// The result that a pointwise op of native makes for a tensor and its empty_like: dense, in the tensor's own order.
+Tensor empty_pointwise(const Tensor& tensor);
+
+// The tensor itself where its elements lie in memory as output's do, else a copy that does. output is dense.
+Tensor ordered_like(const Tensor& tensor, const Tensor& output);
 
 }  // namespace tilewright

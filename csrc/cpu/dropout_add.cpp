@@ -2,8 +2,6 @@
 // shape alone, so the result is the same for any number of threads.
 #include "ops/dropout_add.h"
 
-#include <ATen/ops/empty_strided.h>
-
 #include "cpu/dropout.h"
 #include "cpu/keep_mask.h"
 #include "cpu/kernel_table.h"
@@ -11,13 +9,6 @@
 
 namespace tilewright {
 namespace {
-
-Tensor with_strides(const Tensor& tensor, at::IntArrayRef strides) {
-  if (tensor.strides().equals(strides)) return tensor;
-  Tensor copy = at::empty_strided(tensor.sizes(), strides, tensor.options());
-  copy.copy_(tensor);
-  return copy;
-}
 
 Tensor dropout_add_forward_cpu(const Tensor& input, const Tensor& residual, const OptionalTensor& bias_opt,
                                const Tensor& seed, double p) {
@@ -29,8 +20,8 @@ Tensor dropout_add_forward_cpu(const Tensor& input, const Tensor& residual, cons
               "dropout_add_forward: bias must have the size of input's last dimension, input is ", input.sizes(),
               ", got ", bias.sizes());
   // The sum has residual's memory order, as in native's residual + ...; a bias asks for rows.
-  Tensor output = bias.defined() ? at::empty(residual.sizes(), residual.options()) : at::empty_like(residual);
-  const Tensor x = with_strides(input, output.strides()), r = with_strides(residual, output.strides());
+  Tensor output = bias.defined() ? at::empty(residual.sizes(), residual.options()) : empty_pointwise(residual);
+  const Tensor x = ordered_like(input, output), r = ordered_like(residual, output);
   run_dropout(x, r, bias, output, seed, p, "dropout_add");
   return output;
 }

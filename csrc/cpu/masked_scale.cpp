@@ -1,8 +1,6 @@
 // masked_scale on the CPU: elementwise over memory, in whatever dense order input has.
 #include "ops/masked_scale.h"
 
-#include <ATen/ops/empty_strided.h>
-
 #include "cpu/dropout.h"
 #include "cpu/kernel_table.h"
 #include "cpu/tensors.h"
@@ -14,13 +12,8 @@ Tensor masked_scale_forward_cpu(const Tensor& input, const Tensor& mask, double 
   TORCH_CHECK(mask.scalar_type() == at::kBool && mask.sizes().equals(input.sizes()),
               "masked_scale_forward: mask must be bool of input's shape ", input.sizes(), ", got ", mask.scalar_type(),
               " of shape ", mask.sizes());
-  const Tensor x = as_dense(input);
-  Tensor keep = mask;
-  if (!mask.strides().equals(x.strides())) {
-    keep = at::empty_strided(x.sizes(), x.strides(), mask.options());
-    keep.copy_(mask);
-  }
-  Tensor output = at::empty_like(x);
+  Tensor output = empty_pointwise(input);
+  const Tensor x = ordered_like(input, output), keep = ordered_like(mask, output);
   dispatch_floating(x.scalar_type(), "masked_scale", [&](auto element) {
     using T = decltype(element);
     const MaskedScaleArgs<T> args{const_data<T>(x), static_cast<const uint8_t*>(keep.const_data_ptr()),

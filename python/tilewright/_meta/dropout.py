@@ -4,6 +4,11 @@ import torch
 from torch import Tensor
 
 
+def empty_pointwise(tensor: Tensor) -> Tensor:
+    """The result of native's input * noise, whose strides are ours too (cpu/dropout.h has the same for real tensors)."""
+    return torch.mul(tensor, torch.empty_like(tensor))
+
+
 @torch.library.register_fake("tilewright::dropout_seed")
 def _seed(input: Tensor) -> Tensor:
     return input.new_empty([1], dtype=torch.int64)
@@ -11,7 +16,7 @@ def _seed(input: Tensor) -> Tensor:
 
 @torch.library.register_fake("tilewright::dropout_forward")
 def _forward(input: Tensor, seed: Tensor, p: float) -> Tensor:
-    return torch.empty_like(input)
+    return empty_pointwise(input)
 
 
 @torch.library.register_fake("tilewright::dropout_forward_")
@@ -21,7 +26,7 @@ def _forward_inplace(input: Tensor, seed: Tensor, p: float) -> None:
 
 @torch.library.register_fake("tilewright::dropout_backward")
 def _backward(grad_output: Tensor, seed: Tensor, p: float) -> Tensor:
-    return torch.empty_like(grad_output)
+    return empty_pointwise(grad_output)
 
 
 @torch.library.register_fake("tilewright::dropout_mask")

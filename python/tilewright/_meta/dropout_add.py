@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .dropout import empty_pointwise
+
 
 @torch.library.register_fake("tilewright::dropout_add_forward")
 def _forward(input: Tensor, residual: Tensor, bias: Tensor | None, seed: Tensor, p: float) -> Tensor:
-    return torch.empty_like(residual) if bias is None else residual.new_empty(residual.shape)
+    return empty_pointwise(residual) if bias is None else residual.new_empty(residual.shape)
 
 
 @torch.library.register_fake("tilewright::dropout_add_backward")

@@ -23,7 +23,9 @@ def native_type_errors(function: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
-def check_probability(p: float) -> None:
-    """Native's error for a dropout probability outside [0, 1]."""
+def check_dropout_arguments(function: str, p: float, training: bool) -> None:
+    """Native's errors for a dropout probability outside [0, 1] and for a training flag that is not a bool."""
     if p < 0.0 or p > 1.0:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+    if not isinstance(training, bool):
+        raise TypeError(f"{function}(): argument 'training' must be bool, not {type(training).__name__}")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from ._errors import check_probability, native_type_errors
+from ._errors import check_dropout_arguments, native_type_errors
 
 _dropout = torch.ops.tilewright.dropout.default
 _dropout_ = torch.ops.tilewright.dropout_.default
@@ -38,5 +38,5 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
         return handle_torch_function(
             torch.nn.functional.dropout, (input,), input, p=p, training=training, inplace=inplace
         )
-    check_probability(p)
+    check_dropout_arguments("dropout", p, training)
     return _dropout_(input, p, training) if inplace else _dropout(input, p, training)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from ._errors import check_probability, native_type_errors
+from ._errors import check_dropout_arguments, native_type_errors
 
 _dropout_add = torch.ops.tilewright.dropout_add.default
 
@@ -34,5 +34,5 @@ def dropout_add(
     """
     if has_torch_function_variadic(input, residual, bias):
         return handle_torch_function(dropout_add, (input, residual, bias), input, residual, p, training, bias=bias)
-    check_probability(p)
+    check_dropout_arguments("dropout_add", p, training)
     return _dropout_add(input, residual, p, training, bias)

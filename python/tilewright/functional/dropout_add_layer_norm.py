@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from ._errors import check_probability, native_type_errors
+from ._errors import check_dropout_arguments, native_type_errors
 
 _normed = torch.ops.tilewright.dropout_add_layer_norm.default
 _normed_and_sum = torch.ops.tilewright.dropout_add_layer_norm_prenorm.default
@@ -54,6 +54,6 @@ def dropout_add_layer_norm(
     if has_torch_function_variadic(*tensors):
         arguments = (input, residual, normalized_shape, weight, bias, eps, p, training)
         return handle_torch_function(dropout_add_layer_norm, tensors, *arguments, prenorm=prenorm)
-    check_probability(p)
+    check_dropout_arguments("dropout_add_layer_norm", p, training)
     function = _normed_and_sum if prenorm else _normed
     return function(input, residual, normalized_shape, weight, bias, eps, p, training)
