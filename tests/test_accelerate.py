@@ -134,9 +134,11 @@ def test_every_supported_type_is_replaced_and_computed_by_our_ops():
         assert tilewright.accelerate(layer) is layer  # the root itself
         assert type(layer) is getattr(TN, name)
         assert isinstance(layer, kind)
-    model = tilewright.accelerate(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 4)))
-    called = ops_called(lambda: model(torch.randn(2, 3, 8, 8)))
-    assert {"tilewright::conv2d", "tilewright::batch_norm", "tilewright::linear"} <= called
+    called = ops_called(lambda: tilewright.accelerate(resnet(0.5))(torch.randn(2, 3, 8, 8)))
+    assert {f"tilewright::{op}" for op in ("conv2d", "batch_norm", "linear", "dropout")} <= called
+    called = ops_called(lambda: tilewright.accelerate(encoder(0.5))(torch.randn(2, 5, 16)))
+    ops = ("linear", "layer_norm", "scaled_dot_product_attention", "dropout")
+    assert {f"tilewright::{op}" for op in ops} <= called
 
 
 def test_all_state_of_a_layer_stays():

@@ -380,3 +380,36 @@ def test_attention_autocast():
         outputs = [m(x, x, x, attn_mask=mask, need_weights=False)[0] for m in (ours, native)]
     reference = copy.deepcopy(native).double()(*[x.double()] * 3, attn_mask=mask.double(), need_weights=False)[0]
     assert_as_accurate(*outputs, reference)
+
+
+_IMAGE, _TEXT = (2, 3, 8, 8), (2, 5, 16)
+COMPILED = {
+    "Conv2d": (lambda: TN.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), [_IMAGE]),
+    "ConvAct2d": (lambda: TN.ConvAct2d(3, 4, 3), [_IMAGE]),
+    "BatchNorm2d": (lambda: TN.BatchNorm2d(3), [_IMAGE]),
+    "BatchNormAct2d": (lambda: TN.BatchNormAct2d(3), [_IMAGE, _IMAGE]),
+    "LayerNorm": (lambda: TN.LayerNorm(16), [_TEXT]),
+    "Linear": (lambda: TN.Linear(16, 4), [_TEXT]),
+    "LinearAct": (lambda: TN.LinearAct(16, 4), [_TEXT]),
+    "DropoutAdd": (lambda: TN.DropoutAdd(0.0), [_TEXT, _TEXT]),
+    "DropoutAddLayerNorm": (lambda: TN.DropoutAddLayerNorm(16), [_TEXT, _TEXT]),
+    "MultiheadAttention": (lambda: TN.MultiheadAttention(16, 4, batch_first=True, add_bias_kv=True), [_TEXT] * 3),
+    "TransformerEncoderLayer": (lambda: TN.TransformerEncoderLayer(16, 4, 32, 0.0, batch_first=True), [_TEXT]),
+}
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("kind", COMPILED)
+def test_compile_without_graph_breaks(kind, dynamic):
+    make, shapes = COMPILED[kind]
+    layer, inputs = make(), [torch.randn(shape) for shape in shapes]
+    torch._dynamo.reset()
+    y = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend="aot_eager")(*inputs)
+    torch.testing.assert_close(y, layer(*inputs))
+
+
+def test_export():
+    layer, x = TN.MultiheadAttention(16, 4, batch_first=True), torch.randn(_TEXT)
+    options = {"need_weights": False, "attn_mask": torch.ones(5, 5, dtype=torch.bool).triu(1)}
+    exported = torch.export.export(layer, (x, x, x), options)
+    torch.testing.assert_close(exported.module()(x, x, x, **options), layer(x, x, x, **options))

@@ -63,7 +63,7 @@ class _AcceleratedSubclass:
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
         constructor, arguments, *state = reduced
-        if constructor is not copyreg.__newobj__:
+        if constructor is not copyreg.__newobj__:  # type: ignore[attr-defined]
             return (constructor, arguments, *state)  # the user's own __reduce__ rules
         return (_new_object, (self.tilewright_original,), *state)
 
