@@ -86,4 +86,36 @@ def _both_layouts(shape: str, out: int, kernel: int, dtype: torch.dtype = torch.
     return [_case(shape, out, kernel, dtype, layout, **options) for layout in ("NCHW", "NHWC")]
 
 
+_BF16 = torch.bfloat16
+
+CASES = [
+    *_both_layouts("8x64x56", 64, 3, quick=True),
+    *_both_layouts("8x128x28", 128, 3, quick=True),
+    *_both_layouts("8x256x14", 256, 3),
+    *_both_layouts("8x512x7", 512, 3),
+    *_both_layouts("8x64x56", 256, 1, quick=True),
+    *_both_layouts("8x1024x14", 256, 1),
+    *_both_layouts("8x128x56", 128, 3, stride=2),
+    *_both_layouts("8x256x56", 512, 1, stride=2),
+    *_both_layouts("8x3x224", 64, 7, stride=2, padding=3, first=True, quick=True),
+    *_both_layouts("8x3x224", 32, 3, stride=2, first=True),
+    *_both_layouts("8x96x56", 96, 3, groups=96, quick=True),
+    *_both_layouts("8x192x28", 192, 7, groups=192),
+    *_both_layouts("8x144x28", 144, 3, groups=144, stride=2),
+    *_both_layouts("8x128x28", 128, 3, groups=8),
+    _case("64x1x28", 6, 5, padding=0, first=True, quick=True),
+    _case("64x6x12", 16, 5, padding=0),
+    _case("8x3x224", 768, 16, stride=16, padding=0, first=True),
+    _case("4x64x28", 64, 3, dilation=2),
+    _case("8x61x29", 67, 3),
+    _case("1x64x56", 64, 3, directions=(FORWARD,), quick=True),
+    _case("1x256x14", 256, 3, layout="NHWC", directions=(FORWARD,)),
+    _case("64x64x8", 128, 3, quick=True),
+    *_both_layouts("8x128x28", 128, 3, _BF16),
+    _case("8x64x56", 256, 1, _BF16, "NHWC"),
+    *_both_layouts("8x128x28", 128, 3, act=True),
+    *_both_layouts("8x256x14", 256, 3, act=True, residual=True),
+    _case("8x128x28", 128, 3, layout="NHWC", act=True, residual=True, quick=True),
+]
+
 SWEEP = [_case(f"8x{c}x28", c, 3, size=9.0 * 8 * 784 * c * c) for c in (4, 8, 16, 32, 48, 64, 96, 128, 192, 256)]
