@@ -21,7 +21,7 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     ctx->save_for_backward({needs_grad(weight) ? input : Tensor(), needs_grad(input) ? weight : Tensor()});
     ctx->saved_data["has_bias"] = is_defined(bias);
-    return std::get<0>(linear_forward(input, weight, bias, "none", false));
+    return std::get<0>(tilewright::linear_forward(input, weight, bias, "none", false));
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
@@ -31,7 +31,7 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     const auto needs = inputs_needing_grad(ctx, {true, true, has_bias});
     if (!at::GradMode::is_enabled()) {
       auto [grad_input, grad_weight, grad_bias] =
-          linear_backward(grad, input, weight, {needs[0], needs[1], needs[2]});
+          tilewright::linear_backward(grad, input, weight, {needs[0], needs[1], needs[2]});
       return {grad_input, grad_weight, grad_bias};
     }
     // What was not saved is not read either: linear is linear in each operand.
@@ -53,7 +53,7 @@ class LinearActFunction : public torch::autograd::Function<LinearActFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                         const std::string& activation) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
-    auto [output, pre] = linear_forward(input, weight, bias, activation, true);
+    auto [output, pre] = tilewright::linear_forward(input, weight, bias, activation, true);
     ctx->save_for_backward({input, weight, value_or_undefined(bias), pre.defined() ? pre : output});
     ctx->saved_data["activation"] = activation;
     return output;
@@ -72,9 +72,9 @@ class LinearActFunction : public torch::autograd::Function<LinearActFunction> {
           });
       return {grads[0], grads[1], grads[2], Tensor()};
     }
-    const Tensor grad = activation_backward(grad_outputs[0], saved[3], activation);
+    const Tensor grad = tilewright::activation_backward(grad_outputs[0], saved[3], activation);
     auto [grad_input, grad_weight, grad_bias] =
-        linear_backward(grad, input, weight, {needs[0], needs[1], needs[2]});
+        tilewright::linear_backward(grad, input, weight, {needs[0], needs[1], needs[2]});
     return {grad_input, grad_weight, grad_bias, Tensor()};
   }
 };
@@ -93,7 +93,7 @@ Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& b
   }
   if (records_grad(input, weight, bias)) return LinearFunction::apply(input, weight, bias);
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return std::get<0>(linear_forward(input, weight, bias, "none", false));
+  return std::get<0>(tilewright::linear_forward(input, weight, bias, "none", false));
 }
 
 Tensor linear_act(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, c10::string_view activation) {
@@ -106,7 +106,7 @@ Tensor linear_act(const Tensor& input, const Tensor& weight, const OptionalTenso
     return LinearActFunction::apply(input, weight, bias, std::string(activation));
   }
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return std::get<0>(linear_forward(input, weight, bias, activation, false));
+  return std::get<0>(tilewright::linear_forward(input, weight, bias, activation, false));
 }
 
 template <at::DeviceType kDevice>

@@ -28,7 +28,7 @@ class MatmulFunction : public torch::autograd::Function<MatmulFunction> {
     ctx->save_for_backward({needs_grad(other) ? input : Tensor(), needs_grad(input) ? other : Tensor()});
     ctx->saved_data["input_shape"] = input.sym_sizes().vec();
     ctx->saved_data["other_shape"] = other.sym_sizes().vec();
-    return matmul_forward(input, other);
+    return tilewright::matmul_forward(input, other);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
@@ -43,7 +43,7 @@ class MatmulFunction : public torch::autograd::Function<MatmulFunction> {
           grad_outputs, [](const variable_list& in) -> variable_list { return {at::matmul(in[0], in[1])}; });
     }
     auto [grad_input, grad_other] =
-        matmul_backward(grad, saved[0], saved[1], input_shape, other_shape, 1, {needs[0], needs[1]});
+        tilewright::matmul_backward(grad, saved[0], saved[1], input_shape, other_shape, 1, {needs[0], needs[1]});
     return {grad_input, grad_other};
   }
 };
@@ -59,7 +59,7 @@ class BaddbmmFunction : public torch::autograd::Function<BaddbmmFunction> {
     ctx->saved_data["batch2_shape"] = batch2.sym_sizes().vec();
     ctx->saved_data["beta"] = beta;
     ctx->saved_data["alpha"] = alpha;
-    return baddbmm_forward(input, batch1, batch2, beta, alpha);
+    return tilewright::baddbmm_forward(input, batch1, batch2, beta, alpha);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
@@ -83,7 +83,7 @@ class BaddbmmFunction : public torch::autograd::Function<BaddbmmFunction> {
     if (needs[0]) grad_input = (grad * beta).sum_to_size_symint(input_shape);
     if (needs[1] || needs[2]) {
       std::tie(grad_batch1, grad_batch2) =
-          matmul_backward(grad, saved[0], saved[1], batch1_shape, batch2_shape, alpha, {needs[1], needs[2]});
+          tilewright::matmul_backward(grad, saved[0], saved[1], batch1_shape, batch2_shape, alpha, {needs[1], needs[2]});
     }
     return {grad_input, grad_batch1, grad_batch2, Tensor(), Tensor()};
   }
@@ -93,7 +93,7 @@ Tensor matmul(const Tensor& input, const Tensor& other) {
   if (use_native(input, other)) return at::matmul(input, other);
   if (records_grad(input, other)) return MatmulFunction::apply(input, other);
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return matmul_forward(input, other);
+  return tilewright::matmul_forward(input, other);
 }
 
 Tensor bmm(const Tensor& input, const Tensor& mat2) {
@@ -111,7 +111,7 @@ Tensor baddbmm(const Tensor& input, const Tensor& batch1, const Tensor& batch2, 
   if (use_native(input, batch1, batch2)) return at::baddbmm(input, batch1, batch2, beta, alpha);
   if (records_grad(input, batch1, batch2)) return BaddbmmFunction::apply(input, batch1, batch2, beta, alpha);
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return baddbmm_forward(input, batch1, batch2, beta, alpha);
+  return tilewright::baddbmm_forward(input, batch1, batch2, beta, alpha);
 }
 
 // Native's autocast runs these in the lower precision.

@@ -112,6 +112,9 @@ std::tuple<Tensor, Tensor> matmul_backward_cpu(const Tensor& grad_output, const 
 
 Tensor baddbmm_forward_cpu(const Tensor& input, const Tensor& batch1, const Tensor& batch2, const at::Scalar& beta,
                            const at::Scalar& alpha) {
+  // Native reads these dimensions before it looks at the ranks.
+  TORCH_CHECK_INDEX(batch1.dim() >= 2 && batch2.dim() >= 3, "baddbmm: batch1 and batch2 must be 3-D, got shapes ",
+                    batch1.sizes(), " and ", batch2.sizes());
   TORCH_CHECK(batch1.dim() == 3 && batch2.dim() == 3 && batch1.size(0) == batch2.size(0),
               "baddbmm: batch1 and batch2 must be 3-D with the same batch size, got shapes ", batch1.sizes(), " and ",
               batch2.sizes());
