@@ -10,6 +10,7 @@
 #pragma once
 #include <cstdint>
 
+#include "common/macros.h"
 #include "common/types.h"
 
 namespace tilewright {
@@ -148,24 +149,27 @@ inline VecF64 keep_first(VecF64 v, int64_t n) {
   return lane < n ? v : VecF64{};
 }
 
-// --- across lanes, always in the same tree order ---
+// --- across lanes, always in the same tree order: halves are folded onto one another in registers ---
+template <typename A, int kWidth = kLanes<A> / 2, typename Combine>
+inline TILEWRIGHT_INLINE A fold_lanes(Vec<A> v, const Combine& combine) {
+  constexpr int kCount = kLanes<A>;
+  decltype(v == v) upper;
+#pragma GCC unroll 16
+  for (int lane = 0; lane < kCount; ++lane) upper[lane] = (lane + kWidth) % kCount;
+  v = combine(v, __builtin_shuffle(v, upper));
+  if constexpr (kWidth == 1) {
+    return v[0];
+  } else {
+    return fold_lanes<A, kWidth / 2>(v, combine);
+  }
+}
 template <typename A>
 inline A reduce_add(Vec<A> v) {
-  A lanes[kLanes<A>];
-  __builtin_memcpy(lanes, &v, sizeof(v));
-  for (int64_t width = kLanes<A> / 2; width > 0; width /= 2) {
-    for (int64_t i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  }
-  return lanes[0];
+  return fold_lanes<A>(v, [](Vec<A> a, Vec<A> b) TILEWRIGHT_INLINE { return a + b; });
 }
 template <typename A>
 inline A reduce_max(Vec<A> v) {
-  A lanes[kLanes<A>];
-  __builtin_memcpy(lanes, &v, sizeof(v));
-  for (int64_t width = kLanes<A> / 2; width > 0; width /= 2) {
-    for (int64_t i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-  }
-  return lanes[0];
+  return fold_lanes<A>(v, [](Vec<A> a, Vec<A> b) TILEWRIGHT_INLINE { return max(a, b); });
 }
 
 // --- 2^x ---
@@ -181,14 +185,14 @@ inline V polynomial(V r, const A (&coefficients)[kTerms]) {
 }
 
 template <typename A>
-inline Vec<A> exp2(Vec<A> x) {
+inline TILEWRIGHT_INLINE Vec<A> exp2(Vec<A> x) {
   constexpr bool kFloat = sizeof(A) == 4;
   // Beyond these 2^x has left the format's denormals or its finite range.
   constexpr A kLow = kFloat ? A(-160) : A(-1100), kHigh = kFloat ? A(160) : A(1100);
   // Adding and taking away 1.5 * 2^(mantissa bits) rounds to a whole number.
   constexpr A kRound = kFloat ? A(12582912.0) : A(6755399441055744.0);
-  x = x < kLow ? broadcast<A>(kLow) : x;
-  x = x > kHigh ? broadcast<A>(kHigh) : x;
+  // In this order of arguments NaN passes.
+  x = min(broadcast<A>(kHigh), max(broadcast<A>(kLow), x));
   const Vec<A> n = (x + kRound) - kRound;
   const Vec<A> r = x - n;
   if constexpr (kFloat) {

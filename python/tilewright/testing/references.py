@@ -45,3 +45,32 @@ def conv2d(
             y = y + torch.einsum("ngchw,gfc->ngfhw", x[..., rows, cols], weight[..., i, j])
     y = y.reshape(n, filters, *out)
     return y if bias is None else y + bias.double().view(-1, 1, 1)
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    keep: Tensor | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """softmax(scale * Q K^T + mask) V in float64 and differentiable; rows that attend to nothing give 0.
+
+    `keep` is a bool mask of attention weights that dropout keeps. Key and value may have fewer heads than query.
+    """
+    query, key, value = query.double(), key.double(), value.double()
+    if query.dim() > 2 and query.shape[-3] != key.shape[-3]:
+        group = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(group, -3), value.repeat_interleave(group, -3)
+    logits = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask.double()
+    if is_causal:
+        logits = logits.masked_fill(~torch.ones(logits.shape[-2:], dtype=torch.bool).tril(), -torch.inf)
+    hidden = (logits == -torch.inf).all(-1, keepdim=True)
+    weights = torch.softmax(logits.masked_fill(hidden, 0.0), -1).masked_fill(hidden, 0.0)
+    if keep is not None:
+        weights = weights * keep / (1 - dropout_p)
+    return weights @ value
