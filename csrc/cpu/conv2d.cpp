@@ -35,6 +35,12 @@ bool prefers_planes(const Conv2dShape& shape) {
          std::max(shape.filters, shape.channels) / shape.groups < kFewFilters;
 }
 
+// A result that was computed as planes, in the format it is promised in.
+Tensor result_in(const Tensor& result, at::MemoryFormat computed, at::MemoryFormat promised) {
+  if (computed == promised || !result.defined()) return result;
+  return at::empty(result.sizes(), result.options().memory_format(promised)).copy_(result);
+}
+
 Tensor conv2d_forward_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias_opt,
                           at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
                           bool relu, const OptionalTensor& residual_opt) {
@@ -60,7 +66,7 @@ Tensor conv2d_forward_cpu(const Tensor& input, const Tensor& weight, const Optio
     const auto [packed_from, weight_last] = dense_weight(weight);
     dense_forward<T>(shape, x, packed_from, weight_last, bias, residual, relu, output);
   });
-  return output.contiguous(result_format);
+  return result_in(output, shape.format, result_format);
 }
 
 Tensor input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight) {
@@ -118,8 +124,11 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
   }
   if (prefers_planes(shape)) shape.format = kPlanes;
   const Tensor dy = in_format(grad_output, shape.format);
-  if (output_mask[0]) dx = input_grad(shape, dy, weight).contiguous(result_format);
-  if (output_mask[1]) dweight = weight_grad(shape, dy, in_format(input, shape.format), weight).contiguous(result_format);
+  if (output_mask[0]) dx = result_in(input_grad(shape, dy, weight), shape.format, result_format);
+  if (output_mask[1]) {
+    const Tensor x = in_format(input, shape.format);
+    dweight = result_in(weight_grad(shape, dy, x, weight), shape.format, result_format);
+  }
   if (output_mask[2]) {
     dispatch_floating(dy.scalar_type(), "conv2d_backward", [&](auto element) {
       dbias = bias_grad<decltype(element)>(shape, dy).to(weight.scalar_type());

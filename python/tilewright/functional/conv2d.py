@@ -14,9 +14,9 @@ _conv2d_act = torch.ops.tilewright.conv2d_act.default
 _Pair = int | Sequence[int]
 
 
-def _pair(value: _Pair) -> tuple[int, int]:
-    values = (value,) if isinstance(value, int) else tuple(value)
-    return (values[0], values[-1])
+def _both(value: _Pair) -> Sequence[int]:
+    """One number stands for both directions."""
+    return value if isinstance(value, (tuple, list)) else (value, value)  # type: ignore[return-value]
 
 
 def _resolve_padding(
@@ -27,13 +27,14 @@ def _resolve_padding(
         return input, (0, 0)
     if padding != "same":
         raise RuntimeError(f'conv2d: padding must be "same", "valid" or numbers, got "{padding}"')
-    if any(s != 1 for s in _pair(stride)):
+    if any(s != 1 for s in _both(stride)):
         raise RuntimeError(f'conv2d: padding="same" must come with stride 1, got stride {stride}')
     if weight.dim() != 4:
         raise RuntimeError(
             f"conv2d: weight must be [filters, channels / groups, height, width], got shape {tuple(weight.shape)}"
         )
-    totals = [d * (weight.shape[2 + i] - 1) for i, d in enumerate(_pair(dilation))]
+    steps = _both(dilation)
+    totals = [steps[0] * (weight.shape[2] - 1), steps[-1] * (weight.shape[3] - 1)]
     extra = [total % 2 for total in totals]
     if any(extra):
         input = torch.constant_pad_nd(input, [0, extra[1], 0, extra[0]])
@@ -86,7 +87,7 @@ def conv2d(
         )
     if isinstance(padding, str):
         input, padding = _resolve_padding(input, weight, stride, padding, dilation)
-    return _conv2d(input, weight, bias, stride, padding, dilation, groups)
+    return _conv2d(input, weight, bias, _both(stride), _both(padding), _both(dilation), groups)
 
 
 @native_type_errors
@@ -136,3 +137,14 @@ def conv2d_act(
     if isinstance(padding, str):
         input, padding = _resolve_padding(input, weight, stride, padding, dilation)
     return _conv2d_act(input, weight, bias, stride, padding, dilation, groups, activation=activation, residual=residual)
+    return _conv2d_act(
+        input,
+        weight,
+        bias,
+        _both(stride),
+        _both(padding),
+        _both(dilation),
+        groups,
+        activation=activation,
+        residual=residual,
+    )
