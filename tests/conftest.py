@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+
 from tilewright.testing import available_isas, force_isa
 
 

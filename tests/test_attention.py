@@ -1,7 +1,5 @@
 """scaled_dot_product_attention against float64 math and against native."""
 
-import math
-import resource
 import subprocess
 import sys
 
@@ -406,7 +404,9 @@ def test_compile(kind, dynamic):
 def test_transforms():
     q, k, v = (t.detach() for t in _double_inputs())
     for transform in (torch.func.vmap, torch.func.jacrev, torch.func.jacfwd):
-        ours, native = (transform(lambda q, f=f: f(q, k[:1], v[:1], is_causal=True).sin())(q) for f in (sdpa, native_sdpa))
+        ours, native = (
+            transform(lambda q, f=f: f(q, k[:1], v[:1], is_causal=True).sin())(q) for f in (sdpa, native_sdpa)
+        )
         torch.testing.assert_close(ours, native)
 
 
@@ -420,7 +420,9 @@ def test_autocast_like_native(mask):
     assert_as_accurate(ours, native, references.attention(*inputs, at))
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 300, 2100, 32, 32), (8, 6, 2, 60, 80, 16, 16), (1, 2, 1, 1, 3000, 16, 16)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 300, 2100, 32, 32), (8, 6, 2, 60, 80, 16, 16), (1, 2, 1, 1, 3000, 16, 16)], ids=str
+)
 @pytest.mark.parametrize("p", [0.0, 0.2])
 def test_same_bits_for_any_thread_count(shape, p):
     inputs = [t.requires_grad_() for t in _inputs(shape, torch.float32)]
@@ -459,7 +461,9 @@ print(peak() - before)
 
 
 def test_memory_grows_with_the_length_only():
-    grown = int(subprocess.run([sys.executable, "-c", _MEMORY_PROBE], capture_output=True, text=True, check=True).stdout)
+    grown = int(
+        subprocess.run([sys.executable, "-c", _MEMORY_PROBE], capture_output=True, text=True, check=True).stdout
+    )
     # One head of 8192: inputs, outputs and working copies are below 20 MB, the logits would be 256 MB.
     assert grown < 64 * 2**20
 

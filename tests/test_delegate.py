@@ -3,12 +3,13 @@
 import threading
 
 import pytest
-import tilewright.functional as TF
 import torch
 import torch.nn.functional as F
-from tilewright.testing import ops_called
 from torch import Tensor
 from torch.utils._pytree import tree_map
+
+import tilewright.functional as TF
+from tilewright.testing import ops_called
 
 FORWARD = "tilewright::layer_norm_forward"
 

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import tilewright.functional as TF
 import torch
+
+import tilewright.functional as TF
 from tilewright import _C
 from tilewright.testing import available_isas, force_isa
 

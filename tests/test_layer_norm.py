@@ -1,11 +1,12 @@
 """layer_norm against float64 math and against native."""
 
 import pytest
-import tilewright.functional as TF
 import torch
 import torch.nn.functional as F
-from tilewright.testing import DTYPES, assert_as_accurate, ops_called, references
 from torch import Tensor
+
+import tilewright.functional as TF
+from tilewright.testing import DTYPES, assert_as_accurate, ops_called, references
 
 # One lane, around each ISA's vector width, several vectors with a tail, and a width models use.
 COLS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 100, 257, 768)

@@ -101,7 +101,10 @@ def test_activations_over_the_whole_range(isa, dtype, activation):
 def test_not_finite_like_native_in_float64(isa, activation):
     # float64, because native's float32 gelu turns +Inf into NaN on some CPUs.
     z = torch.tensor([[float("inf")], [float("-inf")], [float("nan")], [1e30], [-1e30], [0.0], [-0.0]])
-    ours, native = TF.linear_act(z, torch.ones(1, 1), activation=activation), ACTIVATIONS[activation](z.double()).float()
+    ours, native = (
+        TF.linear_act(z, torch.ones(1, 1), activation=activation),
+        ACTIVATIONS[activation](z.double()).float(),
+    )
     torch.testing.assert_close(ours, native, equal_nan=True)
 
 

@@ -8,7 +8,8 @@ namespace tilewright {
 
 class AutocastOff {
  public:
-  explicit AutocastOff(at::DeviceType device) : guard_(at::autocast::get_autocast_dispatch_key_from_device_type(device)) {}
+  explicit AutocastOff(at::DeviceType device)
+      : guard_(at::autocast::get_autocast_dispatch_key_from_device_type(device)) {}
 
  private:
   c10::impl::ExcludeDispatchKeyGuard guard_;

@@ -1,7 +1,7 @@
 // Gradients of linear and linear_act. With z = x W^T + b, y = act(z), g = dy * act'(z):
 //   dx = g W,  dW = g^T x,  db = sum of g's rows.
-// linear saves x only for dW and W only for dx. linear_act also saves z (relu: y, which autograd keeps anyway), and x, W,
-// b whole, because gradients of gradients compute z again.
+// linear saves x only for dW and W only for dx. linear_act also saves z (relu: y, which autograd keeps anyway), and x,
+// W, b whole, because gradients of gradients compute z again.
 #include "ops/linear.h"
 
 #include <ATen/ops/linear.h>
@@ -42,9 +42,8 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     const Tensor x = input.defined() ? input : at::zeros_symint(input_shape, grad.options());
     const Tensor w = weight.defined() ? weight : at::zeros_symint({out, in}, grad.options());
     const Tensor b = has_bias ? at::zeros_symint({out}, grad.options()) : Tensor();
-    return native_backward({x, w, b}, needs, grad_outputs, [](const variable_list& in) -> variable_list {
-      return {at::linear(in[0], in[1], in[2])};
-    });
+    return native_backward({x, w, b}, needs, grad_outputs,
+                           [](const variable_list& in) -> variable_list { return {at::linear(in[0], in[1], in[2])}; });
   }
 };
 

@@ -1,5 +1,6 @@
 // Gradients of matmul, bmm and baddbmm. With C = alpha * A B + beta * D:
-//   dA = alpha * dC B^T,  dB = alpha * A^T dC,  dD = beta * dC,  each summed over the dimensions it was broadcast along.
+//   dA = alpha * dC B^T,  dB = alpha * A^T dC,  dD = beta * dC,  each summed over the dimensions it was broadcast
+//   along.
 // An operand is saved only where the other's gradient reads it.
 #include "ops/matmul.h"
 
@@ -38,9 +39,9 @@ class MatmulFunction : public torch::autograd::Function<MatmulFunction> {
     const auto other_shape = ctx->saved_data["other_shape"].toSymIntVector();
     const auto needs = inputs_needing_grad(ctx, {true, true});
     if (at::GradMode::is_enabled()) {
-      return native_backward(
-          {saved_or_zeros(saved[0], input_shape, grad), saved_or_zeros(saved[1], other_shape, grad)}, needs,
-          grad_outputs, [](const variable_list& in) -> variable_list { return {at::matmul(in[0], in[1])}; });
+      return native_backward({saved_or_zeros(saved[0], input_shape, grad), saved_or_zeros(saved[1], other_shape, grad)},
+                             needs, grad_outputs,
+                             [](const variable_list& in) -> variable_list { return {at::matmul(in[0], in[1])}; });
     }
     auto [grad_input, grad_other] =
         tilewright::matmul_backward(grad, saved[0], saved[1], input_shape, other_shape, 1, {needs[0], needs[1]});
@@ -74,16 +75,15 @@ class BaddbmmFunction : public torch::autograd::Function<BaddbmmFunction> {
       auto grads = native_backward(
           {at::zeros_symint(input_shape, grad.options()), saved_or_zeros(saved[0], batch1_shape, grad),
            saved_or_zeros(saved[1], batch2_shape, grad)},
-          needs, grad_outputs, [&](const variable_list& in) -> variable_list {
-            return {at::baddbmm(in[0], in[1], in[2], beta, alpha)};
-          });
+          needs, grad_outputs,
+          [&](const variable_list& in) -> variable_list { return {at::baddbmm(in[0], in[1], in[2], beta, alpha)}; });
       return {grads[0], grads[1], grads[2], Tensor(), Tensor()};
     }
     Tensor grad_input, grad_batch1, grad_batch2;
     if (needs[0]) grad_input = (grad * beta).sum_to_size_symint(input_shape);
     if (needs[1] || needs[2]) {
-      std::tie(grad_batch1, grad_batch2) =
-          tilewright::matmul_backward(grad, saved[0], saved[1], batch1_shape, batch2_shape, alpha, {needs[1], needs[2]});
+      std::tie(grad_batch1, grad_batch2) = tilewright::matmul_backward(grad, saved[0], saved[1], batch1_shape,
+                                                                       batch2_shape, alpha, {needs[1], needs[2]});
     }
     return {grad_input, grad_batch1, grad_batch2, Tensor(), Tensor()};
   }

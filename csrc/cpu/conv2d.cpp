@@ -130,9 +130,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
     dweight = result_in(weight_grad(shape, dy, x, weight), shape.format, result_format);
   }
   if (output_mask[2]) {
-    dispatch_floating(dy.scalar_type(), "conv2d_backward", [&](auto element) {
-      dbias = bias_grad<decltype(element)>(shape, dy).to(weight.scalar_type());
-    });
+    dispatch_floating(dy.scalar_type(), "conv2d_backward",
+                      [&](auto element) { dbias = bias_grad<decltype(element)>(shape, dy).to(weight.scalar_type()); });
   }
   return {dx, dweight, dbias};
 }

@@ -10,8 +10,6 @@ namespace tilewright {
 
 constexpr int kConvScratchSlot = 2;
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 template <typename T>
 Acc<T>* conv_scratch() {
   return static_cast<Acc<T>*>(thread_scratch(kConvScratchSlot, kConvScratchElements * sizeof(Acc<T>)));
@@ -20,13 +18,11 @@ Acc<T>* conv_scratch() {
 // A stretch cut into equal pieces whose ends are multiples of unit.
 struct Cut {
   int64_t size, pieces, unit;
-  int64_t at(int64_t piece) const {
-    return std::min(size, divide_up(divide_up(size, unit) * piece, pieces) * unit);
-  }
+  int64_t at(int64_t piece) const { return std::min(size, divide_up(divide_up(size, unit) * piece, pieces) * unit); }
 };
 
-// Pixels of all images, in blocks no larger than one kernel call takes. A large plane keeps its blocks to itself, so that
-// they are written in place; small images share blocks, so that tiles stay full.
+// Pixels of all images, in blocks no larger than one kernel call takes. A large plane keeps its blocks to itself, so
+// that they are written in place; small images share blocks, so that tiles stay full.
 struct PixelCut {
   int64_t per_image, images, block, blocks_per_image;
   PixelCut(ConvOrder order, const ConvWindow& window, int64_t image_count)

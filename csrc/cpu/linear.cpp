@@ -13,8 +13,8 @@ namespace {
 // [*, cols] as rows of one matrix: the leading dimensions joined without a copy where their strides allow it.
 Tensor as_rows(const Tensor& tensor) {
   if (tensor.dim() == 2) return tensor;
-  return tensor.reshape({tensor.size(-1) == 0 ? c10::multiply_integers(tensor.sizes().slice(0, tensor.dim() - 1)) : -1,
-                         tensor.size(-1)});
+  return tensor.reshape(
+      {tensor.size(-1) == 0 ? c10::multiply_integers(tensor.sizes().slice(0, tensor.dim() - 1)) : -1, tensor.size(-1)});
 }
 
 std::tuple<Tensor, Tensor> linear_forward_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias_opt,

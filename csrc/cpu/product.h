@@ -32,8 +32,8 @@ struct Product {
   void* pre = nullptr;  // laid out like c
 };
 
-// The matrix in the last two dimensions of tensor, its batch dimensions aligned to the last of `batch_dims` and expanded
-// where they have size 1. A vector is a row (left) or a column (right).
+// The matrix in the last two dimensions of tensor, its batch dimensions aligned to the last of `batch_dims` and
+// expanded where they have size 1. A vector is a row (left) or a column (right).
 MatrixOperand left_operand(const Tensor& tensor, size_t batch_dims);
 MatrixOperand right_operand(const Tensor& tensor, size_t batch_dims);
 MatrixOperand transposed(const MatrixOperand& operand);

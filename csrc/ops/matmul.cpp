@@ -12,9 +12,8 @@ MatmulShape check_matmul(const char* op, at::IntArrayRef input, at::IntArrayRef 
   shape.M = input.size() > 1 ? input[input.size() - 2] : 1;
   shape.N = other.size() > 1 ? other.back() : 1;
   const int64_t other_rows = other.size() > 1 ? other[other.size() - 2] : other[0];
-  TORCH_CHECK(shape.K == other_rows, op, ": input's last dimension (", shape.K,
-              ") must equal other's second to last (", other_rows, "), got input of shape ", input,
-              " and other of shape ", other);
+  TORCH_CHECK(shape.K == other_rows, op, ": input's last dimension (", shape.K, ") must equal other's second to last (",
+              other_rows, "), got input of shape ", input, " and other of shape ", other);
   const size_t dims = std::max(input_batch, other_batch);
   shape.batch.resize(dims);
   for (size_t d = 0; d < dims; ++d) {

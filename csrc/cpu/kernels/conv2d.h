@@ -3,9 +3,9 @@
 //   channels_last   out[pixel, f] = patches[pixel, k] * weights[k, f]       patches are the left operand
 //   planes          out[f, pixel] = weights[f, k] * patches[k, pixel]       patches are the right operand
 //   weight grad     sums[k, f]    = patches[k, pixel] * dy[pixel, f]        in both formats
-// so no image is ever transposed. Patches are packed block by block (conv2d_pack.h); the same product with other windows
-// and weights is the data gradient. Sums run over k in blocks of kConvBlockK in order: the result does not depend on how
-// pixels and filters were cut.
+// so no image is ever transposed. Patches are packed block by block (conv2d_pack.h); the same product with other
+// windows and weights is the data gradient. Sums run over k in blocks of kConvBlockK in order: the result does not
+// depend on how pixels and filters were cut.
 #pragma once
 #include "cpu/kernels/conv2d_pack.h"
 #include "cpu/kernels/typed_kernels.h"
@@ -29,7 +29,8 @@ inline void finish_row(const Acc<T>* block, int64_t n, const Acc<T>* bias, Acc<T
     return relu ? (v < Vec<A>{} ? Vec<A>{} : v) : v;  // NaN stays NaN
   };
   if (out_stride == 1) {
-    return for_each_vector<A>(n, [&](int64_t i, int64_t width) TILEWRIGHT_INLINE { store(out + i, value(i, width), width); });
+    return for_each_vector<A>(
+        n, [&](int64_t i, int64_t width) TILEWRIGHT_INLINE { store(out + i, value(i, width), width); });
   }
   for_each_vector<A>(n, [&](int64_t i, int64_t width) TILEWRIGHT_INLINE {
     T lanes[kLanes<A>];
@@ -193,7 +194,7 @@ void conv_weight_grad(const ConvWeightGradArgs<T>& args, int64_t pixel_begin, in
                       int64_t k_end, int64_t filter_begin, int64_t filter_end, Acc<T>* scratch) {
   using A = Acc<T>;
   constexpr int64_t kRow = kConvBlockK + kConvPatchPadding;
-  A* patches = scratch;                         // [pixel][kRow] or [k][kRow]
+  A* patches = scratch;                          // [pixel][kRow] or [k][kRow]
   A* panels = scratch + kConvGradPixels * kRow;  // [panel][pixel][kTileCols]
   const bool rows = args.order == ConvOrder::kTapsOuter;
   A* sums = args.sums + k_begin * args.sums_stride + filter_begin;
@@ -223,10 +224,11 @@ void conv_bias_grad(const ConvImages<const T>& grad, int64_t pixel_begin, int64_
   if (grad.c_stride == 1) {
     for_each_vector<A>(filters, [&](int64_t i, int64_t n) TILEWRIGHT_INLINE {
       Vec<A> sum{};
-      for_each_pixel_run(grad, window, pixel_begin, pixel_end - pixel_begin, [&](int64_t offset, int64_t, int64_t count) {
-        const T* row = grad.data + offset + filter_begin + i;
-        for (int64_t p = 0; p < count; ++p) sum += load(row + p * grad.x_stride, n);
-      });
+      for_each_pixel_run(grad, window, pixel_begin, pixel_end - pixel_begin,
+                         [&](int64_t offset, int64_t, int64_t count) {
+                           const T* row = grad.data + offset + filter_begin + i;
+                           for (int64_t p = 0; p < count; ++p) sum += load(row + p * grad.x_stride, n);
+                         });
       store(sums + filter_begin + i, sum, n);
     });
     return;
@@ -243,8 +245,8 @@ void conv_bias_grad(const ConvImages<const T>& grad, int64_t pixel_begin, int64_
 
 template <typename T>
 void fill_conv2d(TypedKernels<T>& table) {
-  table.conv2d = {kTileCols<Acc<T>>, pack_weights<T>, unpack_weights<T>, conv_gemm<T>, conv_weight_grad<T>,
-                  conv_bias_grad<T>};
+  table.conv2d = {kTileCols<Acc<T>>, pack_weights<T>,     unpack_weights<T>,
+                  conv_gemm<T>,      conv_weight_grad<T>, conv_bias_grad<T>};
 }
 
 }  // namespace

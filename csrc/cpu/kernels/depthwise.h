@@ -1,9 +1,10 @@
 // Depthwise convolution: every filter reads one channel, so there is no product of matrices, only sums over taps.
 //
 //   channels_last   a vector of channels; a few pixels of a row at once share each load of a tap's weights
-//   planes          the part of a plane that a block of rows reads is copied, with its padding, into scratch and split by
-//                   the phases of the stride; then pixel p = y * pitch + x reads tap t at phases[offset_t + p], whatever
-//                   the padding, stride and dilation: whole vectors, no edges, rows of any width
+//   planes          the part of a plane that a block of rows reads is copied, with its padding, into scratch and split
+//   by
+//                   the phases of the stride; then pixel p = y * pitch + x reads tap t at phases[offset_t + p],
+//                   whatever the padding, stride and dilation: whole vectors, no edges, rows of any width
 //                       phase (v % stride, u % stride) holds position (v, u) at (v / stride, u / stride)
 // Data gradients are the same sums over dy with other windows. Weight gradients keep one accumulator per tap.
 #pragma once
@@ -189,8 +190,8 @@ inline void find_tap_offsets(const ConvWindow& window, const PhaseLayout& layout
     for (int64_t j = 0; j < window.cols; ++j) {
       const int64_t u = i * window.step_y, v = j * window.step_x;
       const int64_t phase = u % window.stride_y * window.stride_x + v % window.stride_x;
-      *offsets++ = static_cast<int32_t>((phase * layout.height + u / window.stride_y) * layout.pitch +
-                                        v / window.stride_x);
+      *offsets++ =
+          static_cast<int32_t>((phase * layout.height + u / window.stride_y) * layout.pitch + v / window.stride_x);
     }
   }
 }
@@ -202,7 +203,8 @@ void copy_phases(const ConvImages<const T>& in, const T* plane, const ConvWindow
   for (int64_t u = 0; u < layout.height * window.stride_y; ++u) {
     const int64_t iy = row * window.stride_y + window.first_y + u;
     for (int64_t phase = 0; phase < stride; ++phase) {
-      Acc<T>* dst = phases + ((u % window.stride_y * stride + phase) * layout.height + u / window.stride_y) * layout.pitch;
+      Acc<T>* dst =
+          phases + ((u % window.stride_y * stride + phase) * layout.height + u / window.stride_y) * layout.pitch;
       const int64_t ix = window.first_x + phase;
       int64_t low = ix >= 0 ? 0 : smaller((-ix + stride - 1) / stride, layout.pitch);
       int64_t high = in.width <= ix ? 0 : smaller((in.width - ix + stride - 1) / stride, layout.pitch);
@@ -251,7 +253,8 @@ void depthwise_planes(const ConvDepthwiseArgs<T>& args, int64_t plane_begin, int
     for (; p + kFlatVectors * kLanes<A> <= length; p += kFlatVectors * kLanes<A>) {
       flat_block<A, kFlatVectors>(phases + p, offsets, weight, taps, flat + p);
     }
-    for (; p + 3 * kLanes<A> < length; p += 4 * kLanes<A>) flat_block<A, 4>(phases + p, offsets, weight, taps, flat + p);
+    for (; p + 3 * kLanes<A> < length; p += 4 * kLanes<A>)
+      flat_block<A, 4>(phases + p, offsets, weight, taps, flat + p);
     for (; p < length; p += kLanes<A>) flat_block<A, 1>(phases + p, offsets, weight, taps, flat + p);
     const A bias = args.bias != nullptr ? args.bias[f] : A(0);
     for (int64_t y = 0; y < rows; ++y) {

@@ -9,8 +9,8 @@
 //      (L1)   +----+----+----+
 //
 //           B is read in place where it has contiguous rows and too few row tiles share it for packing to pay; its last
-//           partial panel is packed all the same. A is read in place where its rows are contiguous, of the accumulator's
-//           type and not at a power-of-two distance; else each tile is copied to L1 first.
+//           partial panel is packed all the same. A is read in place where its rows are contiguous, of the
+//           accumulator's type and not at a power-of-two distance; else each tile is copied to L1 first.
 //   dot     min(M, N) small, both contiguous along K: a few rows times four columns, lanes along K, summed by one
 //           in-register transpose. Nothing is packed, 16-bit operands are widened on load.
 //   stream  M small, B with contiguous rows: wide register tiles read B once, in place, some rows of K at a time.
@@ -89,7 +89,8 @@ inline GemmTile<A> tile_from_table(int64_t rows) {
 template <typename A, int kVectors>
 inline GemmTile<A> tile_of(int64_t rows) {
   static_assert(kTileRows == 14 || kTileRows == 6 || kTileRows == 4);
-  if constexpr (kTileRows == 14) return tile_from_table<A, kVectors, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14>(rows);
+  if constexpr (kTileRows == 14)
+    return tile_from_table<A, kVectors, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14>(rows);
   if constexpr (kTileRows == 6) return tile_from_table<A, kVectors, 1, 2, 3, 4, 5, 6>(rows);
   return tile_from_table<A, kVectors, 1, 2, 3, 4>(rows);
 }

@@ -64,7 +64,7 @@ struct MatmulArgs {
   int64_t addend_row, addend_col;
   Acc<T> alpha, beta;
   Activation activation;
-  T* pre;  // what the activation is applied to, laid out like c; or null
+  T* pre;                // what the activation is applied to, laid out like c; or null
   int64_t reduce_count;  // 1 where there is nothing to sum over but K
   MatmulWalk batch, reduce;
   MatmulPath path;

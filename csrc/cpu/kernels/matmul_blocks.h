@@ -65,8 +65,8 @@ void finish_rows(const MatmulArgs<T>& args, const ItemPointers<T>& item, const A
                  int64_t row, int64_t rows, int64_t col, int64_t cols) {
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t at = (row + i) * args.c_row + col;
-    const T* addend = item.addend == nullptr ? nullptr
-                                             : item.addend + (row + i) * args.addend_row + col * args.addend_col;
+    const T* addend =
+        item.addend == nullptr ? nullptr : item.addend + (row + i) * args.addend_row + col * args.addend_col;
     finish_row(args, acc + i * acc_row, addend, item.pre == nullptr ? nullptr : item.pre + at, item.c + at, cols);
   }
 }

@@ -106,7 +106,7 @@ void dot_product(const MatmulArgs<T>& args, const ItemPointers<T>& item, const M
     if (args.M == 1 || kMostRows == 1) {
       dot_range<T, 1>(at, rows, cols, args.K, acc, acc_row, r > 0);
     } else if (args.M == 2 || kMostRows == 2) {
-      dot_range<T, kMostRows < 2 ? 1 : 2>(at, rows, cols, args.K, acc, acc_row, r > 0);
+      dot_range < T, kMostRows<2 ? 1 : 2>(at, rows, cols, args.K, acc, acc_row, r > 0);
     } else {
       dot_range<T, kMostRows>(at, rows, cols, args.K, acc, acc_row, r > 0);
     }

@@ -136,7 +136,6 @@ def conv2d_act(
         )
     if isinstance(padding, str):
         input, padding = _resolve_padding(input, weight, stride, padding, dilation)
-    return _conv2d_act(input, weight, bias, stride, padding, dilation, groups, activation=activation, residual=residual)
     return _conv2d_act(
         input,
         weight,

@@ -45,6 +45,8 @@ def conv2d(
             y = y + torch.einsum("ngchw,gfc->ngfhw", x[..., rows, cols], weight[..., i, j])
     y = y.reshape(n, filters, *out)
     return y if bias is None else y + bias.double().view(-1, 1, 1)
+
+
 def attention(
     query: Tensor,
     key: Tensor,
