@@ -9,7 +9,7 @@ from torch import Tensor
 import tilewright.functional as TF
 from tilewright.testing import DTYPES, assert_as_accurate, ops_called
 
-# Twice the tallest register tile and one more: every row tail, the few-row paths (up to 16) and the tile path behind them.
+# Twice the tallest register tile and one more: every row tail, the few-row paths (up to 16), the tile path behind them.
 ROWS = (*range(1, 18), 21, 27, 28, 29)
 # One lane, around vectors and panels of every ISA.
 COLS = (1, 3, 4, 8, 9, 15, 16, 17, 31, 32, 33, 65)

@@ -36,6 +36,17 @@ inline Vec<A> sigmoid(Vec<A> x) {
   return A(1) / (A(1) + exp<A>(-x));
 }
 
+// sigma'(x) = sigma(x) sigma(-x), and sigma(x) in `value`. The smaller of the two factors comes from the exponential
+// itself: 1 - sigma(x) would have lost its digits where sigma(x) is near 1.
+template <typename A>
+inline Vec<A> sigmoid_slope(Vec<A> x, Vec<A>& value) {
+  const Vec<A> decay = exp<A>(x < A(0) ? x : -x);
+  const Vec<A> large = A(1) / (A(1) + decay);
+  const Vec<A> small = decay * large;
+  value = x < A(0) ? small : large;
+  return large * small;
+}
+
 // Phi(x), and exp(-x^2/2) in `gauss`.
 template <typename A>
 inline Vec<A> normal_integral(Vec<A> x, Vec<A>& gauss) {
@@ -102,13 +113,15 @@ inline Vec<A> activation_slope(Activation kind, Vec<A> x) {
     }
     case Activation::kGeluTanh: {
       const Vec<A> square = x * x;
-      const Vec<A> s = sigmoid<A>(A(2 * kRootTwoOverPi) * (x + A(kTanhCubic) * square * x));
       const Vec<A> inner = A(2 * kRootTwoOverPi) * (A(1) + A(3 * kTanhCubic) * square);
-      return s + x * s * (A(1) - s) * inner;
+      Vec<A> s;
+      const Vec<A> slope = sigmoid_slope<A>(A(2 * kRootTwoOverPi) * (x + A(kTanhCubic) * square * x), s);
+      return s + x * slope * inner;
     }
     case Activation::kSilu: {
-      const Vec<A> s = sigmoid<A>(x);
-      return s + x * s * (A(1) - s);
+      Vec<A> s;
+      const Vec<A> slope = sigmoid_slope<A>(x, s);
+      return s + x * slope;
     }
     default:
       return broadcast<A>(1);
