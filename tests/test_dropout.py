@@ -52,7 +52,9 @@ def test_own_kernels_do_the_work():
 def test_not_finite_like_native(isa, p):
     x = torch.tensor([float("inf"), float("-inf"), float("nan"), -1.0] * 16)
     mask = _next_mask(p, x.shape)
-    torch.testing.assert_close(TF.dropout(x, p), _native_with(mask, x, p) if p < 1 else F.dropout(x, 1.0), equal_nan=True)
+    torch.testing.assert_close(
+        TF.dropout(x, p), _native_with(mask, x, p) if p < 1 else F.dropout(x, 1.0), equal_nan=True
+    )
 
 
 @pytest.mark.parametrize("inplace", [False, True])

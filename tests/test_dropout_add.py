@@ -205,7 +205,9 @@ def test_layer_norm_fusion_runs_one_kernel():
     x, r = _randn(4, 8), _randn(4, 8)
     called = ops_called(lambda: TF.dropout_add_layer_norm(x, r, (8,), p=0.5).sum().backward())
     assert {"tilewright::dropout_add_layer_norm_forward", "tilewright::dropout_add_layer_norm_backward"} <= called
-    assert not any(name in called for name in ("tilewright::layer_norm_forward", "aten::add", "aten::native_layer_norm"))
+    assert not any(
+        name in called for name in ("tilewright::layer_norm_forward", "aten::add", "aten::native_layer_norm")
+    )
 
 
 @pytest.mark.parametrize("p", [0.4, 1.0])

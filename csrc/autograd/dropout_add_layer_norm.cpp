@@ -1,5 +1,5 @@
-// dropout_add_layer_norm's gradient. With dz the layer norm's input gradient (autograd/layer_norm.cpp) plus the gradient
-// that arrives at sum itself:  dresidual = dz,  dinput = dz * keep / (1 - p).
+// dropout_add_layer_norm's gradient. With dz the layer norm's input gradient (autograd/layer_norm.cpp) plus the
+// gradient that arrives at sum itself:  dresidual = dz,  dinput = dz * keep / (1 - p).
 #include "ops/dropout_add_layer_norm.h"
 
 #include <ATen/ops/add.h>
@@ -22,7 +22,8 @@ InputGrads split(const Tensor& dz, const Tensor& seed, double p, const std::vect
   Tensor grad_input;
   if (needs[0] && !seed.defined()) grad_input = dz;
   if (needs[0] && seed.defined()) {
-    grad_input = at::GradMode::is_enabled() ? differentiable_dropout_backward(dz, seed, p) : dropout_backward(dz, seed, p);
+    grad_input =
+        at::GradMode::is_enabled() ? differentiable_dropout_backward(dz, seed, p) : dropout_backward(dz, seed, p);
   }
   return {grad_input, needs[1] ? dz : Tensor()};
 }
@@ -36,8 +37,8 @@ class DropoutAddLayerNormFunction : public torch::autograd::Function<DropoutAddL
                                const OptionalTensor& bias, double eps, double p, bool train) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     const OptionalTensor seed = draws_mask(p, train) ? OptionalTensor(dropout_seed(input)) : std::nullopt;
-    auto [output, sum, mean, rstd] = dropout_add_layer_norm_forward(input, residual, normalized_shape, weight, bias, eps,
-                                                                    seed, p, /*keep_sum=*/true);
+    auto [output, sum, mean, rstd] = dropout_add_layer_norm_forward(input, residual, normalized_shape, weight, bias,
+                                                                    eps, seed, p, /*keep_sum=*/true);
     ctx->set_materialize_grads(false);
     ctx->save_for_backward(
         {sum, value_or_undefined(weight), value_or_undefined(bias), mean, rstd, value_or_undefined(seed)});
@@ -65,10 +66,10 @@ class DropoutAddLayerNormFunction : public torch::autograd::Function<DropoutAddL
     const bool wants_dz = needs[0] || needs[1];
     if (at::GradMode::is_enabled()) {
       const double eps = ctx->saved_data["eps"].toDouble();
-      const auto grads = native_backward(
-          {sum, weight, bias}, {wants_dz, needs[2], needs[3]}, {grad_output}, [&](const variable_list& in) -> variable_list {
-            return {at::layer_norm_symint(in[0], shape, in[1], in[2], eps)};
-          });
+      const auto grads = native_backward({sum, weight, bias}, {wants_dz, needs[2], needs[3]}, {grad_output},
+                                         [&](const variable_list& in) -> variable_list {
+                                           return {at::layer_norm_symint(in[0], shape, in[1], in[2], eps)};
+                                         });
       if (!wants_dz) return result({}, grads[1], grads[2]);
       const Tensor dz = grad_sum.defined() ? at::add(grads[0], grad_sum) : grads[0];
       return result(split(dz, seed, p, needs), grads[1], grads[2]);

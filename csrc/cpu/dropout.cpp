@@ -45,9 +45,8 @@ namespace {
 template <typename Body>
 void parallel_for_elements(int64_t numel, const Body& body) {
   constexpr int64_t kBlock = 2048;
-  parallel_for_cost((numel + kBlock - 1) / kBlock, kBlock, [&](int64_t begin, int64_t end) {
-    body(begin * kBlock, std::min(numel, end * kBlock));
-  });
+  parallel_for_cost((numel + kBlock - 1) / kBlock, kBlock,
+                    [&](int64_t begin, int64_t end) { body(begin * kBlock, std::min(numel, end * kBlock)); });
 }
 
 // Fills in the layout where the dims are [batch,] major, minor with memory [batch,] minor, major. Returns the number of
@@ -97,12 +96,8 @@ void run_dropout(const Tensor& input, const Tensor& residual, const Tensor& bias
   const MergedDims dims = merged_dims(input);
   dispatch_floating(input.scalar_type(), op, [&](auto element) {
     using T = decltype(element);
-    const DropoutArgs<T> args{const_data<T>(input),
-                              const_data<T>(residual),
-                              const_data<Acc<T>>(bias),
-                              mutable_data<T>(output),
-                              bias.defined() ? bias.numel() : 0,
-                              rule};
+    const DropoutArgs<T> args{const_data<T>(input),    const_data<T>(residual),           const_data<Acc<T>>(bias),
+                              mutable_data<T>(output), bias.defined() ? bias.numel() : 0, rule};
     run_typed(args, dims, numel);
   });
 }
@@ -111,7 +106,8 @@ namespace {
 
 Tensor dropout_seed_cpu(const Tensor& input) {
   Tensor seed = at::empty({1}, input.options().dtype(at::kLong).memory_format(std::nullopt));
-  auto* generator = at::get_generator_or_default<at::CPUGeneratorImpl>(std::nullopt, at::detail::getDefaultCPUGenerator());
+  auto* generator =
+      at::get_generator_or_default<at::CPUGeneratorImpl>(std::nullopt, at::detail::getDefaultCPUGenerator());
   const std::lock_guard<std::mutex> lock(generator->mutex_);
   *seed.mutable_data_ptr<int64_t>() = static_cast<int64_t>(generator->random64());
   return seed;

@@ -1,5 +1,5 @@
-// dropout_add on the CPU. The bias gradient is summed per chunk of rows and the chunks in order; the chunks depend on the
-// shape alone, so the result is the same for any number of threads.
+// dropout_add on the CPU. The bias gradient is summed per chunk of rows and the chunks in order; the chunks depend on
+// the shape alone, so the result is the same for any number of threads.
 #include "ops/dropout_add.h"
 
 #include "cpu/dropout.h"
@@ -35,8 +35,8 @@ std::tuple<Tensor, Tensor> dropout_add_backward_cpu(const Tensor& grad_output, c
   const int64_t cols = dy.size(-1), rows = cols == 0 ? 0 : dy.numel() / cols;
   Tensor grad_input = output_mask[0] ? at::empty(dy.sizes(), dy.options()) : Tensor();
   constexpr int64_t kMaxChunks = 32, kMinElements = 16384;
-  const int64_t chunk_rows = std::max<int64_t>({1, kMinElements / std::max<int64_t>(1, cols),
-                                                (rows + kMaxChunks - 1) / kMaxChunks});
+  const int64_t chunk_rows =
+      std::max<int64_t>({1, kMinElements / std::max<int64_t>(1, cols), (rows + kMaxChunks - 1) / kMaxChunks});
   const int64_t chunks = (rows + chunk_rows - 1) / chunk_rows;
   const Tensor sums = at::zeros({std::max<int64_t>(1, chunks), cols}, dy.options().dtype(accumulation_dtype(dtype)));
   dispatch_floating(dtype, "dropout_add_backward", [&](auto element) {

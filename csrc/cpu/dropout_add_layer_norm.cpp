@@ -1,4 +1,5 @@
-// dropout_add_layer_norm on the CPU: rows over threads, in chunks that depend on the shape alone (see cpu/layer_norm.cpp).
+// dropout_add_layer_norm on the CPU: rows over threads, in chunks that depend on the shape alone (see
+// cpu/layer_norm.cpp).
 #include "ops/dropout_add_layer_norm.h"
 
 #include "cpu/keep_mask.h"
@@ -82,12 +83,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_backward_cpu(
               "dropout_add_layer_norm_backward: gradients must have sum's shape ", sum.sizes(), " and dtype ", dtype);
   TORCH_CHECK(mean.numel() == rows && rstd.numel() == rows && mean.scalar_type() == accumulation_dtype(dtype) &&
                   rstd.scalar_type() == mean.scalar_type(),
-              "dropout_add_layer_norm_backward: mean and rstd must hold one ", accumulation_dtype(dtype), " for each of ",
-              rows, " rows, got ", mean.sizes(), " and ", rstd.sizes());
+              "dropout_add_layer_norm_backward: mean and rstd must hold one ", accumulation_dtype(dtype),
+              " for each of ", rows, " rows, got ", mean.sizes(), " and ", rstd.sizes());
   TORCH_CHECK(is_defined(seed) || !output_mask[0],
               "dropout_add_layer_norm_backward: without a seed grad_input is grad_residual");
   const DropoutRule rule = rule_or_keep_all(seed, p);
-  const Tensor dy = grad_output.contiguous(), z = sum.contiguous(), means = mean.contiguous(), rstds = rstd.contiguous();
+  const Tensor dy = grad_output.contiguous(), z = sum.contiguous(), means = mean.contiguous(),
+               rstds = rstd.contiguous();
   const Tensor dsum = is_defined(grad_sum) ? grad_sum->contiguous() : Tensor();
   const Tensor weight = as_accumulator(weight_in, dtype);
   const bool wants_parameters = output_mask[2] || output_mask[3];

@@ -5,8 +5,8 @@
 namespace tilewright {
 namespace {
 
-// --- tails: through a zeroed buffer, so that nothing beyond the n elements is touched. Loops pass a constant n for whole
-// vectors, which must not take that way: a store and a load of another width stall. ---
+// --- tails: through a zeroed buffer, so that nothing beyond the n elements is touched. Loops pass a constant n for
+// whole vectors, which must not take that way: a store and a load of another width stall. ---
 template <typename T>
 inline auto load_through_buffer(const T* p, int64_t n) {
   if (n == kLanes<Acc<T>>) return load(p);

@@ -17,8 +17,8 @@ struct DropoutAddLayerNormForwardArgs {
   Acc<T>* mean;          // [rows]
   Acc<T>* rstd;          // [rows]
   int64_t cols;
-  int64_t block_rows;    // rows that stay in cache between the two steps
-  bool z_is_scratch;     // z is reused for every block, and not wanted afterwards
+  int64_t block_rows;  // rows that stay in cache between the two steps
+  bool z_is_scratch;   // z is reused for every block, and not wanted afterwards
   Acc<T> eps;
   DropoutRule rule;
 };

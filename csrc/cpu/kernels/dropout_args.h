@@ -21,8 +21,8 @@ struct DropoutArgs {
 struct TransposedLayout {
   int64_t major;
   int64_t minor;
-  int64_t tile;      // a multiple of 8, or minor itself
-  int64_t scratch;   // bytes of scratch per thread
+  int64_t tile;     // a multiple of 8, or minor itself
+  int64_t scratch;  // bytes of scratch per thread
 };
 
 // Any other dense layout: sizes and element strides in logical order.

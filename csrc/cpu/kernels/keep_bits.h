@@ -27,8 +27,8 @@ struct KeepWord {
   uint64_t equal;
 };
 
-// multiply_low(a, b): products of the low halves of 64-bit lanes. lane_groups: which group each lane works on, such that
-// pack_keep_bits gives the groups in order. pack_keep_bits: the numbers of w0 ... w3 compared with hi.
+// multiply_low(a, b): products of the low halves of 64-bit lanes. lane_groups: which group each lane works on, such
+// that pack_keep_bits gives the groups in order. pack_keep_bits: the numbers of w0 ... w3 compared with hi.
 #if defined(TILEWRIGHT_ISA_IS_AVX512)
 
 inline VecU64 multiply_low(VecU64 a, VecU64 b) {
@@ -85,9 +85,8 @@ inline KeepWord pack_keep_bits(VecU64 w0, VecU64 w1, VecU64 w2, VecU64 w3, uint3
   const __m128i low = _mm_xor_si128(_mm_unpacklo_epi64(first, second), sign);
   const __m128i high = _mm_xor_si128(_mm_unpackhi_epi64(first, second), sign);
   const __m128i threshold = _mm_set1_epi16(static_cast<short>(hi ^ 0x8000u));
-  const auto pack = [](__m128i a, __m128i b) TILEWRIGHT_INLINE {
-    return static_cast<uint32_t>(_mm_movemask_epi8(_mm_packs_epi16(a, b)));
-  };
+  const auto pack = [](__m128i a, __m128i b)
+                        TILEWRIGHT_INLINE { return static_cast<uint32_t>(_mm_movemask_epi8(_mm_packs_epi16(a, b))); };
   const uint32_t dropped = pack(_mm_cmpgt_epi16(threshold, low), _mm_cmpgt_epi16(threshold, high));
   return {~dropped, pack(_mm_cmpeq_epi16(threshold, low), _mm_cmpeq_epi16(threshold, high))};
 }

@@ -71,4 +71,13 @@ def ops_called(function: Callable[[], object]) -> set[str]:
     return {event.key for event in profiler.key_averages()}
 
 
-__all__ = ["DTYPES", "assert_as_accurate", "available_isas", "force_isa", "max_error", "ops_called", "philox", "references"]
+__all__ = [
+    "DTYPES",
+    "assert_as_accurate",
+    "available_isas",
+    "force_isa",
+    "max_error",
+    "ops_called",
+    "philox",
+    "references",
+]
