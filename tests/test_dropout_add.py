@@ -1,4 +1,4 @@
-"""What is fused with dropout: dropout_add, dropout_add_layer_norm, masked_scale; against float64 math and the separate ops."""
+"""dropout_add, dropout_add_layer_norm and masked_scale against float64 math and the separate ops."""
 
 import pytest
 import torch
@@ -12,8 +12,8 @@ from tilewright.testing import DTYPES, assert_as_accurate, ops_called, philox, r
 
 OPS = torch.ops.tilewright
 P = 0.3
-# Rows and columns: empty, one, around a vector and a group, odd sizes whose rows start inside a group, around the blocks of
-# rows that stay in cache, and wider than a span of 2048 elements.
+# Rows and columns: empty, one, around a vector and a group, odd sizes whose rows start inside a group, around the
+# blocks of rows that stay in cache, and wider than a span of 2048 elements.
 SHAPES = ((0, 8), (1, 1), (3, 1), (1, 5), (3, 33), (4, 16), (5, 257), (37, 100), (150, 257), (6, 2500))
 
 
@@ -71,7 +71,7 @@ def test_dropout_add_runs_one_kernel():
     x, r, b = _randn(4, 8), _randn(4, 8), _randn(8)
     called = ops_called(lambda: TF.dropout_add(x, r, bias=b).sum().backward())
     assert {"tilewright::dropout_add_forward", "tilewright::dropout_add_backward"} <= called
-    assert not any("bernoulli" in name or "aten::add" == name for name in called)
+    assert not any("bernoulli" in name or name == "aten::add" for name in called)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -227,8 +227,10 @@ def test_layer_norm_fusion_of_other_shapes(p):
 def test_masked_scale(isa, dtype):
     for size in (0, 1, 3, 8, 17, 64, 1001):
         x, mask = _randn(2, size, dtype=dtype), torch.rand(2, size) > 0.4
-        plain = lambda x: x * mask * 1.7  # noqa: E731
-        _compare(lambda x: TF.masked_scale(x, mask, 1.7), plain, plain, [x], [torch.randn(2, size)], f"{size}")
+        plain = lambda x, mask=mask: x * mask * 1.7  # noqa: E731
+        _compare(
+            lambda x, mask=mask: TF.masked_scale(x, mask, 1.7), plain, plain, [x], [torch.randn(2, size)], f"{size}"
+        )
 
 
 @settings(deadline=None, max_examples=80)

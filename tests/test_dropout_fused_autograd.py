@@ -1,4 +1,4 @@
-"""The rest of PyTorch around the fused dropout ops: gradients of gradients, opcheck, compile, transforms, threads, errors."""
+"""PyTorch around the fused dropout ops: gradients of gradients, opcheck, compile, transforms, threads, errors."""
 
 import pytest
 import torch
