@@ -1,4 +1,4 @@
-"""The dropout mask: one definition (csrc/common/philox.h) against published vectors and the numpy reference, on every ISA."""
+"""The dropout mask (csrc/common/philox.h) against published vectors and the numpy reference, on every ISA."""
 
 import math
 

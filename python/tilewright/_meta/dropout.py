@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def empty_pointwise(tensor: Tensor) -> Tensor:
-    """The result of native's input * noise, whose strides are ours too (cpu/dropout.h has the same for real tensors)."""
+    """The result of native's input * noise, whose strides are ours too (see cpu/dropout.h)."""
     return torch.mul(tensor, torch.empty_like(tensor))
 
 

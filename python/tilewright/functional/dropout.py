@@ -14,9 +14,9 @@ _dropout_ = torch.ops.tilewright.dropout_.default
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Zero each element with probability p and scale the others by 1 / (1 - p), while training.
 
-    Drop-in for :func:`torch.nn.functional.dropout` (Srivastava et al. 2014). The mask comes from Philox4x32-10, keyed by one
-    number that each call draws from torch's default generator: ``torch.manual_seed`` rules it, and it is the same for any
-    number of threads, instruction set and memory format.
+    Drop-in for :func:`torch.nn.functional.dropout` (Srivastava et al. 2014). The mask comes from Philox4x32-10, keyed
+    by one number that each call draws from torch's default generator: ``torch.manual_seed`` rules it, and it is the
+    same for any number of threads, instruction set and memory format.
 
     Args:
         input: any shape, float32, float64, bfloat16 or float16; other tensors go to native.

@@ -15,7 +15,7 @@ def masked_scale(input: Tensor, mask: Tensor, scale: float) -> Tensor:
 
     Args:
         input: any shape, float32, float64, bfloat16 or float16; other tensors go to native.
-        mask: bool (True keeps), or any other dtype, which is then multiplied as Python's expression would; broadcastable.
+        mask: bool (True keeps), or any other dtype, multiplied as Python's expression would; broadcastable.
         scale: the factor of what is kept.
 
     Returns:
