@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tilewright.functional as TF
-from tilewright.testing import DTYPES, assert_as_accurate, ops_called, references
+from tilewright.testing import DTYPES, assert_as_accurate, max_error, ops_called, references
 
 LAST, LAST_3D = torch.channels_last, torch.channels_last_3d
 # Both kernel layouts: less than a vector, tails, several blocks of 4096 (planes) or of rows, more than one tile of 256
@@ -67,10 +67,14 @@ def _run(function, x, parameters, statistics, training, dy, **fused) -> dict[str
     return {name: t for name, t in found.items() if t is not None}
 
 
-def _compare(ours: dict[str, Tensor], native: dict[str, Tensor], reference: dict[str, Tensor]) -> None:
+def _compare(ours: dict[str, Tensor], native: dict[str, Tensor], reference: dict[str, Tensor], dy: Tensor) -> None:
     for name, value in ours.items():
         if value.dtype == torch.float64:  # the reference is no more exact than either
             torch.testing.assert_close(value, reference[name], msg=lambda text, name=name: f"{name}: {text}")
+        elif name in ("dweight", "dbias") and value.dtype == torch.float32:
+            # Terms cancel, so the bar is a rounding of the sum of their sizes (|xhat| is about 1), not of the result.
+            terms = dy.double().abs().sum().item() / value.numel()
+            assert max_error(value, reference[name]) <= 2 * max_error(native[name], reference[name]) + 2**-23 * terms
         else:
             assert_as_accurate(value, native[name], reference[name], what=name)
         assert value.stride() == native[name].stride(), name
@@ -92,7 +96,7 @@ def test_forward_backward_and_running_statistics(isa, kind, dtype, training):
     native = _run(F.batch_norm, x, parameters, statistics, training, dy)
     reference = _run(F.batch_norm, x.double(), _wide(parameters), _wide(statistics), training, dy.double())
     assert ours.keys() == native.keys()
-    _compare(ours, native, reference)
+    _compare(ours, native, reference, dy)
 
 
 @pytest.mark.parametrize("residual", [True, False], ids=["residual", "plain"])
@@ -107,21 +111,21 @@ def test_fused(isa, kind, activation, training, residual):
         fused = {"activation": activation, "residual": skip}
         ours = _run(TF.batch_norm_act, x, parameters, statistics, training, dy, **fused)
         native = _run(_native_act, x, parameters, statistics, training, dy, **fused)
-        if activation == "relu":
-            # relu's kink makes a rounding of y near 0 a jump of the gradient: judge ours where the signs agree.
-            same = (ours["y"] > 0) == (native["y"] > 0)
-            assert same.double().mean() > 0.98
-            torch.testing.assert_close(ours["y"], native["y"])
-            if residual:
-                torch.testing.assert_close(ours["dresidual"][same], native["dresidual"][same], rtol=0, atol=0)
-            if dtype == torch.float32 and bool(same.all()):
-                torch.testing.assert_close(ours["dx"], native["dx"], rtol=1e-4, atol=1e-4)
-                torch.testing.assert_close(ours["dweight"], native["dweight"], rtol=1e-4, atol=1e-3)
-            continue
         wide = {"activation": activation, "residual": None if skip is None else skip.double()}
         reference = _run(_native_act, x.double(), _wide(parameters), _wide(statistics), training, dy.double(), **wide)
-        for name in ("y", "dx", "running_mean", "running_var"):
+        names = ["y", "running_mean", "running_var"]
+        if activation != "relu":
+            names.append("dx")
+        for name in names:
             assert_as_accurate(ours[name], native[name], reference[name], what=name)
+        if activation == "relu":
+            # At relu's kink a rounding of y is a jump of the gradient: the gradient belongs to the y that was given out.
+            gradient = torch.where(ours["y"] > 0, dy, 0.0)
+            if residual:
+                torch.testing.assert_close(ours["dresidual"], gradient, rtol=0, atol=0)
+            plain = _run(TF.batch_norm, x, parameters, statistics, training, gradient)
+            for name in ("dx", "dweight", "dbias"):
+                torch.testing.assert_close(ours[name], plain[name], rtol=0, atol=0)
 
 
 @settings(max_examples=60, deadline=None)
@@ -138,7 +142,11 @@ def test_fused(isa, kind, activation, training, residual):
 def test_like_native_for_any_arguments(shape, training, last, affine, tracked, low, stride, seed):
     torch.manual_seed(seed)
     channels, dtype = shape[1], low or torch.float32
-    x = torch.randn([*shape[:-1], shape[-1] * stride])[..., ::stride].to(dtype) if stride > 1 else torch.randn(shape).to(dtype)
+    x = (
+        torch.randn([*shape[:-1], shape[-1] * stride])[..., ::stride].to(dtype)
+        if stride > 1
+        else torch.randn(shape).to(dtype)
+    )
     channels = x.shape[1]
     if last and x.dim() in (4, 5):
         x = x.contiguous(memory_format=LAST if x.dim() == 4 else LAST_3D)
@@ -151,12 +159,13 @@ def test_like_native_for_any_arguments(shape, training, last, affine, tracked, l
     ours = _run(TF.batch_norm, x, [weight, bias], statistics, training, dy)
     native = _run(F.batch_norm, x, [weight, bias], statistics, training, dy)
     reference = _run(F.batch_norm, x.double(), _wide([weight, bias]), _wide(statistics), training, dy.double())
+    assert ours.keys() == native.keys()
+    if dtype != torch.float32:
+        _compare(ours, native, reference, dy)
     for name, value in ours.items():
-        # Two nearly equal values per channel leave few digits to any float32 formula: then only the size is compared.
-        slack = 1e-3 * max(1.0, reference[name].abs().max().item()) if dtype == torch.float32 else None
-        if slack is None:
-            assert_as_accurate(value, native[name], reference[name], what=name)
-        else:
+        # Two nearly equal values in a channel leave few digits to any float32 formula.
+        slack = 1e-3 * max(1.0, reference[name].abs().max().item())
+        if dtype == torch.float32:
             torch.testing.assert_close(value.double(), reference[name], rtol=1e-3, atol=slack)
         assert value.stride() == native[name].stride()
         assert value.dtype == native[name].dtype
@@ -176,17 +185,23 @@ def test_own_kernels_do_the_work():
 def test_large_offset_keeps_the_variance(isa, kind):
     x = _tensor(kind, torch.float32) + 1e4
     reference = references.batch_norm(x, None, None, None, None, 1e-5)
-    assert_as_accurate(TF.batch_norm(x, None, None, training=True), F.batch_norm(x, None, None, training=True), reference)
+    assert_as_accurate(
+        TF.batch_norm(x, None, None, training=True), F.batch_norm(x, None, None, training=True), reference
+    )
 
 
 @pytest.mark.parametrize("kind", ["planes, blocks", "channels_last, blocks"])
 def test_misleading_sample(isa, kind):
     """The first values of every block, from which its mean is estimated, lie far from all others."""
     x = _tensor(kind, torch.float32)
-    flat = x.permute(0, 2, 3, 1).flatten(0, 2) if x.is_contiguous(memory_format=LAST) else x.flatten(2).transpose(1, 2)[0]
+    flat = (
+        x.permute(0, 2, 3, 1).flatten(0, 2) if x.is_contiguous(memory_format=LAST) else x.flatten(2).transpose(1, 2)[0]
+    )
     flat[:40] += 3e4
     reference = references.batch_norm(x, None, None, None, None, 1e-5)
-    assert_as_accurate(TF.batch_norm(x, None, None, training=True), F.batch_norm(x, None, None, training=True), reference)
+    assert_as_accurate(
+        TF.batch_norm(x, None, None, training=True), F.batch_norm(x, None, None, training=True), reference
+    )
 
 
 @pytest.mark.parametrize("kind", ["rows", "planes, blocks", "channels_last, blocks"])
@@ -224,23 +239,31 @@ def _strided_inputs() -> dict[str, Tensor]:
 @pytest.mark.parametrize("kind", _strided_inputs())
 def test_strided_inputs_and_gradients(isa, kind):
     x = _strided_inputs()[kind]
-    dy = torch.randn(1).expand(x.shape)
-    pair = [_run(f, x, [torch.ones(5)[::1], None], _statistics(5, x.dtype), True, dy) for f in (TF.batch_norm, F.batch_norm)]
+    dy, channels = torch.randn(1).expand(x.shape), x.shape[1]
+    parameters, statistics = [torch.randn(2 * channels)[::2], None], _statistics(channels, x.dtype)
+    pair = [_run(f, x, parameters, statistics, True, dy) for f in (TF.batch_norm, F.batch_norm)]
     torch.testing.assert_close(pair[0]["y"], pair[1]["y"])
     torch.testing.assert_close(pair[0]["dx"], pair[1]["dx"], rtol=1e-4, atol=1e-5)
     assert pair[0]["y"].stride() == pair[1]["y"].stride()
-    every_other = torch.randn(10)[::2]
-    torch.testing.assert_close(TF.batch_norm(x, every_other, torch.ones(5)), F.batch_norm(x, every_other, torch.ones(5)))
+    mean, var = torch.randn(2 * channels)[::2], torch.ones(channels)
+    torch.testing.assert_close(TF.batch_norm(x, mean, var), F.batch_norm(x, mean, var))
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("shape", [(0, 4), (0, 4, 3, 3), (3, 4, 0), (3, 0, 2)])
+@pytest.mark.parametrize("shape", [(0, 4), (0, 4, 3, 3), (3, 4, 0)])
 def test_empty(shape, training):
     x, dy = torch.randn(shape), torch.randn(shape)
     parameters, statistics = list(torch.randn(2, shape[1])), _statistics(shape[1], torch.float32)
     ours, native = (_run(f, x, parameters, statistics, training, dy) for f in (TF.batch_norm, F.batch_norm))
     torch.testing.assert_close(ours, native)
     assert ours["y"].stride() == native["y"].stride()
+
+
+def test_no_channels():
+    x = torch.randn(3, 0, 2)  # forward only: native's backward fails
+    for training in (True, False):
+        y = TF.batch_norm(x, torch.zeros(0), torch.ones(0), training=training)
+        assert y.shape == F.batch_norm(x, torch.zeros(0), torch.ones(0), training=training).shape
 
 
 def test_same_bits_for_any_thread_count():
@@ -360,9 +383,12 @@ def test_meta_and_inference_mode():
 def test_parameters_of_any_shape_with_one_value_per_channel():
     x, weight, bias = torch.randn(3, 4), torch.randn(4, 1), torch.randn(2, 2)
     statistics = [torch.zeros(4), torch.ones(4)]
-    pair = [_run(f, x, [weight, bias], statistics, True, x.sin()) for f in (TF.batch_norm, F.batch_norm)]
-    torch.testing.assert_close(pair[0]["dweight"], pair[1]["dweight"])
-    assert pair[0]["dbias"].shape == (2, 2)
+    torch.testing.assert_close(TF.batch_norm(x, *statistics, weight, bias), F.batch_norm(x, *statistics, weight, bias))
+    # Native fails in the backward of this; ours gives the gradient the parameter's shape.
+    ours = _run(TF.batch_norm, x, [weight, bias], statistics, True, x.sin())
+    flat = _run(F.batch_norm, x, [weight.flatten(), bias.flatten()], statistics, True, x.sin())
+    torch.testing.assert_close(ours["dweight"], flat["dweight"].view(4, 1))
+    torch.testing.assert_close(ours["dbias"], flat["dbias"].view(2, 2))
 
 
 def test_other_dtypes_and_subclasses_go_to_native():
@@ -383,7 +409,7 @@ def test_other_dtypes_and_subclasses_go_to_native():
     )
 
 
-# _stats: running statistics that must be unchanged afterwards.
+# s: running statistics, which must be unchanged afterwards.
 BAD = {
     "one value per channel": lambda f, s: f(torch.randn(1, 4), *s, training=True),
     "one value per channel, 4d": lambda f, s: f(torch.randn(1, 4, 1, 1), *s, training=True),
