@@ -36,7 +36,7 @@ ACTIVATIONS = {
 }
 
 
-def _tensor(kind: str, dtype: torch.dtype) -> Tensor:
+def make_input(kind: str, dtype: torch.dtype) -> Tensor:
     shape, memory_format = SHAPES[kind]
     x = (torch.randn(shape) * 2 + 1).to(dtype)
     return x if memory_format is None else x.contiguous(memory_format=memory_format)
@@ -51,7 +51,7 @@ def _native_act(*arguments, activation: str, residual: Tensor | None) -> Tensor:
     return ACTIVATIONS[activation](y if residual is None else y + residual)
 
 
-def _run(function, x, parameters, statistics, training, dy, **fused) -> dict[str, Tensor]:
+def run(function, x, parameters, statistics, training, dy, **fused) -> dict[str, Tensor]:
     """Output, gradients and running statistics after a call."""
     leaf = lambda t: None if t is None else t.detach().clone().requires_grad_()  # noqa: E731
     x, weight, bias = leaf(x), *[leaf(p) for p in parameters]
@@ -88,13 +88,13 @@ def _wide(tensors) -> list[Tensor | None]:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", SHAPES)
 def test_forward_backward_and_running_statistics(isa, kind, dtype, training):
-    x = _tensor(kind, dtype)
+    x = make_input(kind, dtype)
     channels = x.shape[1]
     parameters, statistics = list(torch.randn(2, channels).to(dtype)), _statistics(channels, dtype)
     dy = torch.randn_like(x)
-    ours = _run(TF.batch_norm, x, parameters, statistics, training, dy)
-    native = _run(F.batch_norm, x, parameters, statistics, training, dy)
-    reference = _run(F.batch_norm, x.double(), _wide(parameters), _wide(statistics), training, dy.double())
+    ours = run(TF.batch_norm, x, parameters, statistics, training, dy)
+    native = run(F.batch_norm, x, parameters, statistics, training, dy)
+    reference = run(F.batch_norm, x.double(), _wide(parameters), _wide(statistics), training, dy.double())
     assert ours.keys() == native.keys()
     _compare(ours, native, reference, dy)
 
@@ -105,14 +105,14 @@ def test_forward_backward_and_running_statistics(isa, kind, dtype, training):
 @pytest.mark.parametrize("kind", ["rows, tail", "planes, blocks", "channels_last"])
 def test_fused(isa, kind, activation, training, residual):
     for dtype in (torch.float32, torch.bfloat16):
-        x = _tensor(kind, dtype)
+        x = make_input(kind, dtype)
         parameters, statistics = list(torch.randn(2, x.shape[1]).to(dtype)), _statistics(x.shape[1], dtype)
         dy, skip = torch.randn_like(x), torch.randn_like(x) if residual else None
         fused = {"activation": activation, "residual": skip}
-        ours = _run(TF.batch_norm_act, x, parameters, statistics, training, dy, **fused)
-        native = _run(_native_act, x, parameters, statistics, training, dy, **fused)
+        ours = run(TF.batch_norm_act, x, parameters, statistics, training, dy, **fused)
+        native = run(_native_act, x, parameters, statistics, training, dy, **fused)
         wide = {"activation": activation, "residual": None if skip is None else skip.double()}
-        reference = _run(_native_act, x.double(), _wide(parameters), _wide(statistics), training, dy.double(), **wide)
+        reference = run(_native_act, x.double(), _wide(parameters), _wide(statistics), training, dy.double(), **wide)
         names = ["y", "running_mean", "running_var"]
         if activation != "relu":
             names.append("dx")
@@ -123,7 +123,7 @@ def test_fused(isa, kind, activation, training, residual):
             gradient = torch.where(ours["y"] > 0, dy, 0.0)
             if residual:
                 torch.testing.assert_close(ours["dresidual"], gradient, rtol=0, atol=0)
-            plain = _run(TF.batch_norm, x, parameters, statistics, training, gradient)
+            plain = run(TF.batch_norm, x, parameters, statistics, training, gradient)
             for name in ("dx", "dweight", "dbias"):
                 torch.testing.assert_close(ours[name], plain[name], rtol=0, atol=0)
 
@@ -156,9 +156,9 @@ def test_like_native_for_any_arguments(shape, training, last, affine, tracked, l
     bias = torch.randn(channels) if affine in ("both", "bias") else None
     statistics = _statistics(channels, torch.float32) if tracked or not training else [None, None]
     dy = torch.randn_like(x)
-    ours = _run(TF.batch_norm, x, [weight, bias], statistics, training, dy)
-    native = _run(F.batch_norm, x, [weight, bias], statistics, training, dy)
-    reference = _run(F.batch_norm, x.double(), _wide([weight, bias]), _wide(statistics), training, dy.double())
+    ours = run(TF.batch_norm, x, [weight, bias], statistics, training, dy)
+    native = run(F.batch_norm, x, [weight, bias], statistics, training, dy)
+    reference = run(F.batch_norm, x.double(), _wide([weight, bias]), _wide(statistics), training, dy.double())
     assert ours.keys() == native.keys()
     if dtype != torch.float32:
         _compare(ours, native, reference, dy)
@@ -183,7 +183,7 @@ def test_own_kernels_do_the_work():
 
 @pytest.mark.parametrize("kind", ["rows, tail", "planes, blocks", "channels_last, blocks"])
 def test_large_offset_keeps_the_variance(isa, kind):
-    x = _tensor(kind, torch.float32) + 1e4
+    x = make_input(kind, torch.float32) + 1e4
     reference = references.batch_norm(x, None, None, None, None, 1e-5)
     assert_as_accurate(
         TF.batch_norm(x, None, None, training=True), F.batch_norm(x, None, None, training=True), reference
@@ -193,7 +193,7 @@ def test_large_offset_keeps_the_variance(isa, kind):
 @pytest.mark.parametrize("kind", ["planes, blocks", "channels_last, blocks"])
 def test_misleading_sample(isa, kind):
     """The first values of every block, from which its mean is estimated, lie far from all others."""
-    x = _tensor(kind, torch.float32)
+    x = make_input(kind, torch.float32)
     flat = (
         x.permute(0, 2, 3, 1).flatten(0, 2) if x.is_contiguous(memory_format=LAST) else x.flatten(2).transpose(1, 2)[0]
     )
@@ -206,7 +206,7 @@ def test_misleading_sample(isa, kind):
 
 @pytest.mark.parametrize("kind", ["rows", "planes, blocks", "channels_last, blocks"])
 def test_constant_channel_gives_the_bias(isa, kind):
-    x = torch.full_like(_tensor(kind, torch.float32), 0.1)
+    x = torch.full_like(make_input(kind, torch.float32), 0.1)
     bias = torch.randn(x.shape[1])
     y = TF.batch_norm(x, None, None, None, bias, True)
     torch.testing.assert_close(y, bias.view(-1, *[1] * (x.dim() - 2)).expand_as(y), rtol=0, atol=1e-6)
@@ -216,7 +216,7 @@ def test_constant_channel_gives_the_bias(isa, kind):
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_not_finite_like_native(isa, kind, value, training):
-    x = _tensor(kind, torch.float32)
+    x = make_input(kind, torch.float32)
     x[1, 1] = value
     statistics = [_statistics(x.shape[1], torch.float32)] * 2
     (m1, v1), (m2, v2) = ([s.clone() for s in pair] for pair in statistics)
@@ -241,7 +241,7 @@ def test_strided_inputs_and_gradients(isa, kind):
     x = _strided_inputs()[kind]
     dy, channels = torch.randn(1).expand(x.shape), x.shape[1]
     parameters, statistics = [torch.randn(2 * channels)[::2], None], _statistics(channels, x.dtype)
-    pair = [_run(f, x, parameters, statistics, True, dy) for f in (TF.batch_norm, F.batch_norm)]
+    pair = [run(f, x, parameters, statistics, True, dy) for f in (TF.batch_norm, F.batch_norm)]
     torch.testing.assert_close(pair[0]["y"], pair[1]["y"])
     torch.testing.assert_close(pair[0]["dx"], pair[1]["dx"], rtol=1e-4, atol=1e-5)
     assert pair[0]["y"].stride() == pair[1]["y"].stride()
@@ -254,7 +254,7 @@ def test_strided_inputs_and_gradients(isa, kind):
 def test_empty(shape, training):
     x, dy = torch.randn(shape), torch.randn(shape)
     parameters, statistics = list(torch.randn(2, shape[1])), _statistics(shape[1], torch.float32)
-    ours, native = (_run(f, x, parameters, statistics, training, dy) for f in (TF.batch_norm, F.batch_norm))
+    ours, native = (run(f, x, parameters, statistics, training, dy) for f in (TF.batch_norm, F.batch_norm))
     torch.testing.assert_close(ours, native)
     assert ours["y"].stride() == native["y"].stride()
 
@@ -264,183 +264,3 @@ def test_no_channels():
     for training in (True, False):
         y = TF.batch_norm(x, torch.zeros(0), torch.ones(0), training=training)
         assert y.shape == F.batch_norm(x, torch.zeros(0), torch.ones(0), training=training).shape
-
-
-def test_same_bits_for_any_thread_count():
-    for kind in ("rows, two tiles", "planes, blocks", "channels_last, blocks", "one channel"):
-        x = _tensor(kind, torch.float32).repeat(4, *[1] * (len(SHAPES[kind][0]) - 1))
-        results = []
-        for threads in (1, 2):
-            before = torch.get_num_threads()
-            torch.set_num_threads(threads)
-            results.append(_run(TF.batch_norm, x, [torch.ones(x.shape[1]), None], [None, None], True, x.sin()))
-            torch.set_num_threads(before)
-        assert all(torch.equal(a, b) for a, b in zip(results[0].values(), results[1].values(), strict=True))
-
-
-def _double_inputs(memory_format: torch.memory_format) -> list[Tensor]:
-    make = lambda *shape: torch.randn(*shape, dtype=torch.float64)  # noqa: E731
-    x, residual = (make(3, 2, 2, 2).contiguous(memory_format=memory_format) for _ in range(2))
-    return [t.requires_grad_() for t in (x, make(2), make(2), residual)]
-
-
-def _fresh() -> list[Tensor]:
-    return [torch.full((2,), 0.2, dtype=torch.float64), torch.full((2,), 1.5, dtype=torch.float64)]
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST], ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("activation", ["none", "relu", "silu"])
-def test_gradcheck(activation, training, memory_format):
-    inputs = _double_inputs(memory_format)
-    function = lambda x, w, b, r: TF.batch_norm_act(  # noqa: E731
-        x, *_fresh(), w, b, training, activation=activation, residual=r
-    )
-    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True, check_batched_grad=True)
-    assert torch.autograd.gradgradcheck(function, inputs)
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_double_backward_leaves_the_running_statistics(training):
-    x, w, b, _ = _double_inputs(torch.contiguous_format)
-    mean, var = _fresh()
-    y = TF.batch_norm(x, mean, var, w, b, training)
-    before = [mean.clone(), var.clone()]
-    torch.autograd.grad(y.sin().sum(), x, create_graph=True)[0].sin().sum().backward()
-    torch.testing.assert_close([mean, var], before, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST], ids=["nchw", "nhwc"])
-def test_opcheck(training, memory_format):
-    ops, inputs = torch.ops.tilewright, _double_inputs(memory_format)
-    x, w, b, residual = inputs
-    torch.library.opcheck(ops.batch_norm.default, (x, *_fresh(), w, b, training, 0.1, 1e-5))
-    fused = {"activation": "relu", "residual": residual}
-    torch.library.opcheck(ops.batch_norm_act.default, (x, *_fresh(), w, b, training, 0.1, 1e-5), fused)
-    x, w, b, residual = (t.detach() for t in inputs)
-    arguments = (x, w, b, *([None, None] if training else _fresh()), 1e-5, residual, True)
-    torch.library.opcheck(ops.batch_norm_forward.default, arguments)
-    y, mean, var = ops.batch_norm_forward.default(*arguments)
-    arguments = (torch.randn_like(y), x, mean, var, w, y, 1e-5, training, [True] * 4)
-    torch.library.opcheck(ops.batch_norm_backward.default, arguments)
-    torch.library.opcheck(ops.batch_norm_update_stats_.default, (*_fresh(), mean, var, 12, 0.1))
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compile(dynamic, training):
-    def function(x, w, b, residual, mean, var):
-        y = TF.batch_norm(x, mean, var, w, b, training)
-        return TF.batch_norm_act(y, mean, var, w, b, training, residual=residual)
-
-    inputs = _double_inputs(LAST)
-    statistics = _fresh(), _fresh()
-    compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    y, expected = compiled(*inputs, *statistics[0]), function(*inputs, *statistics[1])
-    torch.testing.assert_close([y, *statistics[0]], [expected, *statistics[1]], rtol=0, atol=0)
-    assert y.stride() == expected.stride()
-    grads = [torch.autograd.grad(out.sin().sum(), inputs) for out in (y, expected)]
-    torch.testing.assert_close(*grads, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("strict", [False, True])
-def test_export_keeps_the_op_and_the_buffers(strict):
-    class Layer(torch.nn.BatchNorm1d):
-        def forward(self, x):
-            return TF.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training)
-
-    layer, x = Layer(4), torch.randn(5, 4)
-    program = torch.export.export(layer, (x,), strict=strict).run_decompositions({})
-    assert any("tilewright.batch_norm_forward" in str(node.target) for node in program.graph.nodes)
-    module = program.module()
-    torch.testing.assert_close(module(x), layer(x))
-    torch.testing.assert_close(module.running_var, layer.running_var)
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_transforms(training):
-    x, w, b = (t.detach() for t in _double_inputs(torch.contiguous_format)[:3])
-    statistics = [None, None] if training else _fresh()
-    ours = lambda x: TF.batch_norm(x, *statistics, w, b, training).sin()  # noqa: E731
-    native = lambda x: F.batch_norm(x, *statistics, w, b, training).sin()  # noqa: E731
-    for transform in (torch.func.jacrev, torch.func.jacfwd):
-        torch.testing.assert_close(transform(ours)(x), transform(native)(x))
-    batch = torch.stack([x, x + 1])
-    torch.testing.assert_close(torch.func.vmap(ours)(batch), torch.func.vmap(native)(batch))
-
-
-def test_meta_and_inference_mode():
-    x = torch.empty(2, 3, 4, 5, device="meta").contiguous(memory_format=LAST)
-    assert TF.batch_norm(x, None, None, training=True).stride() == x.stride()
-    mean, var, x = torch.zeros(3), torch.ones(3), torch.randn(6, 3)
-    with torch.inference_mode():
-        y = TF.batch_norm(x, mean, var, training=True)
-    torch.testing.assert_close(y, F.batch_norm(x, None, None, training=True))
-    torch.testing.assert_close(mean, 0.1 * x.mean(0))
-
-
-def test_parameters_of_any_shape_with_one_value_per_channel():
-    x, weight, bias = torch.randn(3, 4), torch.randn(4, 1), torch.randn(2, 2)
-    statistics = [torch.zeros(4), torch.ones(4)]
-    torch.testing.assert_close(TF.batch_norm(x, *statistics, weight, bias), F.batch_norm(x, *statistics, weight, bias))
-    # Native fails in the backward of this; ours gives the gradient the parameter's shape.
-    ours = _run(TF.batch_norm, x, [weight, bias], statistics, True, x.sin())
-    flat = _run(F.batch_norm, x, [weight.flatten(), bias.flatten()], statistics, True, x.sin())
-    torch.testing.assert_close(ours["dweight"], flat["dweight"].view(4, 1))
-    torch.testing.assert_close(ours["dbias"], flat["dbias"].view(2, 2))
-
-
-def test_other_dtypes_and_subclasses_go_to_native():
-    class Counting(Tensor):
-        seen: list = []  # noqa: RUF012
-
-        @classmethod
-        def __torch_function__(cls, function, types, args=(), kwargs=None):
-            cls.seen.append(function)
-            return super().__torch_function__(function, types, args, kwargs or {})
-
-    TF.batch_norm(torch.randn(3, 4).as_subclass(Counting), None, None, training=True)
-    assert F.batch_norm in Counting.seen
-    x = torch.randn(3, 4).relu()
-    torch.testing.assert_close(
-        TF.batch_norm_act(x, None, None, training=True, residual=torch.ones(4)),  # a residual that broadcasts
-        F.relu(F.batch_norm(x, None, None, training=True) + 1),
-    )
-
-
-# s: running statistics, which must be unchanged afterwards.
-BAD = {
-    "one value per channel": lambda f, s: f(torch.randn(1, 4), *s, training=True),
-    "one value per channel, 4d": lambda f, s: f(torch.randn(1, 4, 1, 1), *s, training=True),
-    "no statistics in eval": lambda f, s: f(torch.randn(3, 4), None, None),
-    "no running_var in eval": lambda f, s: f(torch.randn(3, 4), s[0], None),
-    "running_mean alone": lambda f, s: f(torch.randn(3, 4), s[0], None, training=True),
-    "running_mean size": lambda f, s: f(torch.randn(3, 5), *s, training=True),
-    "weight size": lambda f, s: f(torch.randn(3, 4), *s, torch.randn(5), training=True),
-    "bias size": lambda f, s: f(torch.randn(3, 4), *s, None, torch.randn(5), training=True),
-    "weight dtype": lambda f, s: f(torch.randn(3, 4), *s, torch.randn(4).double(), training=True),
-    "statistics dtype": lambda f, s: f(torch.randn(3, 4).double(), *s, training=True),
-    "one dimension": lambda f, s: f(torch.randn(4), *s),
-    "no dimension": lambda f, s: f(torch.tensor(1.0), *s),
-    "eps zero": lambda f, s: f(torch.randn(3, 4), *s, training=True, eps=0.0),
-    "eps negative": lambda f, s: f(torch.randn(3, 4), *s, eps=-1.0),
-    "momentum None": lambda f, s: f(torch.randn(3, 4), *s, training=True, momentum=None),
-    "not a tensor": lambda f, s: f([[1.0, 2.0]], None, None),
-}
-
-
-@pytest.mark.parametrize("kind", BAD)
-def test_bad_input_raises_what_native_raises(kind):
-    with pytest.raises(Exception) as native:  # noqa: PT011 - native's type is the expectation
-        BAD[kind](F.batch_norm, [torch.zeros(4), torch.ones(4)])
-    for function in (TF.batch_norm, TF.batch_norm_act):
-        statistics = [torch.zeros(4), torch.ones(4)]
-        with pytest.raises(native.type):
-            BAD[kind](function, statistics)
-        torch.testing.assert_close(statistics, [torch.zeros(4), torch.ones(4)], rtol=0, atol=0)
-
-
-def test_unknown_activation():
-    with pytest.raises(ValueError, match=r"activation must be .* got 'tanh'"):
-        TF.batch_norm_act(torch.randn(3, 4), None, None, training=True, activation="tanh")

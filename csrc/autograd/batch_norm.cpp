@@ -55,8 +55,8 @@ class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
     ctx->saved_data["eps"] = options.eps;
     // The dtype that native wants its statistics in, should the backward have to be replayed.
     const auto dtype = is_defined(options.running_mean) ? options.running_mean->scalar_type() : mean.scalar_type();
-    ctx->saved_data["training, relu, dtype"] =
-        static_cast<int64_t>(options.training) + 2 * static_cast<int64_t>(options.relu) + 4 * static_cast<int64_t>(dtype);
+    ctx->saved_data["training, relu, dtype"] = static_cast<int64_t>(options.training) +
+                                               2 * static_cast<int64_t>(options.relu) + 4 * static_cast<int64_t>(dtype);
     return output;
   }
 
@@ -80,7 +80,8 @@ class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
           });
       return {grads[0], grads[1], grads[2], grads[3], Tensor()};
     }
-    at::AutoDispatchBelowADInplaceOrView below_autograd;  // above it the op would be boxed for autograd's fallback: 1 us
+    at::AutoDispatchBelowADInplaceOrView
+        below_autograd;  // above it the op would be boxed for autograd's fallback: 1 us
     auto [grad_input, grad_weight, grad_bias, grad_residual] =
         batch_norm_backward(grad_outputs[0], input, mean, var, weight, relu ? OptionalTensor(output) : OptionalTensor(),
                             eps, training, {needs[0], needs[1], needs[2], needs[3] && relu});
@@ -121,9 +122,9 @@ Tensor activate(const Tensor& x, Activation activation) {
 
 // The kernel takes a residual exactly like the input; native broadcasts and promotes any other.
 bool is_like(const Tensor& input, const OptionalTensor& residual) {
-  return !is_defined(residual) || (residual->scalar_type() == input.scalar_type() &&
-                                   residual->device() == input.device() &&
-                                   residual->sym_sizes().equals(input.sym_sizes()));
+  return !is_defined(residual) ||
+         (residual->scalar_type() == input.scalar_type() && residual->device() == input.device() &&
+          residual->sym_sizes().equals(input.sym_sizes()));
 }
 
 Tensor batch_norm_with(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
@@ -163,8 +164,8 @@ Tensor batch_norm_act(const Tensor& input, const OptionalTensor& running_mean, c
   }
   check_batch_norm(input, weight, bias, running_mean, running_var, training);
   const bool relu = activation == Activation::kRelu;
-  const Tensor y = batch_norm_with(input, weight, bias, residual,
-                                   {running_mean, running_var, training, momentum, eps, relu});
+  const Tensor y =
+      batch_norm_with(input, weight, bias, residual, {running_mean, running_var, training, momentum, eps, relu});
   return relu ? y : activate(y, activation);
 }
 

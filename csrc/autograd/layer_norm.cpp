@@ -35,7 +35,8 @@ class LayerNormFunction : public torch::autograd::Function<LayerNormFunction> {
           });
       return {grads[0], Tensor(), grads[1], grads[2], Tensor()};
     }
-    at::AutoDispatchBelowADInplaceOrView below_autograd;  // above it the op would be boxed for autograd's fallback: 1 us
+    at::AutoDispatchBelowADInplaceOrView
+        below_autograd;  // above it the op would be boxed for autograd's fallback: 1 us
     auto [grad_input, grad_weight, grad_bias] =
         layer_norm_backward(grad_outputs[0], input, shape, mean, rstd, weight, {needs[0], needs[1], needs[2]});
     return {grad_input, Tensor(), grad_weight, grad_bias, Tensor()};

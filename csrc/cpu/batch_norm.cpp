@@ -67,10 +67,10 @@ struct BatchNormForward {
 };
 
 void check_residual(const Tensor& residual, const Tensor& input) {
-  TORCH_CHECK(!residual.defined() ||
-                  (residual.sizes().equals(input.sizes()) && residual.scalar_type() == input.scalar_type()),
-              "batch_norm: residual must have input's shape ", input.sizes(), " and dtype ", input.scalar_type(),
-              ", got ", residual.sizes(), " and ", residual.scalar_type());
+  TORCH_CHECK(
+      !residual.defined() || (residual.sizes().equals(input.sizes()) && residual.scalar_type() == input.scalar_type()),
+      "batch_norm: residual must have input's shape ", input.sizes(), " and dtype ", input.scalar_type(), ", got ",
+      residual.sizes(), " and ", residual.scalar_type());
 }
 
 std::tuple<Tensor, Tensor, Tensor> batch_norm_forward_cpu(const Tensor& input, const OptionalTensor& weight,
@@ -84,7 +84,8 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_forward_cpu(const Tensor& input, c
   const auto dtype = input.scalar_type();
   const BatchNormPlan plan = plan_batch_norm(input);
   Tensor output = empty_cpu(input.sizes(), dtype, plan.format);
-  Tensor mean = empty_cpu({plan.shape.channels}, accumulation_dtype(dtype)), var = empty_cpu(mean.sizes(), mean.scalar_type());
+  Tensor mean = empty_cpu({plan.shape.channels}, accumulation_dtype(dtype)),
+         var = empty_cpu(mean.sizes(), mean.scalar_type());
   if (!training) {
     mean.copy_(*given_mean);
     var.copy_(*given_var);
@@ -94,18 +95,17 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_forward_cpu(const Tensor& input, c
     return {output, mean, var};
   }
   dispatch_floating(dtype, "batch_norm", [&](auto element) {
-    BatchNormForward<decltype(element)>{
-        plan,
-        input.contiguous(plan.format),
-        as_accumulator(value_or_undefined(weight), dtype),
-        as_accumulator(value_or_undefined(bias), dtype),
-        residual.defined() ? residual.contiguous(plan.format) : residual,
-        output,
-        mean,
-        var,
-        eps,
-        relu,
-        training}
+    BatchNormForward<decltype(element)>{plan,
+                                        input.contiguous(plan.format),
+                                        as_accumulator(value_or_undefined(weight), dtype),
+                                        as_accumulator(value_or_undefined(bias), dtype),
+                                        residual.defined() ? residual.contiguous(plan.format) : residual,
+                                        output,
+                                        mean,
+                                        var,
+                                        eps,
+                                        relu,
+                                        training}
         .run();
   });
   return {output, mean, var};
@@ -126,8 +126,8 @@ struct BatchNormBackward {
     const auto factors = uninitialised<A>(3 * shape.channels);
     double *sums_g = partials.get(), *sums_gx = sums_g + shape.channels * shape.blocks;
     A *scale = factors.get(), *mean_g = scale + shape.channels, *slope = mean_g + shape.channels;
-    const BatchNormSumsArgs<T> sums{const_data<T>(dy), const_data<T>(x), const_data<T>(y), const_data<A>(mean),
-                                    sums_g,            sums_gx,          shape};
+    const BatchNormSumsArgs<T> sums{
+        const_data<T>(dy), const_data<T>(x), const_data<T>(y), const_data<A>(mean), sums_g, sums_gx, shape};
     const BatchNormGradArgs<T> grad{const_data<T>(dy),
                                     const_data<T>(x),
                                     const_data<T>(y),
@@ -243,9 +243,10 @@ void batch_norm_update_stats_cpu(const Tensor& running_mean, const Tensor& runni
                                  const Tensor& var, int64_t count, double momentum) {
   const auto sum_dtype = accumulation_dtype(running_mean.scalar_type());
   for (const Tensor& running : {running_mean, running_var}) {
-    TORCH_CHECK(running.dim() == 1 && running.numel() == mean.numel() && running.scalar_type() == running_mean.scalar_type(),
-                "batch_norm_update_stats_: running_mean and running_var must be [", mean.numel(),
-                "] and of one dtype, got ", running.sizes(), " and ", running.scalar_type());
+    TORCH_CHECK(
+        running.dim() == 1 && running.numel() == mean.numel() && running.scalar_type() == running_mean.scalar_type(),
+        "batch_norm_update_stats_: running_mean and running_var must be [", mean.numel(), "] and of one dtype, got ",
+        running.sizes(), " and ", running.scalar_type());
   }
   for (const Tensor& batch : {mean, var}) {
     TORCH_CHECK(batch.numel() == mean.numel() && batch.is_contiguous() && batch.scalar_type() == sum_dtype,

@@ -1,4 +1,5 @@
-// How a batch norm is cut into tasks: layout, blocks and tiles, from the shape alone (batch_norm_args.h has the picture).
+// How a batch norm is cut into tasks: layout, blocks and tiles, from the shape alone (batch_norm_args.h has the
+// picture).
 #pragma once
 #include "cpu/kernel_table.h"
 #include "cpu/tensors.h"

@@ -22,7 +22,8 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_forward_cpu(const Tensor& input, a
   Tensor output = empty_cpu(input.sizes(), dtype);
   at::DimVector stat_shape(input.sizes());
   for (size_t i = stat_shape.size() - normalized_shape.size(); i < stat_shape.size(); ++i) stat_shape[i] = 1;
-  Tensor mean = empty_cpu(stat_shape, accumulation_dtype(dtype)), rstd = empty_cpu(stat_shape, accumulation_dtype(dtype));
+  Tensor mean = empty_cpu(stat_shape, accumulation_dtype(dtype)),
+         rstd = empty_cpu(stat_shape, accumulation_dtype(dtype));
   if (rows == 0) return {output, mean, rstd};
 
   dispatch_floating(dtype, "layer_norm", [&](auto element) {
@@ -114,15 +115,10 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward_cpu(const Tensor& grad_ou
       ChunkSums<A> weight_sums(grad_weight, chunks, cols), bias_sums(grad_bias, chunks, cols);
       parallel_for_cost(chunks, chunk_rows * cols, [&](int64_t begin, int64_t end) {
         for (int64_t chunk = begin; chunk < end; ++chunk) {
-          const LayerNormBackwardArgs<T> args{const_data<T>(dy),
-                                              const_data<T>(x),
-                                              const_data<A>(weight),
-                                              const_data<A>(means),
-                                              const_data<A>(rstds),
-                                              mutable_data<T>(grad_input),
-                                              weight_sums.start(chunk),
-                                              bias_sums.start(chunk),
-                                              cols};
+          const LayerNormBackwardArgs<T> args{
+              const_data<T>(dy),        const_data<T>(x),       const_data<A>(weight),
+              const_data<A>(means),     const_data<A>(rstds),   mutable_data<T>(grad_input),
+              weight_sums.start(chunk), bias_sums.start(chunk), cols};
           kernel(args, chunk * chunk_rows, std::min(rows, (chunk + 1) * chunk_rows));
         }
       });

@@ -6,7 +6,8 @@ namespace {
 void check_per_channel(const char* name, const OptionalTensor& tensor, const c10::SymInt& channels) {
   if (!is_defined(tensor)) return;
   TORCH_CHECK(tensor->sym_numel() == channels, "batch_norm: ", name, " should contain ", channels,
-              " elements, one for each channel of input, not ", tensor->sym_numel(), " (shape ", tensor->sym_sizes(), ")");
+              " elements, one for each channel of input, not ", tensor->sym_numel(), " (shape ", tensor->sym_sizes(),
+              ")");
 }
 
 // Native's rule: parameters of input's dtype, or all of them float32 beside a 16-bit input.

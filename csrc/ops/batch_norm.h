@@ -18,7 +18,8 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_forward(const Tensor& input, const
                                                       const OptionalTensor& var, double eps,
                                                       const OptionalTensor& residual, bool relu);
 
-// running = (1 - momentum) * running + momentum * batch, with the unbiased variance of count values; nothing for count 0.
+// running = (1 - momentum) * running + momentum * batch, with the unbiased variance of count values; nothing for count
+// 0.
 void batch_norm_update_stats(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean,
                              const Tensor& var, c10::SymInt count, double momentum);
 

@@ -6,8 +6,8 @@
 // and cut into tasks by its shape alone:
 //   planes  task = channel * blocks + block; a block is `block` consecutive elements of the channel
 //   rows    task = block * tiles + tile; a block is `block` rows, a tile at most kBatchNormTile channels
-// Partial results are kept per (block, channel) and merged in the order of blocks, so no result depends on who ran which
-// task. Passes that only map elements go over lines instead, in the order of memory or channel by channel:
+// Partial results are kept per (block, channel) and merged in the order of blocks, so no result depends on who ran
+// which task. Passes that only map elements go over lines instead, in the order of memory or channel by channel:
 //   planes  line = image * channels + channel, of `size` elements;      rows  line = row, of `channels` elements
 #pragma once
 #include "common/types.h"
@@ -69,18 +69,19 @@ struct BatchNormSumsArgs {
   BatchNormShape shape;
 };
 
-// dx = (g - mean_g - (x - mean) * slope) * scale, or g * scale where slope is null (statistics were given); dresidual = g
+// dx = (g - mean_g - (x - mean) * slope) * scale, or g * scale where slope is null (statistics were given); dresidual =
+// g
 template <typename T>
 struct BatchNormGradArgs {
   const T* dy;
   const T* x;
-  const T* y;             // like x, or null: no relu
-  T* dx;                  // like x
-  T* dresidual;           // like x, or null: not wanted
-  const Acc<T>* mean;     // [channels]
-  const Acc<T>* scale;    // [channels] weight * rstd
-  const Acc<T>* mean_g;   // [channels]
-  const Acc<T>* slope;    // [channels] rstd^2 * mean(g * (x - mean)), or null
+  const T* y;            // like x, or null: no relu
+  T* dx;                 // like x
+  T* dresidual;          // like x, or null: not wanted
+  const Acc<T>* mean;    // [channels]
+  const Acc<T>* scale;   // [channels] weight * rstd
+  const Acc<T>* mean_g;  // [channels]
+  const Acc<T>* slope;   // [channels] rstd^2 * mean(g * (x - mean)), or null
   BatchNormShape shape;
 };
 

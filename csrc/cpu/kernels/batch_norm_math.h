@@ -7,8 +7,8 @@
 namespace tilewright {
 namespace {
 
-// Is the estimate of a mean good enough for one pass? sums: of d = x - estimate and of d^2 over count values. The square
-// of the distance between estimate and mean is lost digits in the variance: at most two bits are given away.
+// Is the estimate of a mean good enough for one pass? sums: of d = x - estimate and of d^2 over count values. The
+// square of the distance between estimate and mean is lost digits in the variance: at most two bits are given away.
 inline bool estimate_is_poor(double sum_d, double sum_dd, double count) {
   return sum_d * sum_d > 0.75 * sum_dd * count;
 }
@@ -19,8 +19,8 @@ inline A finite_or_zero(A estimate) {
   return estimate - estimate == A(0) ? estimate : A(0);
 }
 
-// A block's mean and m2 from the same sums. The correction gives the mean more digits than Acc has, so x + 1e4 keeps its
-// variance and a constant channel has none.
+// A block's mean and m2 from the same sums. The correction gives the mean more digits than Acc has, so x + 1e4 keeps
+// its variance and a constant channel has none.
 inline void store_block_stats(double estimate, double sum_d, double sum_dd, double count, double* mean, double* m2) {
   *mean = estimate + sum_d / count;
   const double value = sum_dd - sum_d * sum_d / count;

@@ -58,20 +58,19 @@ inline void distance_sums(const BatchNormStatsArgs<T>& args, const RowTask& task
     store(sum_d + c, Vec<A>{});
     store(sum_dd + c, Vec<A>{});
   }
-  for_each_row_group<A, 8>(
-      stride, task.begin, task.end, task.first, task.first + task.columns,
-      [&]<int kRows>(int64_t o, int64_t c, int64_t n) TILEWRIGHT_INLINE {
-        const Vec<A> centre = load(estimate + c);
-        Vec<A> d_sum{}, dd_sum{};
+  for_each_row_group<A, 8>(stride, task.begin, task.end, task.first, task.first + task.columns,
+                           [&]<int kRows>(int64_t o, int64_t c, int64_t n) TILEWRIGHT_INLINE {
+                             const Vec<A> centre = load(estimate + c);
+                             Vec<A> d_sum{}, dd_sum{};
 #pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) {
-          const Vec<A> d = load(x + o + r * stride, n) - centre;
-          d_sum += d;
-          dd_sum = fma(d, d, dd_sum);
-        }
-        add_to(sum_d + c, d_sum);
-        add_to(sum_dd + c, dd_sum);
-      });
+                             for (int r = 0; r < kRows; ++r) {
+                               const Vec<A> d = load(x + o + r * stride, n) - centre;
+                               d_sum += d;
+                               dd_sum = fma(d, d, dd_sum);
+                             }
+                             add_to(sum_d + c, d_sum);
+                             add_to(sum_dd + c, dd_sum);
+                           });
 }
 
 template <typename T>
@@ -93,7 +92,8 @@ void batch_norm_stats_rows(const BatchNormStatsArgs<T>& args, int64_t task_begin
     bool poor = false;
     for (int64_t c = 0; c < task.columns; ++c) poor |= estimate_is_poor(sum_d[c], sum_dd[c], count);
     if (poor) {
-      for (int64_t c = 0; c < task.columns; ++c) estimate[c] = finite_or_zero(static_cast<A>(estimate[c] + sum_d[c] / count));
+      for (int64_t c = 0; c < task.columns; ++c)
+        estimate[c] = finite_or_zero(static_cast<A>(estimate[c] + sum_d[c] / count));
       distance_sums(args, task, estimate, sum_d, sum_dd);
     }
     for (int64_t c = 0; c < task.columns; ++c) {
@@ -110,17 +110,17 @@ void batch_norm_apply_rows_as(const BatchNormApplyArgs<T>& args, const BatchNorm
   T* y = args.y;
   const int64_t stride = args.shape.channels;
   const A *means = args.mean + lines.from, *scales = args.scale + lines.from, *shifts = args.shift + lines.from;
-  for_each_row_group<A, 4>(
-      stride, lines.begin, lines.end, lines.from, lines.to,
-      [&]<int kRows>(int64_t o, int64_t c, int64_t n) TILEWRIGHT_INLINE {
-        const Vec<A> mean = load(means + c, n), scale = load(scales + c, n), shift = load(shifts + c, n);
+  for_each_row_group<A, 4>(stride, lines.begin, lines.end, lines.from, lines.to,
+                           [&]<int kRows>(int64_t o, int64_t c, int64_t n) TILEWRIGHT_INLINE {
+                             const Vec<A> mean = load(means + c, n), scale = load(scales + c, n),
+                                          shift = load(shifts + c, n);
 #pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r) {
-          Vec<A> v = (load(x + o + r * stride, n) - mean) * scale + shift;
-          if constexpr (kResidual) v += load(residual + o + r * stride, n);
-          store(y + o + r * stride, kRelu ? relu(v) : v, n);
-        }
-      });
+                             for (int r = 0; r < kRows; ++r) {
+                               Vec<A> v = (load(x + o + r * stride, n) - mean) * scale + shift;
+                               if constexpr (kResidual) v += load(residual + o + r * stride, n);
+                               store(y + o + r * stride, kRelu ? relu(v) : v, n);
+                             }
+                           });
 }
 
 template <typename T, bool kRelu>
@@ -132,20 +132,19 @@ void batch_norm_sums_rows_as(const BatchNormSumsArgs<T>& args, int64_t task_begi
     const RowTask task = row_task(args.shape, index);
     const A* means = args.mean + task.first;
     A sum_g[kTileRoom<A>] = {}, sum_gx[kTileRoom<A>] = {};
-    for_each_row_group<A, 8>(
-        stride, task.begin, task.end, task.first, task.first + task.columns,
-        [&]<int kRows>(int64_t o, int64_t c, int64_t n) TILEWRIGHT_INLINE {
-          const Vec<A> mean = load(means + c, n);
-          Vec<A> g_sum{}, gx_sum{};
+    for_each_row_group<A, 8>(stride, task.begin, task.end, task.first, task.first + task.columns,
+                             [&]<int kRows>(int64_t o, int64_t c, int64_t n) TILEWRIGHT_INLINE {
+                               const Vec<A> mean = load(means + c, n);
+                               Vec<A> g_sum{}, gx_sum{};
 #pragma GCC unroll 8
-          for (int r = 0; r < kRows; ++r) {
-            const Vec<A> g = load_gradient<T, kRelu>(dy, y, o + r * stride, n);
-            g_sum += g;
-            gx_sum = fma(g, load(x + o + r * stride, n) - mean, gx_sum);
-          }
-          add_to(sum_g + c, g_sum);
-          add_to(sum_gx + c, gx_sum);
-        });
+                               for (int r = 0; r < kRows; ++r) {
+                                 const Vec<A> g = load_gradient<T, kRelu>(dy, y, o + r * stride, n);
+                                 g_sum += g;
+                                 gx_sum = fma(g, load(x + o + r * stride, n) - mean, gx_sum);
+                               }
+                               add_to(sum_g + c, g_sum);
+                               add_to(sum_gx + c, gx_sum);
+                             });
     for (int64_t c = 0; c < task.columns; ++c) {
       args.sum_g[task.partial + c] = sum_g[c];
       args.sum_gx[task.partial + c] = sum_gx[c];
@@ -159,28 +158,27 @@ void batch_norm_grad_rows_as(const BatchNormGradArgs<T>& args, const BatchNormLi
   const T *dy = args.dy, *x = args.x, *y = args.y;
   T *dx = args.dx, *dresidual = args.dresidual;
   const int64_t stride = args.shape.channels, first = lines.from;
-  for_each_row_group<A, 4>(
-      stride, lines.begin, lines.end, lines.from, lines.to,
-      [&]<int kRows>(int64_t o, int64_t c, int64_t n) TILEWRIGHT_INLINE {
-        const Vec<A> scale = load(args.scale + first + c, n);
-        Vec<A> mean{}, mean_g{}, slope{};
-        if constexpr (kCentred) {
-          mean = load(args.mean + first + c, n);
-          mean_g = load(args.mean_g + first + c, n);
-          slope = load(args.slope + first + c, n);
-        }
+  for_each_row_group<A, 4>(stride, lines.begin, lines.end, lines.from, lines.to,
+                           [&]<int kRows>(int64_t o, int64_t c, int64_t n) TILEWRIGHT_INLINE {
+                             const Vec<A> scale = load(args.scale + first + c, n);
+                             Vec<A> mean{}, mean_g{}, slope{};
+                             if constexpr (kCentred) {
+                               mean = load(args.mean + first + c, n);
+                               mean_g = load(args.mean_g + first + c, n);
+                               slope = load(args.slope + first + c, n);
+                             }
 #pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r) {
-          const int64_t at = o + r * stride;
-          const Vec<A> g = load_gradient<T, kRelu>(dy, y, at, n);
-          if constexpr (kRelu) {
-            if (dresidual != nullptr) store(dresidual + at, g, n);
-          }
-          Vec<A> v = g;
-          if constexpr (kCentred) v = g - mean_g - (load(x + at, n) - mean) * slope;
-          store(dx + at, v * scale, n);
-        }
-      });
+                             for (int r = 0; r < kRows; ++r) {
+                               const int64_t at = o + r * stride;
+                               const Vec<A> g = load_gradient<T, kRelu>(dy, y, at, n);
+                               if constexpr (kRelu) {
+                                 if (dresidual != nullptr) store(dresidual + at, g, n);
+                               }
+                               Vec<A> v = g;
+                               if constexpr (kCentred) v = g - mean_g - (load(x + at, n) - mean) * slope;
+                               store(dx + at, v * scale, n);
+                             }
+                           });
 }
 
 }  // namespace
