@@ -119,7 +119,7 @@ def test_fused(isa, kind, activation, training, residual):
         for name in names:
             assert_as_accurate(ours[name], native[name], reference[name], what=name)
         if activation == "relu":
-            # At relu's kink a rounding of y is a jump of the gradient: the gradient belongs to the y that was given out.
+            # At relu's kink a rounding of y is a jump of the gradient: it belongs to the y that was given out.
             gradient = torch.where(ours["y"] > 0, dy, 0.0)
             if residual:
                 torch.testing.assert_close(ours["dresidual"], gradient, rtol=0, atol=0)
