@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 import tilewright.functional as TF
@@ -39,7 +41,7 @@ def test_forward_and_backward(isa, dtype, cols, affine):
         reference = _run(_reference, x.double(), cols, wide, dy.double())
         for name, a, b, c in zip(("y", "dx", "d1", "d2"), ours, native, reference, strict=False):
             if dtype == torch.float64:  # the reference is no more exact than either
-                torch.testing.assert_close(a, c, msg=lambda text, name=name: f"{name} {rows}x{cols}: {text}")
+                torch.testing.assert_close(a, c, msg=f"{name} {rows}x{cols}")
             else:
                 assert_as_accurate(a, b, c, what=f"{name} {rows}x{cols}")
 
@@ -134,6 +136,53 @@ def test_compile(dynamic):
     torch.testing.assert_close(y, expected, rtol=0, atol=0)
     grads = [torch.autograd.grad(out.sin().sum(), inputs) for out in (y, expected)]
     torch.testing.assert_close(*grads, rtol=0, atol=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.lists(st.integers(0, 9), min_size=1, max_size=4),
+    dims=st.integers(1, 3),
+    affine=st.sampled_from(["both", "weight", "bias", "none"]),
+    low=st.sampled_from([None, torch.bfloat16, torch.float16]),
+    transposed=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_like_native_for_any_arguments(shape, dims, affine, low, transposed, seed):
+    torch.manual_seed(seed)
+    x = torch.randn(shape).to(low or torch.float32)
+    x = x.transpose(0, -1) if transposed else x
+    normalized = tuple(x.shape[-min(dims, x.dim()) :])
+    weight = torch.randn(normalized) if affine in ("both", "weight") else None
+    bias = torch.randn(normalized) if affine in ("both", "bias") else None
+    ours, native = TF.layer_norm(x, normalized, weight, bias), F.layer_norm(x, normalized, weight, bias)
+    if x.numel() > 0:
+        assert_as_accurate(ours, native, references.layer_norm(x, len(normalized), weight, bias, 1e-5), factor=4.0)
+    assert (ours.shape, ours.dtype, ours.stride()) == (native.shape, native.dtype, native.stride())
+
+
+def test_export_keeps_the_op():
+    class Layer(torch.nn.LayerNorm):
+        def forward(self, x):
+            return TF.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+
+    layer, x = Layer(6), torch.randn(5, 6)
+    program = torch.export.export(layer, (x,))
+    assert any("tilewright.layer_norm" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(x), layer(x))
+
+
+def test_function_modes_and_inference_mode_keep_our_kernels():
+    x = torch.randn(3, 6)
+    with torch.device("cpu"), torch.inference_mode():
+        called = ops_called(lambda: TF.layer_norm(x, (6,)))
+    assert "tilewright::layer_norm_forward" in called
+
+
+def test_rows_of_nearly_equal_values_keep_their_digits(isa):
+    x, dy, weight = torch.randn(2000, 1) + 1e-3 * torch.randn(2000, 2), torch.randn(2000, 2), torch.randn(2)
+    gradient = lambda function, *inputs: _run(function, inputs[0], 2, [inputs[1], None], dy)[1]  # noqa: E731
+    ours, native = gradient(TF.layer_norm, x, weight), gradient(F.layer_norm, x, weight)
+    assert_as_accurate(ours, native, gradient(_reference, x.double(), weight.double()), factor=1.0)
 
 
 def test_transforms():

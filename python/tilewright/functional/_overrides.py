@@ -1,4 +1,4 @@
-"""Which function __torch_function__ is told of: torch's own for tensor subclasses, which know no other; ours for modes."""
+"""Which function __torch_function__ is told of: torch's for tensor subclasses, which know no other; ours for modes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,8 +12,8 @@ def call_override(
 ) -> Any:
     """Handle a call for which has_torch_function_variadic(*tensors) is true.
 
-    A mode (torch.device as a context, torch.export's tracing, ...) sees the function that was called and runs it, so our
-    kernels stay in use under it. A subclass that brings its own __torch_function__ sees native's function.
+    A mode (torch.device as a context, torch.export's tracing, ...) sees the function that was called and runs it, so
+    our kernels stay in use under it. A subclass that brings its own __torch_function__ sees native's function.
     """
     subclassed = any(type(tensor) is not Tensor for tensor in _get_overloaded_args(tensors))
     function = native if subclassed else ours

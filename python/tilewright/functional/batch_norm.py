@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import _verify_batch_size
 from torch.overrides import has_torch_function_variadic
 
 from ._errors import native_type_errors
@@ -15,7 +14,12 @@ _batch_norm_act = torch.ops.tilewright.batch_norm_act.default
 def _check(input: Tensor, training: bool, eps: float) -> None:
     """What torch.nn.functional.batch_norm checks before it calls the op."""
     if training:
-        _verify_batch_size(input.size())
+        size = input.size()
+        values = size[0]
+        for extent in size[2:]:
+            values *= extent
+        if values == 1:
+            raise ValueError(f"batch_norm: expected more than 1 value per channel when training, got input size {size}")
     if training and eps <= 0.0:
         raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
     if eps < 0.0:
@@ -38,10 +42,10 @@ def batch_norm(
     Drop-in for :func:`torch.nn.functional.batch_norm` (Ioffe & Szegedy 2015, arXiv:1502.03167).
 
     Args:
-        input: [N, C, ...], float32, float64, bfloat16 or float16, contiguous or channels_last; other tensors go to native.
+        input: [N, C, ...], float32, float64, bfloat16 or float16, contiguous or channels_last; others go to native.
         running_mean: [C] or None. Used where training is False; where it is True, updated in place.
         running_var: [C] or None, as running_mean; updated with the unbiased variance.
-        weight: [C] or None (ones). May be float32, with bias and running statistics, where input is bfloat16 or float16.
+        weight: [C] or None (ones). May be float32, as bias and the statistics, where input is bfloat16 or float16.
         bias: [C] or None (zeros).
         training: normalise with the mean and the biased variance of the batch.
         momentum: share of the batch in the updated running statistics.
