@@ -12,7 +12,7 @@ namespace tilewright {
 namespace {
 
 constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
-constexpr int64_t kMaxKeyBlock = 256;
+constexpr int64_t kMaxKeyBlock = 128;
 // Queries that share a pass over a key block: about 70, so that keys and values come from L2 or L3 once per 70 queries.
 constexpr int64_t kTilesPerBlock = 72 / kTileRows;
 constexpr int64_t kQueryBlock = kTilesPerBlock * kTileRows;
@@ -26,7 +26,7 @@ inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step 
 // Keys of a block: one block of keys and values stays in half an L2 of 512 KB or more.
 inline int64_t key_block_of(int64_t head_size, int64_t value_size) {
   const int64_t size = head_size + value_size;
-  return size <= 256 ? kMaxKeyBlock : size <= 512 ? 128 : 64;
+  return size <= 512 ? kMaxKeyBlock : 64;
 }
 
 // Row stride of a copied [rows, size] operand: whole tiles, plus a vector so that rows do not all fall into a few cache
