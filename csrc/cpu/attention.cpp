@@ -140,16 +140,14 @@ std::tuple<Tensor, Tensor> attention_forward_cpu(const Tensor& query_in, const T
 constexpr int64_t kMinQueries = 128;  // of a task that takes a stretch of queries
 
 // delta as the sum over keys of P * dP, [heads, Sq]; undefined where rowsum(dO * O) serves. They differ by the rounding
-// of O, which matters where what is left of dP - delta is small: for a learned mask beside 16-bit tensors, and for a
-// few queries, which may attend to a single key (then dS must be 0).
+// of O, which a learned mask beside 16-bit tensors would show.
 template <typename T>
 Tensor row_deltas(const AttentionBackwardProblem<T>& problem, const std::vector<AttentionHead<T>>& heads,
                   const Tensor& dout, bool wants_mask) {
   using A = Acc<T>;
-  constexpr int64_t kFewQueries = 4;
   const AttentionProblem<T>& p = problem.forward;
   const bool is_rounded = sizeof(T) < sizeof(A);
-  if (!(is_rounded && wants_mask) && p.queries > kFewQueries) return Tensor();
+  if (!is_rounded || !wants_mask) return Tensor();
   const AttentionKernels<T>& kernel = kernels<T>().attention;
   const auto total = static_cast<int64_t>(heads.size());
   const Tensor deltas = at::zeros({total, p.queries}, c10::CppTypeToScalarType<A>::value);
