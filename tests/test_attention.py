@@ -77,8 +77,15 @@ def _check(inputs: list[Tensor], mask: Tensor | None, **options) -> None:
     ours = _run(sdpa, inputs, mask, grad, **options, **grouped)
     native = _run(native_sdpa, inputs, mask, grad, **options, **grouped)
     reference = _run(references.attention, inputs, mask, grad.double(), **options)
+    largest = max(c.abs().max().item() for c in reference)
     for name, a, b, c in zip(("output", "dq", "dk", "dv", "dmask"), ours, native, reference, strict=False):
-        assert_as_accurate(a, b, c, what=name)
+        # The reference rounds in float64 too, in native's own order; and a gradient that is 0 by cancellation (one key, a
+        # mask that all keys share) has no size of its own to hold its error against.
+        if a.dtype == torch.float64 or c.abs().max().item() < 1e-12 * largest:
+            eps = max(torch.finfo(a.dtype).eps, torch.finfo(inputs[0].dtype).eps)
+            torch.testing.assert_close(a.double(), c.double(), rtol=0, atol=32 * eps * largest, msg=name)
+        else:
+            assert_as_accurate(a, b, c, what=name)
 
 
 @pytest.mark.parametrize("kind", MASKS)
@@ -487,7 +494,7 @@ BAD = {
     "mask sizes": lambda f: f(*_qkv((5, 8)), attn_mask=torch.ones(5, 6)),
     "mask rank": lambda f: f(*_qkv((5, 8)), attn_mask=torch.ones(2, 5, 5)),
     "mask 1-D": lambda f: f(*_qkv((2, 3, 5, 8)), attn_mask=torch.ones(5)),
-    "p below 0": lambda f: f(*_qkv((5, 8)), dropout_p=-0.1),
+    "p below 0": lambda f: f(*_qkv((2, 3, 5, 8)), dropout_p=-0.1),
     "p above 1": lambda f: f(*_qkv((2, 3, 5, 8)), dropout_p=1.5),
     "mask and causal": lambda f: f(*_qkv((3, 5, 8)), attn_mask=torch.ones(5, 5).bool(), is_causal=True),
     "not a tensor": lambda f: f(None, *_qkv((5, 8))[:2]),

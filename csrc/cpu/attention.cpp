@@ -137,12 +137,41 @@ std::tuple<Tensor, Tensor> attention_forward_cpu(const Tensor& query_in, const T
   return {output, logsumexp};
 }
 
+constexpr int64_t kMinQueries = 128;  // of a task that takes a stretch of queries
+
+// delta as the sum over keys of P * dP, [heads, Sq]; undefined where rowsum(dO * O) serves. They differ by the rounding
+// of O, which a learned mask beside 16-bit tensors would show.
+template <typename T>
+Tensor row_deltas(const AttentionBackwardProblem<T>& problem, const std::vector<AttentionHead<T>>& heads,
+                  const Tensor& dout, bool wants_mask) {
+  using A = Acc<T>;
+  const AttentionProblem<T>& p = problem.forward;
+  const bool is_rounded = sizeof(T) < sizeof(A);
+  if (!is_rounded || !wants_mask) return Tensor();
+  const AttentionKernels<T>& kernel = kernels<T>().attention;
+  const auto total = static_cast<int64_t>(heads.size());
+  const Tensor deltas = at::zeros({total, p.queries}, c10::CppTypeToScalarType<A>::value);
+  const auto dout_at = head_offsets(dout, 2);
+  const int64_t chunks = ceil_div(p.queries, kMinQueries), chunk = ceil_div(p.queries, chunks);
+  const int64_t cost = chunk * p.keys * (p.head_size + p.value_size) / 16;
+  parallel_for_cost(total * chunks, cost, [&](int64_t begin, int64_t end) {
+    A* work = scratch<A>(kWorkSlot, kernel.mask_scratch(p, chunk));
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t head = i / chunks, first = i % chunks * chunk, last = std::min(p.queries, first + chunk);
+      if (first >= last) continue;
+      kernel.row_delta(problem, heads[head], const_data<T>(dout) + dout_at[head], first, last,
+                       mutable_data<A>(deltas) + head * p.queries, work);
+    }
+  });
+  return deltas;
+}
+
 // Gradients of query, key and value. Tasks are chunks of keys of a key head; each leaves its share of the query
 // gradient, and the shares are added in order.
 template <typename T>
 void backward_heads(const AttentionTensors& in, const AttentionBackwardProblem<T>& problem,
-                    const std::vector<AttentionHead<T>>& heads, const Tensor& dout, const Tensor& dq, const Tensor& dk,
-                    const Tensor& dv) {
+                    const std::vector<AttentionHead<T>>& heads, const Tensor& dout, const Tensor& deltas,
+                    const Tensor& dq, const Tensor& dk, const Tensor& dv) {
   using A = Acc<T>;
   const AttentionKernels<T>& kernel = kernels<T>().attention;
   const AttentionProblem<T>& p = problem.forward;
@@ -160,6 +189,7 @@ void backward_heads(const AttentionTensors& in, const AttentionBackwardProblem<T
              dv_at = head_offsets(dv, 2);
   for (int64_t i = 0; i < total; ++i) {
     gradients[i].grad_output = const_data<T>(dout) + dout_at[i];
+    gradients[i].delta = deltas.defined() ? const_data<A>(deltas) + i * p.queries : nullptr;
     gradients[i].grad_query = dq.defined() && chunks == 1 ? mutable_data<T>(dq) + dq_at[i] : nullptr;
     gradients[i].query_part = nullptr;
   }
@@ -190,7 +220,8 @@ void backward_heads(const AttentionTensors& in, const AttentionBackwardProblem<T
 // of the mask: it goes through the heads that share the slice in order.
 template <typename T>
 void mask_gradient(const AttentionTensors& in, const AttentionBackwardProblem<T>& problem,
-                   const std::vector<AttentionHead<T>>& heads, const Tensor& dout, const Tensor& dmask) {
+                   const std::vector<AttentionHead<T>>& heads, const Tensor& dout, const Tensor& deltas,
+                   const Tensor& dmask) {
   using A = Acc<T>;
   const AttentionKernels<T>& kernel = kernels<T>().attention;
   const AttentionProblem<T>& p = problem.forward;
@@ -201,7 +232,6 @@ void mask_gradient(const AttentionTensors& in, const AttentionBackwardProblem<T>
   std::vector<std::vector<int64_t>> sharing(slices);
   for (size_t i = 0; i < heads.size(); ++i) sharing[offsets[i] / slice].push_back(static_cast<int64_t>(i));
   // Where all queries share a row of the mask, they have to be added up by one task.
-  constexpr int64_t kMinQueries = 128;
   const int64_t wanted =
       rows == p.queries
           ? std::max<int64_t>(1, std::min(ceil_div(kWantedTasks, slices), ceil_div(p.queries, kMinQueries)))
@@ -215,7 +245,8 @@ void mask_gradient(const AttentionTensors& in, const AttentionBackwardProblem<T>
       const int64_t first = i % wanted * chunk, last = std::min(p.queries, first + chunk);
       if (first >= last) continue;
       for (const int64_t head : sharing[i / wanted]) {
-        kernel.mask_gradient(problem, heads[head], const_data<T>(dout) + dout_at[head], first, last,
+        kernel.mask_gradient(problem, heads[head], const_data<T>(dout) + dout_at[head],
+                             deltas.defined() ? const_data<A>(deltas) + head * p.queries : nullptr, first, last,
                              mutable_data<A>(dmask) + offsets[head], expanded.stride(-2), expanded.stride(-1), work);
       }
     }
@@ -256,8 +287,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward_cpu(
       const AttentionBackwardProblem<T> problem{attention_problem<T>(in, out, is_causal, scale, dropout_p),
                                                 row_stride(dout), row_stride(dq), row_stride(dk), row_stride(dv)};
       const auto heads = attention_heads<T>(in, out, lse);
-      if (dq.defined() || dk.defined() || dv.defined()) backward_heads<T>(in, problem, heads, dout, dq, dk, dv);
-      if (wants_mask) mask_gradient<T>(in, problem, heads, dout, dmask);
+      const Tensor deltas = row_deltas<T>(problem, heads, dout, wants_mask);
+      if (dq.defined() || dk.defined() || dv.defined()) backward_heads<T>(in, problem, heads, dout, deltas, dq, dk, dv);
+      if (wants_mask) mask_gradient<T>(in, problem, heads, dout, deltas, dmask);
     });
   }
   return {dq, dk, dv, wants_mask ? dmask.to(mask.scalar_type()) : Tensor()};

@@ -8,6 +8,8 @@ namespace {
 constexpr const char* kName = "scaled_dot_product_attention: ";
 
 void check_query_key_value(const Tensor& query, const Tensor& key, const Tensor& value) {
+  TORCH_CHECK_TYPE(query.defined() && key.defined() && value.defined(), kName,
+                   "query, key and value must be Tensors, got None");
   TORCH_CHECK(query.dim() >= 2 && key.dim() >= 2 && value.dim() >= 2, kName,
               "query, key and value must have at least 2 dimensions, got query ", query.sym_sizes(), ", key ",
               key.sym_sizes(), " and value ", value.sym_sizes());

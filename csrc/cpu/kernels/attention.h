@@ -26,6 +26,7 @@ void fill_attention(TypedKernels<T>& table) {
   kernels.merge_parts = attention_merge_parts<T>;
   kernels.backward = attention_backward<T>;
   kernels.merge_query_parts = attention_merge_query_parts<T>;
+  kernels.row_delta = attention_row_delta<T>;
   kernels.mask_gradient = attention_mask_gradient<T>;
 }
 

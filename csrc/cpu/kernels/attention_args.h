@@ -37,6 +37,7 @@ struct AttentionHead {
 template <typename T>
 struct AttentionGradients {
   const T* grad_output;  // [Sq, Dv]
+  const Acc<T>* delta;   // [Sq] sums over keys of P * dP, or null: rowsum(grad_output * output) is as good
   T* grad_query;         // [Sq, D] or null: not wanted
   Acc<T>* query_part;    // [Sq, D] contiguous or null; takes the place of grad_query where keys are split in chunks
 };
@@ -77,10 +78,13 @@ struct AttentionKernels {
   // grad_query = the sum of `chunks` parts in order.
   void (*merge_query_parts)(const AttentionBackwardProblem<T>&, const Acc<T>* parts, int64_t chunks,
                             int64_t chunk_stride, T* grad_query);
+  // delta[begin ... end) += the sum over keys of P * dP, as AttentionGradients has it; scratch as for mask_gradient.
+  void (*row_delta)(const AttentionBackwardProblem<T>&, const AttentionHead<T>&, const T* grad_output, int64_t begin,
+                    int64_t end, Acc<T>* delta, Acc<T>* scratch);
   // Adds the logit gradients of queries [begin, end) to grad_mask, whose strides are the mask's own.
   void (*mask_gradient)(const AttentionBackwardProblem<T>&, const AttentionHead<T>&, const T* grad_output,
-                        int64_t begin, int64_t end, Acc<T>* grad_mask, int64_t grad_row, int64_t grad_col,
-                        Acc<T>* scratch);
+                        const Acc<T>* delta, int64_t begin, int64_t end, Acc<T>* grad_mask, int64_t grad_row,
+                        int64_t grad_col, Acc<T>* scratch);
 };
 
 }  // namespace tilewright

@@ -54,13 +54,18 @@ struct QueryRows {
         delta(grad_output + rows * output_row) {}
   A* end(int64_t rows) const { return delta + round_up(rows, kLanes<A>); }
 
+  // saved_delta: of all queries, or null.
   template <typename T>
   void prepare(const AttentionProblem<T>& p, const AttentionHead<T>& head, const T* dout, int64_t dout_row,
-               int64_t begin, int64_t rows) const {
+               const A* saved_delta, int64_t begin, int64_t rows) const {
     copy_rows(rows, p.head_size, head.query + begin * p.query_row, p.query_row,
               static_cast<A>(p.scale * static_cast<A>(kLog2E)), query);
     copy_rows(rows, p.value_size, dout + begin * dout_row, dout_row, A(1), grad_output);
     for (int64_t r = 0; r < rows; ++r) {
+      if (saved_delta != nullptr) {
+        delta[r] = saved_delta[begin + r];
+        continue;
+      }
       const A* d = grad_output + r * output_row;
       const T* out = head.output + (begin + r) * p.output_row;
       delta[r] = sum_terms<A>(
@@ -264,7 +269,7 @@ void attention_backward(const AttentionBackwardProblem<T>& problem, const Attent
   for (int64_t g = 0; g < group; ++g) {
     const AttentionGradients<T>& at = gradients[g];
     const bool wants_query = at.grad_query != nullptr || at.query_part != nullptr;
-    m.queries.prepare(p, heads[g], at.grad_output, problem.grad_output_row, 0, p.queries);
+    m.queries.prepare(p, heads[g], at.grad_output, problem.grad_output_row, at.delta, 0, p.queries);
     if (wants_query) clear(m.grad_query, p.queries * query_row);
     for (int64_t key = begin; key < end; key += block) {
       const int64_t n = smaller(block, end - key);

@@ -12,7 +12,7 @@ namespace tilewright {
 namespace {
 
 constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
-constexpr int64_t kMaxKeyBlock = 256;
+constexpr int64_t kMaxKeyBlock = 128, kMaxChain = 128;
 // Queries that share a pass over a key block: about 70, so that keys and values come from L2 or L3 once per 70 queries.
 constexpr int64_t kTilesPerBlock = 72 / kTileRows;
 constexpr int64_t kQueryBlock = kTilesPerBlock * kTileRows;
@@ -26,7 +26,7 @@ inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step 
 // Keys of a block: one block of keys and values stays in half an L2 of 512 KB or more.
 inline int64_t key_block_of(int64_t head_size, int64_t value_size) {
   const int64_t size = head_size + value_size;
-  return size <= 256 ? kMaxKeyBlock : size <= 512 ? 128 : 64;
+  return size <= 512 ? kMaxKeyBlock : 64;
 }
 
 // Row stride of a copied [rows, size] operand: whole tiles, plus a vector so that rows do not all fall into a few cache
@@ -49,8 +49,8 @@ struct RightOperand {
 
 // C[rows, N] (+)= left[rows, K] * right, for at most kTileRows rows.
 template <typename A>
-inline void multiply_tile(int64_t rows, int64_t N, int64_t K, const A* a, int64_t a_row, int64_t a_col,
-                          RightOperand<A> b, A* c, int64_t c_row, bool accumulate) {
+inline void multiply_piece(int64_t rows, int64_t N, int64_t K, const A* a, int64_t a_row, int64_t a_col,
+                           RightOperand<A> b, A* c, int64_t c_row, bool accumulate) {
   const GemmTile<A> wide = tile_for_rows<A, kTileVectors>(rows);
   int64_t col = 0;
   for (; N - col > kLanes<A>; col += kTileCols<A>, b.data += b.panel) {
@@ -59,6 +59,18 @@ inline void multiply_tile(int64_t rows, int64_t N, int64_t K, const A* a, int64_
   }
   if (col < N) {
     tile_for_rows<A, 1>(rows)(K, a, a_row, a_col, b.data, b.row, c + col, c_row, N - col, accumulate);
+  }
+}
+
+// The same for any K. Chains of more than kMaxChain fmas are cut, because their rounding grows with their length.
+template <typename A>
+inline void multiply_tile(int64_t rows, int64_t N, int64_t K, const A* a, int64_t a_row, int64_t a_col,
+                          RightOperand<A> b, A* c, int64_t c_row, bool accumulate) {
+  const int64_t first = smaller(K, kMaxChain);
+  multiply_piece<A>(rows, N, first, a, a_row, a_col, b, c, c_row, accumulate);
+  for (int64_t k = first; k < K; k += kMaxChain) {
+    multiply_piece<A>(rows, N, smaller(K - k, kMaxChain), a + k * a_col, a_row, a_col,
+                      {b.data + k * b.row, b.row, b.panel}, c, c_row, true);
   }
 }
 

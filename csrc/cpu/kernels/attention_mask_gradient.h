@@ -26,15 +26,17 @@ int64_t attention_mask_scratch(const AttentionProblem<T>& p, int64_t chunk_queri
          static_cast<A*>(nullptr);
 }
 
-template <typename T>
-void attention_mask_gradient(const AttentionBackwardProblem<T>& problem, const AttentionHead<T>& head,
-                             const T* grad_output, int64_t begin, int64_t end, Acc<T>* grad_mask, int64_t grad_row,
-                             int64_t grad_col, Acc<T>* scratch) {
+// Makes P and dS of queries [begin, end) with all keys, tile by tile, and calls step(row, key, n, ds) for every row of
+// a tile: ds holds the n gradients from key on.
+template <typename T, typename Step>
+inline void for_each_gradient_row(const AttentionBackwardProblem<T>& problem, const AttentionHead<T>& head,
+                                  const T* grad_output, const Acc<T>* delta, int64_t begin, int64_t end,
+                                  Acc<T>* scratch, const Step& step) {
   using A = Acc<T>;
   const AttentionProblem<T>& p = problem.forward;
   const MaskGradientMemory<A> m(end - begin, p.head_size, p.value_size, scratch);
   const int64_t block = attention_key_block(p), s_row = m.tiles.row, tiles = tile_count(end - begin);
-  m.queries.prepare(p, head, grad_output, problem.grad_output_row, begin, end - begin);
+  m.queries.prepare(p, head, grad_output, problem.grad_output_row, delta, begin, end - begin);
   for (int64_t key = 0; key < p.keys; key += block) {
     const int64_t n = smaller(block, p.keys - key);
     m.keys.pack(p, head, key, n);
@@ -44,19 +46,41 @@ void attention_mask_gradient(const AttentionBackwardProblem<T>& problem, const A
       const ColumnRange visit = gradient_tile(p, head, m.queries, begin, m.keys, row, rows, key, n, m.tiles.probability,
                                               m.tiles.logit_gradient, s_row);
       for (int64_t r = 0; r < rows; ++r) {
-        const A* ds = m.tiles.logit_gradient + r * s_row + visit.begin;
-        A* grad = grad_mask + (row + r) * grad_row + (key + visit.begin) * grad_col;
-        const int64_t width = visit.end - visit.begin;
-        if (grad_col == 0) {
-          *grad += sum_terms<A>(width, [=](int64_t c, int64_t lanes) TILEWRIGHT_INLINE { return load(ds + c, lanes); });
-          continue;
-        }
-        for_each_vector<A>(width, [=](int64_t c, int64_t lanes) TILEWRIGHT_INLINE {
-          store(grad + c, load(grad + c, lanes) + load(ds + c, lanes), lanes);
-        });
+        step(row + r, key + visit.begin, visit.end - visit.begin, m.tiles.logit_gradient + r * s_row + visit.begin);
       }
     }
   }
+}
+
+template <typename A>
+inline A row_sum(const A* row, int64_t n) {
+  return sum_terms<A>(n, [=](int64_t c, int64_t lanes) TILEWRIGHT_INLINE { return load(row + c, lanes); });
+}
+
+// While delta is 0, dS is P * dP.
+template <typename T>
+void attention_row_delta(const AttentionBackwardProblem<T>& problem, const AttentionHead<T>& head, const T* grad_output,
+                         int64_t begin, int64_t end, Acc<T>* delta, Acc<T>* scratch) {
+  for_each_gradient_row(problem, head, grad_output, delta, begin, end, scratch,
+                        [=](int64_t row, int64_t, int64_t n, const Acc<T>* ds) { delta[row] += row_sum(ds, n); });
+}
+
+template <typename T>
+void attention_mask_gradient(const AttentionBackwardProblem<T>& problem, const AttentionHead<T>& head,
+                             const T* grad_output, const Acc<T>* delta, int64_t begin, int64_t end, Acc<T>* grad_mask,
+                             int64_t grad_row, int64_t grad_col, Acc<T>* scratch) {
+  using A = Acc<T>;
+  for_each_gradient_row(problem, head, grad_output, delta, begin, end, scratch,
+                        [=](int64_t row, int64_t key, int64_t n, const A* ds) {
+                          A* grad = grad_mask + row * grad_row + key * grad_col;
+                          if (grad_col == 0) {
+                            *grad += row_sum(ds, n);
+                            return;
+                          }
+                          for_each_vector<A>(n, [=](int64_t c, int64_t lanes) TILEWRIGHT_INLINE {
+                            store(grad + c, load(grad + c, lanes) + load(ds + c, lanes), lanes);
+                          });
+                        });
 }
 
 }  // namespace
