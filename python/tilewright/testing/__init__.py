@@ -93,15 +93,6 @@ __all__ = [
     "force_isa",
     "max_error",
     "ops_called",
-    "references",
-]
-__all__ = [
-    "DTYPES",
-    "assert_as_accurate",
-    "available_isas",
-    "force_isa",
-    "max_error",
-    "ops_called",
     "philox",
     "references",
 ]
