@@ -53,6 +53,7 @@ inline void layer_norm_backward_block(const LayerNormBackwardArgs<T>& args, int6
   for_each_vector<A>(cols, [&](int64_t c, int64_t n) TILEWRIGHT_INLINE {
     const Vec<A> w = weight != nullptr ? load(weight + c, n) : broadcast<A>(1);
     Vec<A> dweight{}, dbias{};
+#pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const Vec<A> d = load(dy + r * cols + c, n);
       const Vec<A> xhat = keep_first((load(x + r * cols + c, n) - args.mean[row + r]) * args.rstd[row + r], n);
