@@ -401,6 +401,7 @@ def test_compile(kind, dynamic):
         inputs = (*inputs, torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True))
     options = {"is_causal": kind == "causal", "enable_gqa": kind == "grouped", "dropout_p": 0.5 * (kind == "dropout")}
     function = lambda *args: sdpa(*args, **options)  # noqa: E731
+    torch._dynamo.reset()  # the cases share one code object, whose recompilations are counted
     compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     results = []
     for f in (function, compiled):
