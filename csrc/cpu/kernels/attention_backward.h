@@ -86,18 +86,18 @@ struct GradientTiles {
 };
 
 // P and dS from S and dP, whole vectors; columns hidden by masks have S = -Inf, so P = dS = 0.
-template <bool kScaled, bool kDropout, typename A>
+template <bool kDropout, typename A>
 inline void logit_gradients(int64_t rows, int64_t n, A* s, A* dp, int64_t s_row, A factor, const A* logsumexp,
                             const A* delta, const TileKeepBits& keep, A keep_scale) {
   const Vec<A> scale = broadcast<A>(keep_scale);
   for (int64_t r = 0; r < rows; ++r) {
     A* p_at = s + r * s_row;
     A* dp_at = dp + r * s_row;
-    const A row_base = kScaled ? logsumexp[r] : logsumexp[r] * static_cast<A>(kLog2E);
-    const Vec<A> base = broadcast<A>(row_base), d = broadcast<A>(delta[r]);
+    const Vec<A> base = broadcast<A>(logsumexp[r]), d = broadcast<A>(delta[r]);
     for (int64_t c = 0; c < n; c += kLanes<A>) {
-      // -Inf minus a logsumexp of -Inf or NaN cannot happen: where nothing is attended to it is +Inf.
-      const Vec<A> p = exponential<kScaled, A>(load(p_at + c), broadcast<A>(factor), base);
+      // The difference first: a large logsumexp must not be rounded once more. It is +Inf where nothing is attended to,
+      // so -Inf never meets -Inf.
+      const Vec<A> p = exp2<A>(fma(load(p_at + c), broadcast<A>(factor), -base) * static_cast<A>(kLog2E));
       if constexpr (kDropout) {
         const Vec<A> kept = scale_kept(keep.at(r, c), scale);
         store(p_at + c, p * kept);
@@ -146,15 +146,9 @@ inline ColumnRange gradient_tile(const AttentionProblem<T>& p, const AttentionHe
   }
   TileKeepBits keep;
   if (p.dropout) keep.fill(p, head.index, row, rows, key + visit.begin, width);
-  const auto finish = [&](auto apply) {
-    apply(rows, width, s, dp, s_row, base_2_factor(p), head.logsumexp + row, queries.delta + r, keep,
-          static_cast<A>(p.dropout ? p.rule.scale : 1.0));
-  };
-  if (has_scaled_logits(p)) {
-    p.dropout ? finish(logit_gradients<true, true, A>) : finish(logit_gradients<true, false, A>);
-  } else {
-    p.dropout ? finish(logit_gradients<false, true, A>) : finish(logit_gradients<false, false, A>);
-  }
+  const auto finish = p.dropout ? logit_gradients<true, A> : logit_gradients<false, A>;
+  finish(rows, width, s, dp, s_row, logit_factor(p), head.logsumexp + row, queries.delta + r, keep,
+         static_cast<A>(p.dropout ? p.rule.scale : 1.0));
   return visit;
 }
 
