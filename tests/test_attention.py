@@ -15,8 +15,8 @@ from tilewright.testing import DTYPES, assert_as_accurate, ops_called, reference
 
 sdpa, native_sdpa = TF.scaled_dot_product_attention, F.scaled_dot_product_attention
 
-# (batch, heads, key heads, Sq, Sk, D, Dv): one of each; a window; tiles with tails; unlike lengths and sizes; grouped heads;
-# few queries (streamed) over one and several chunks; more than one block of queries and keys; wide heads.
+# (batch, heads, key heads, Sq, Sk, D, Dv): one of each; a window; tiles with tails; unlike lengths and sizes; grouped
+# heads; few queries (streamed) over one and several chunks; more than one block of queries and keys; wide heads.
 SHAPES = (
     (1, 1, 1, 1, 1, 1, 1),
     (3, 2, 2, 49, 49, 32, 32),
@@ -79,8 +79,8 @@ def _check(inputs: list[Tensor], mask: Tensor | None, *, by_size: bool = False, 
     reference = _run(references.attention, inputs, mask, grad.double(), **options)
     largest = max(c.abs().max().item() for c in reference)
     for name, a, b, c in zip(("output", "dq", "dk", "dv", "dmask"), ours, native, reference, strict=False):
-        # The reference rounds in float64 too, in native's own order; and a gradient that is 0 by cancellation (one key, a
-        # mask that all keys share) has no size of its own to hold its error against.
+        # The reference rounds in float64 too, in native's own order; and a gradient that is 0 by cancellation (one key,
+        # a mask that all keys share) has no size of its own to hold its error against.
         if by_size or a.dtype == torch.float64 or c.abs().max().item() < 1e-12 * largest:
             eps = max(torch.finfo(a.dtype).eps, torch.finfo(inputs[0].dtype).eps)
             torch.testing.assert_close(a.double(), c.double(), rtol=0, atol=32 * eps * largest, msg=name)
@@ -112,7 +112,7 @@ def test_own_kernels_do_the_work():
     assert not any("flash" in name or "bmm" in name for name in called)
 
 
-# --- shapes and layouts ---------------------------------------------------------------------------------------------------
+# --- shapes and layouts ----------------------------------------------------------------------------------------------
 BROADCAST = {
     "2-D": ((5, 8), (7, 8), (7, 6)),
     "3-D": ((3, 5, 8), (3, 7, 8), (3, 7, 8)),
@@ -242,7 +242,7 @@ def test_mask_gradient_is_summed_over_what_it_is_broadcast_over(isa, shape):
         torch.testing.assert_close(a, b)
 
 
-# --- numbers that are not ordinary ----------------------------------------------------------------------------------------
+# --- numbers that are not ordinary -----------------------------------------------------------------------------------
 def test_rows_that_attend_to_nothing_are_zero_with_zero_gradients(isa):
     for mask in (torch.zeros(40, 70, dtype=torch.bool), torch.full((40, 70), -torch.inf)):
         mask = mask.clone()
@@ -286,7 +286,7 @@ def test_not_finite_like_native(isa, where, value):
     torch.testing.assert_close(sdpa(q[:, :, :2], k, v), native_sdpa(q[:, :, :2], k, v), equal_nan=True)
 
 
-# --- dropout --------------------------------------------------------------------------------------------------------------
+# --- dropout ---------------------------------------------------------------------------------------------------------
 def _keep_mask(shape: tuple[int, ...], p: float, seed: int) -> Tensor:
     """The bits that the next call drops, from the op that all dropout shares."""
     torch.manual_seed(seed)
@@ -328,7 +328,7 @@ def test_dropout_follows_manual_seed():
     assert not torch.equal(draws[0], draws[2])
 
 
-# --- autograd, compile, transforms ----------------------------------------------------------------------------------------
+# --- autograd, compile, transforms -----------------------------------------------------------------------------------
 def _double_inputs(keys: int = 2) -> tuple[Tensor, ...]:
     inputs = _inputs((2, 2, keys, 5, 6, 3, 3), torch.float64)
     return tuple(t.requires_grad_() for t in inputs)
@@ -414,7 +414,9 @@ def test_compile(kind, dynamic):
 def test_transforms():
     q, k, v = (t.detach() for t in _double_inputs())
     for transform in (torch.func.vmap, torch.func.jacrev, torch.func.jacfwd):
-        ours, native = (transform(lambda q, f=f: f(q, k[:1], v[:1], is_causal=True).sin())(q) for f in (sdpa, native_sdpa))
+        ours, native = (
+            transform(lambda q, f=f: f(q, k[:1], v[:1], is_causal=True).sin())(q) for f in (sdpa, native_sdpa)
+        )
         torch.testing.assert_close(ours, native)
 
 
@@ -428,7 +430,9 @@ def test_autocast_like_native(mask):
     assert_as_accurate(ours, native, references.attention(*inputs, at))
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 300, 2100, 32, 32), (8, 6, 2, 60, 80, 16, 16), (1, 2, 1, 1, 3000, 16, 16)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 300, 2100, 32, 32), (8, 6, 2, 60, 80, 16, 16), (1, 2, 1, 1, 3000, 16, 16)], ids=str
+)
 @pytest.mark.parametrize("p", [0.0, 0.2])
 def test_same_bits_for_any_thread_count(shape, p):
     inputs = [t.requires_grad_() for t in _inputs(shape, torch.float32)]
@@ -458,7 +462,9 @@ _MEMORY_PROBE = """
 import resource, torch, tilewright.functional as TF
 torch.set_num_threads(1)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-run = lambda n: torch.autograd.grad(TF.scaled_dot_product_attention(*[x := torch.randn(1, 1, n, 16, requires_grad=True)] * 3, dropout_p=0.1).sum(), x)
+def run(n):
+    x = torch.randn(1, 1, n, 16, requires_grad=True)
+    torch.autograd.grad(TF.scaled_dot_product_attention(x, x, x, dropout_p=0.1).sum(), x)
 run(64)
 before = peak()
 run(8192)
@@ -467,12 +473,14 @@ print(peak() - before)
 
 
 def test_memory_grows_with_the_length_only():
-    grown = int(subprocess.run([sys.executable, "-c", _MEMORY_PROBE], capture_output=True, text=True, check=True).stdout)
+    grown = int(
+        subprocess.run([sys.executable, "-c", _MEMORY_PROBE], capture_output=True, text=True, check=True).stdout
+    )
     # One head of 8192: inputs, outputs and working copies are below 20 MB, the logits would be 256 MB.
     assert grown < 64 * 2**20
 
 
-# --- bad input, and everything at once -------------------------------------------------------------------------------------
+# --- bad input, and everything at once -------------------------------------------------------------------------------
 def _qkv(*sizes: tuple[int, ...]) -> list[Tensor]:
     return [torch.randn(s) for s in (sizes if len(sizes) == 3 else sizes * 3)]
 
