@@ -30,7 +30,7 @@ struct AttentionHead {
   const T* value;     // [Sk, Dv]
   const void* mask;   // [Sq, Sk] of the problem's mask kind, or null
   T* output;          // [Sq, Dv]; read only in the backward
-  Acc<T>* logsumexp;  // [Sq], base 2: log2(sum over keys of 2^(logit * log2 e)), +Inf where no key is attended to
+  Acc<T>* logsumexp;  // [Sq]: log(sum over keys of e^logit), +Inf where no key is attended to
   int64_t index;      // batch * heads + head
 };
 

@@ -1,4 +1,4 @@
-// Attention backward, block by block. With P = 2^(S - logsumexp) made anew from the saved logsumexp:
+// Attention backward, block by block. With P = e^(S - logsumexp) made anew from the saved logsumexp:
 //   delta = rowsum(dO * O)     dV = P^T dO      dP = dO V^T     dS = P * (dP - delta)
 //   dQ = scale * dS K          dK = scale * dS^T Q
 // and with dropout, where keep is 0 or 1 / (1 - p): dV = (P keep)^T dO, dS = P * (dP keep - delta).
@@ -34,7 +34,7 @@ struct KeyBlock {
     const T* from = head.key + key * p.key_row;
     pack_right(p.head_size, n, from, 1, p.key_row, keys_transposed);
     pack_right(p.value_size, n, head.value + key * p.value_row, 1, p.value_row, values_transposed);
-    copy_rows(n, p.head_size, from, p.key_row, A(1), keys);
+    copy_rows(n, p.head_size, from, p.key_row, keys);
   }
 };
 
@@ -42,7 +42,7 @@ struct KeyBlock {
 template <typename A>
 struct QueryRows {
   int64_t query_row, output_row;
-  A* query;        // [rows][query_row], times scale * log2(e)
+  A* query;        // [rows][query_row]
   A* grad_output;  // [rows][output_row]
   A* delta;        // [rows]
 
@@ -58,9 +58,8 @@ struct QueryRows {
   template <typename T>
   void prepare(const AttentionProblem<T>& p, const AttentionHead<T>& head, const T* dout, int64_t dout_row,
                const A* saved_delta, int64_t begin, int64_t rows) const {
-    copy_rows(rows, p.head_size, head.query + begin * p.query_row, p.query_row,
-              static_cast<A>(p.scale * static_cast<A>(kLog2E)), query);
-    copy_rows(rows, p.value_size, dout + begin * dout_row, dout_row, A(1), grad_output);
+    copy_rows(rows, p.head_size, head.query + begin * p.query_row, p.query_row, query);
+    copy_rows(rows, p.value_size, dout + begin * dout_row, dout_row, grad_output);
     for (int64_t r = 0; r < rows; ++r) {
       if (saved_delta != nullptr) {
         delta[r] = saved_delta[begin + r];
@@ -87,18 +86,18 @@ struct GradientTiles {
 };
 
 // P and dS from S and dP, whole vectors; columns hidden by masks have S = -Inf, so P = dS = 0.
-template <typename A, bool kDropout>
-inline void logit_gradients(int64_t rows, int64_t n, A* s, A* dp, int64_t s_row, const A* logsumexp, const A* delta,
-                            const TileKeepBits& keep, A keep_scale) {
+template <bool kDropout, typename A>
+inline void logit_gradients(int64_t rows, int64_t n, A* s, A* dp, int64_t s_row, A factor, const A* logsumexp,
+                            const A* delta, const TileKeepBits& keep, A keep_scale) {
   const Vec<A> scale = broadcast<A>(keep_scale);
   for (int64_t r = 0; r < rows; ++r) {
     A* p_at = s + r * s_row;
     A* dp_at = dp + r * s_row;
     const Vec<A> base = broadcast<A>(logsumexp[r]), d = broadcast<A>(delta[r]);
     for (int64_t c = 0; c < n; c += kLanes<A>) {
-      const Vec<A> logit = load(p_at + c);
-      // -Inf minus a logsumexp of -Inf or NaN cannot happen: where nothing is attended to it is +Inf.
-      const Vec<A> p = exp2<A>(logit - base);
+      // The difference first: a large logsumexp must not be rounded once more. It is +Inf where nothing is attended to,
+      // so -Inf never meets -Inf.
+      const Vec<A> p = exp2<A>(fma(load(p_at + c), broadcast<A>(factor), -base) * static_cast<A>(kLog2E));
       if constexpr (kDropout) {
         const Vec<A> kept = scale_kept(keep.at(r, c), scale);
         store(p_at + c, p * kept);
@@ -146,13 +145,10 @@ inline ColumnRange gradient_tile(const AttentionProblem<T>& p, const AttentionHe
     }
   }
   TileKeepBits keep;
-  if (p.dropout) {
-    keep.fill(p, head.index, row, rows, key + visit.begin, width);
-    logit_gradients<A, true>(rows, width, s, dp, s_row, head.logsumexp + row, queries.delta + r, keep,
-                             static_cast<A>(p.rule.scale));
-  } else {
-    logit_gradients<A, false>(rows, width, s, dp, s_row, head.logsumexp + row, queries.delta + r, keep, A(1));
-  }
+  if (p.dropout) keep.fill(p, head.index, row, rows, key + visit.begin, width);
+  const auto finish = p.dropout ? logit_gradients<true, A> : logit_gradients<false, A>;
+  finish(rows, width, s, dp, s_row, logit_factor(p), head.logsumexp + row, queries.delta + r, keep,
+         static_cast<A>(p.dropout ? p.rule.scale : 1.0));
   return visit;
 }
 
@@ -284,10 +280,9 @@ void attention_backward(const AttentionBackwardProblem<T>& problem, const Attent
       store_rows<T>(p.queries, p.head_size, m.grad_query, query_row, p.scale, at.grad_query, problem.grad_query_row);
     }
   }
-  // The queries carried scale * log2(e).
   if (grad_key != nullptr) {
-    store_rows<T>(end - begin, p.head_size, m.grad_key, query_row, static_cast<A>(kLn2),
-                  grad_key + begin * problem.grad_key_row, problem.grad_key_row);
+    store_rows<T>(end - begin, p.head_size, m.grad_key, query_row, p.scale, grad_key + begin * problem.grad_key_row,
+                  problem.grad_key_row);
   }
   if (grad_value != nullptr) {
     store_rows<T>(end - begin, p.value_size, m.grad_value, output_row, A(1),

@@ -74,18 +74,18 @@ inline void multiply_tile(int64_t rows, int64_t N, int64_t K, const A* a, int64_
   }
 }
 
-// dst[r][0 ... padded_row) = src row r * factor, zeros behind size.
+// dst[r][0 ... padded_row) = src row r, zeros behind size.
 template <typename T>
-inline void copy_rows(int64_t rows, int64_t size, const T* src, int64_t src_row, Acc<T> factor, Acc<T>* dst) {
+inline void copy_rows(int64_t rows, int64_t size, const T* src, int64_t src_row, Acc<T>* dst) {
   using A = Acc<T>;
   const int64_t dst_row = padded_row<A>(size);
   for (int64_t r = 0; r < rows; ++r) {
     const T* from = src + r * src_row;
     A* to = dst + r * dst_row;
     int64_t c = 0;
-    for (; c + kLanes<A> <= size; c += kLanes<A>) store(to + c, load(from + c) * factor);
+    for (; c + kLanes<A> <= size; c += kLanes<A>) store(to + c, load(from + c));
     if (c < size) {
-      store(to + c, load(from + c, size - c) * factor);
+      store(to + c, load(from + c, size - c));
       c += kLanes<A>;
     }
     for (; c < dst_row; c += kLanes<A>) store(to + c, Vec<A>{});
@@ -122,37 +122,22 @@ inline Vec<A> load_bool_mask(const uint8_t* mask, int64_t n) {
   return __builtin_convertvector(bytes, Index) != 0 ? Vec<A>{} : broadcast<A>(-kInfinity<A>);
 }
 
-// logit + mask in base 2. Finite masks stay finite: where a row is masked with the type's lowest value throughout, all
-// its keys weigh the same, as in native.
-template <typename A>
-inline Vec<A> add_to_logit(Vec<A> logit, Vec<A> mask) {
-  constexpr A kLowest = sizeof(A) == 4 ? static_cast<A>(-__FLT_MAX__) : static_cast<A>(-__DBL_MAX__);
-  const Vec<A> masked = broadcast<A>(-kInfinity<A>);
-  const Vec<A> sum = max(broadcast<A>(kLowest), fma(mask, broadcast<A>(static_cast<A>(kLog2E)), logit));
-  return mask == masked ? logit + masked : sum;
-}
-
+// s = s * scale + mask, for the n keys of one query.
 template <typename M, typename A>
-inline void mask_logits(A* s, int64_t n, const M* mask, int64_t col) {
-  if (col == 0) {
-    const Vec<A> value = broadcast<A>(load(mask, 1)[0]);
-    for_each_vector<A>(
-        n, [=](int64_t c, int64_t) TILEWRIGHT_INLINE { store(s + c, add_to_logit<A>(load(s + c), value)); });
-    return;
-  }
-  for_each_vector<A>(n, [=](int64_t c, int64_t lanes)
-                            TILEWRIGHT_INLINE { store(s + c, add_to_logit<A>(load(s + c), load(mask + c, lanes))); });
+inline void mask_logits(A* s, int64_t n, const M* mask, int64_t col, A scale) {
+  const Vec<A> same = broadcast<A>(load(mask, 1)[0]);
+  for_each_vector<A>(n, [=](int64_t c, int64_t lanes) TILEWRIGHT_INLINE {
+    const Vec<A> added = col == 0 ? same : load(mask + c, lanes);
+    store(s + c, fma(load(s + c), broadcast<A>(scale), added));
+  });
 }
 
 template <typename A>
-inline void mask_logits(A* s, int64_t n, const uint8_t* mask, int64_t col) {
-  if (col == 0) {
-    const Vec<A> value = broadcast<A>(*mask != 0 ? A(0) : -kInfinity<A>);
-    for_each_vector<A>(n, [=](int64_t c, int64_t) TILEWRIGHT_INLINE { store(s + c, load(s + c) + value); });
-    return;
-  }
-  for_each_vector<A>(n, [=](int64_t c, int64_t lanes)
-                            TILEWRIGHT_INLINE { store(s + c, load(s + c) + load_bool_mask<A>(mask + c, lanes)); });
+inline void mask_logits(A* s, int64_t n, const uint8_t* mask, int64_t col, A) {
+  const Vec<A> same = broadcast<A>(*mask != 0 ? A(0) : -kInfinity<A>);
+  for_each_vector<A>(n, [=](int64_t c, int64_t lanes) TILEWRIGHT_INLINE {
+    store(s + c, load(s + c) + (col == 0 ? same : load_bool_mask<A>(mask + c, lanes)));
+  });
 }
 
 // Some key of the n <= kTileCols is attended to. col = 1.
@@ -227,6 +212,29 @@ inline ColumnRange columns_to_visit(const AttentionProblem<T>& p, const void* ma
   return range;
 }
 
+template <typename T>
+inline bool has_scaled_logits(const AttentionProblem<T>& p) {
+  return p.mask_kind == MaskKind::kElement || p.mask_kind == MaskKind::kAccumulator || !(p.scale > 0);
+}
+
+// What turns s into a logit.
+template <typename T>
+inline Acc<T> logit_factor(const AttentionProblem<T>& p) {
+  return has_scaled_logits(p) ? Acc<T>(1) : p.scale;
+}
+
+template <typename T>
+inline Acc<T> base_2_factor(const AttentionProblem<T>& p) {
+  return static_cast<Acc<T>>(logit_factor(p) * kLog2E);
+}
+
+// e^(factor * (s - base)) for kScaled, where the difference is taken first because a mask may hold the lowest finite
+// value; else e^(factor * s - base). factor and, in the second case, base are given in units of log2(e).
+template <bool kScaled, typename A>
+inline TILEWRIGHT_INLINE Vec<A> exponential(Vec<A> s, Vec<A> factor, Vec<A> base) {
+  return exp2<A>(kScaled ? (s - base) * factor : fma(s, factor, -base));
+}
+
 // Masks the logits s of queries [row, row + rows) and keys [key, key + n); columns from n up to a whole vector become
 // -Inf, so that later loops need no tails.
 template <typename T>
@@ -234,8 +242,14 @@ inline void mask_tile(const AttentionProblem<T>& p, const void* mask, int64_t ro
                       Acc<T>* s, int64_t s_row) {
   using A = Acc<T>;
   const Vec<A> masked = broadcast<A>(-kInfinity<A>);
+  const bool has_float_mask = p.mask_kind == MaskKind::kElement || p.mask_kind == MaskKind::kAccumulator;
+  if (!has_float_mask && has_scaled_logits(p)) {
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < n; c += kLanes<A>) store(s + r * s_row + c, load(s + r * s_row + c) * p.scale);
+    }
+  }
   with_mask(p, mask, row, key, [&](const auto* at) {
-    for (int64_t r = 0; r < rows; ++r) mask_logits(s + r * s_row, n, at + r * p.mask_row, p.mask_col);
+    for (int64_t r = 0; r < rows; ++r) mask_logits(s + r * s_row, n, at + r * p.mask_row, p.mask_col, p.scale);
   });
   if (!p.causal && n % kLanes<A> == 0) return;
   for (int64_t r = 0; r < rows; ++r) {

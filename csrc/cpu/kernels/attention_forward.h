@@ -67,11 +67,11 @@ inline Vec<A> log2_of_sum(Vec<A> x) {
 template <typename A>
 struct ForwardBlock {
   int64_t query_row, output_row, logit_row;
-  A* query;   // [kQueryBlock][query_row], times scale * log2(e)
+  A* query;   // [kQueryBlock][query_row]
   A* output;  // [kQueryBlock][output_row]
   A* logits;  // [kTileRows][logit_row]
-  A* max;     // [kQueryBlock + lanes]: largest logit so far
-  A* sum;     // [kQueryBlock + lanes]: sum of 2^(logit - max) so far
+  A* max;     // [kQueryBlock + lanes]: largest s so far
+  A* sum;     // [kQueryBlock + lanes]: sum of the exponentials relative to max so far
 
   ForwardBlock(int64_t head_size, int64_t value_size, A* memory)
       : query_row(padded_row<A>(head_size)),
@@ -103,33 +103,41 @@ inline A row_max(const A* s, int64_t n) {
   return reduce_max<A>(max(max0, max1));
 }
 
-// s = 2^(s - base) over whole vectors; returns the sum.
-template <typename A>
-inline A exponentials(A* s, int64_t n, A base) {
+// s = exponential(s) over whole vectors; returns the sum.
+template <bool kScaled, typename A>
+inline A exponentials_of(A* s, int64_t n, A factor_of_s, A base_of_row) {
   constexpr int64_t kStep = kLanes<A>;
+  const Vec<A> factor = broadcast<A>(factor_of_s), base = broadcast<A>(base_of_row);
   Vec<A> sum0{}, sum1{};
   int64_t c = 0;
   for (; c + kStep < n; c += 2 * kStep) {
-    const Vec<A> p0 = exp2<A>(load(s + c) - base), p1 = exp2<A>(load(s + c + kStep) - base);
+    const Vec<A> p0 = exponential<kScaled, A>(load(s + c), factor, base);
+    const Vec<A> p1 = exponential<kScaled, A>(load(s + c + kStep), factor, base);
     store(s + c, p0);
     store(s + c + kStep, p1);
     sum0 += p0;
     sum1 += p1;
   }
   if (c < n) {
-    const Vec<A> p0 = exp2<A>(load(s + c) - base);
+    const Vec<A> p0 = exponential<kScaled, A>(load(s + c), factor, base);
     store(s + c, p0);
     sum0 += p0;
   }
   return reduce_add<A>(sum0 + sum1);
 }
 
-// Turns the masked logits of a tile into probabilities relative to each row's max, and brings max, sum and output of
-// the rows up to date. first: nothing has been summed yet.
+// The exponentials of s relative to max; returns their sum.
 template <typename A>
-inline void softmax_tile(int64_t rows, int64_t n, A* s, int64_t s_row, A* max, A* sum, A* output, int64_t output_row,
-                         int64_t value_size, bool first) {
-  A factor[kTileRows + kLanes<A>], base[kTileRows + kLanes<A>];
+inline A exponentials(A* s, int64_t n, bool scaled, A factor, A max) {
+  return scaled ? exponentials_of<true>(s, n, factor, max) : exponentials_of<false>(s, n, factor, max * factor);
+}
+
+// Turns the masked logits of a tile into probabilities relative to each row's max, and brings max, sum and output of
+// the rows up to date. first: nothing has been summed yet. factor: from s to logits in base 2.
+template <typename A>
+inline void softmax_tile(int64_t rows, int64_t n, A* s, int64_t s_row, bool scaled, A factor, A* max, A* sum, A* output,
+                         int64_t output_row, int64_t value_size, bool first) {
+  A shrink[kTileRows + kLanes<A>], base[kTileRows + kLanes<A>];
   for (int64_t r = 0; r < rows; ++r) base[r] = row_max(s + r * s_row, n);
   for (int64_t r = 0; r < rows; r += kLanes<A>) {
     const Vec<A> before = load(max + r, smaller(kLanes<A>, rows - r));
@@ -138,14 +146,14 @@ inline void softmax_tile(int64_t rows, int64_t n, A* s, int64_t s_row, A* max, A
     const Vec<A> origin = after == -kInfinity<A> ? Vec<A>{} : after;
     store(max + r, after, smaller(kLanes<A>, rows - r));
     store(base + r, origin);
-    store(factor + r, exp2<A>(before - origin));
+    store(shrink + r, exp2<A>((before - origin) * factor));
   }
   for (int64_t r = 0; r < rows; ++r) {
-    const A row_sum = exponentials(s + r * s_row, n, base[r]);
-    sum[r] = first ? row_sum : sum[r] * factor[r] + row_sum;
-    if (first || factor[r] == A(1)) continue;
+    const A row_sum = exponentials(s + r * s_row, n, scaled, factor, base[r]);
+    sum[r] = first ? row_sum : sum[r] * shrink[r] + row_sum;
+    if (first || shrink[r] == A(1)) continue;
     A* out = output + r * output_row;
-    for (int64_t c = 0; c < value_size; c += kLanes<A>) store(out + c, load(out + c) * factor[r]);
+    for (int64_t c = 0; c < value_size; c += kLanes<A>) store(out + c, load(out + c) * shrink[r]);
   }
 }
 
@@ -166,7 +174,8 @@ inline void finish_rows(const AttentionProblem<T>& p, const AttentionHead<T>& he
   for (int64_t r = 0; r < rows; r += kLanes<A>) {
     const int64_t n = smaller(kLanes<A>, rows - r);
     const Vec<A> sum = load(block.sum + r), none = broadcast<A>(kInfinity<A>);
-    store(head.logsumexp + row + r, sum == A(0) ? none : load(block.max + r) + log2_of_sum<A>(sum), n);
+    store(head.logsumexp + row + r,
+          sum == A(0) ? none : load(block.max + r) * logit_factor(p) + log2_of_sum<A>(sum) * static_cast<A>(kLn2), n);
     store(block.sum + r, sum == A(0) ? Vec<A>{} : static_cast<A>(p.dropout ? p.rule.scale : 1.0) / sum);
   }
   for (int64_t r = 0; r < rows; ++r) {
@@ -186,14 +195,15 @@ void attention_forward_block(const AttentionProblem<T>& p, const AttentionHead<T
   const int64_t block_rows = tile_start(tile_end, tiles, p.queries) - row_begin;
   const int64_t values_row = round_up(p.value_size, kTileCols<A>), key_block = attention_key_block(p);
   const A* values = packed + packed_keys_size<A>(p.head_size, p.keys);
-  copy_rows(block_rows, p.head_size, head.query + row_begin * p.query_row, p.query_row,
-            static_cast<A>(p.scale * static_cast<A>(kLog2E)), block.query);
+  copy_rows(block_rows, p.head_size, head.query + row_begin * p.query_row, p.query_row, block.query);
   bool started[kTilesPerBlock] = {};
   for (int64_t r = 0; r < block_rows + kLanes<A>; ++r) {
     block.max[r] = -kInfinity<A>;
     block.sum[r] = A(0);
   }
   TileKeepBits keep;
+  const bool scaled = has_scaled_logits(p);
+  const A factor = base_2_factor(p);
   const int64_t key_end = p.causal ? smaller(p.keys, row_begin + block_rows) : p.keys;
   for (int64_t key = 0; key < key_end; key += key_block) {
     const int64_t block_keys = smaller(key_block, p.keys - key);
@@ -208,7 +218,7 @@ void attention_forward_block(const AttentionProblem<T>& p, const AttentionHead<T
                        {packed + first_key * p.head_size, kTileCols<A>, kTileCols<A> * p.head_size}, block.logits,
                        block.logit_row, false);
       mask_tile(p, head.mask, row, rows, first_key, n, block.logits, block.logit_row);
-      softmax_tile(rows, n, block.logits, block.logit_row, block.max + r, block.sum + r,
+      softmax_tile(rows, n, block.logits, block.logit_row, scaled, factor, block.max + r, block.sum + r,
                    block.output + r * block.output_row, block.output_row, p.value_size, !has_started);
       if (p.dropout) {
         keep.fill(p, head.index, row, rows, first_key, n);

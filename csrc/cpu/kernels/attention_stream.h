@@ -95,13 +95,13 @@ inline void stream_query(const AttentionProblem<T>& p, const AttentionHead<T>& h
   mask_tile(p, head.mask, row, 1, key, n, s, kStreamKeys);
   const A before = part[0], block_max = row_max(s, n), after = block_max > before ? block_max : before;
   const A origin = after == -kInfinity<A> ? A(0) : after;
-  const A factor = exp2<A>(broadcast<A>(before - origin))[0];
+  const A factor = base_2_factor(p), shrink = exp2<A>(broadcast<A>((before - origin) * factor))[0];
   part[0] = after;
-  part[1] = part[1] * factor + exponentials(s, n, origin);
+  part[1] = part[1] * shrink + exponentials(s, n, has_scaled_logits(p), factor, origin);
   A* output = part + 2;
-  if (factor != A(1)) {
+  if (shrink != A(1)) {
     for_each_vector<A>(p.value_size, [=](int64_t c, int64_t lanes) TILEWRIGHT_INLINE {
-      store(output + c, load(output + c, lanes) * factor, lanes);
+      store(output + c, load(output + c, lanes) * shrink, lanes);
     });
   }
   if (p.dropout) {
@@ -119,8 +119,7 @@ void attention_stream(const AttentionProblem<T>& p, const AttentionHead<T>* head
   const int64_t query_row = padded_row<A>(p.head_size);
   A* s = scratch + group * p.queries * query_row;
   for (int64_t g = 0; g < group; ++g) {
-    copy_rows(p.queries, p.head_size, heads[g].query, p.query_row, static_cast<A>(p.scale * static_cast<A>(kLog2E)),
-              scratch + g * p.queries * query_row);
+    copy_rows(p.queries, p.head_size, heads[g].query, p.query_row, scratch + g * p.queries * query_row);
   }
   for (int64_t i = 0; i < group * p.queries; ++i) {
     A* part = parts + i * part_stride;
@@ -147,19 +146,19 @@ void attention_merge_parts(const AttentionProblem<T>& p, const AttentionHead<T>&
       // A NaN in a chunk's sum reaches the result through its factor's product below.
       if (chunk_max > max) max = chunk_max;
     }
-    const A origin = max == -kInfinity<A> ? A(0) : max;
+    const A origin = max == -kInfinity<A> ? A(0) : max, factor = base_2_factor(p);
     for (int64_t i = 0; i < chunks; ++i) {
-      sum += exp2<A>(broadcast<A>(part[i * chunk_stride] - origin))[0] * part[i * chunk_stride + 1];
+      sum += exp2<A>(broadcast<A>((part[i * chunk_stride] - origin) * factor))[0] * part[i * chunk_stride + 1];
     }
     const A log_sum = log2_of_sum<A>(broadcast<A>(sum))[0];
-    head.logsumexp[row] = sum == A(0) ? kInfinity<A> : max + log_sum;
+    head.logsumexp[row] = sum == A(0) ? kInfinity<A> : max * logit_factor(p) + log_sum * static_cast<A>(kLn2);
     const A inverse = sum == A(0) ? A(0) : static_cast<A>(p.dropout ? p.rule.scale : 1.0) / sum;
     T* to = head.output + row * p.output_row;
     for_each_vector<A>(p.value_size, [=](int64_t c, int64_t n) TILEWRIGHT_INLINE {
       Vec<A> total{};
       for (int64_t i = 0; i < chunks; ++i) {
         const A* from = part + i * chunk_stride;
-        total = fma(load(from + 2 + c, n), exp2<A>(broadcast<A>(from[0] - origin)), total);
+        total = fma(load(from + 2 + c, n), exp2<A>(broadcast<A>((from[0] - origin) * factor)), total);
       }
       store(to + c, total * inverse, n);
     });

@@ -22,15 +22,15 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """softmax(scale * query @ key^T + attn_mask) @ value, block by block in memory linear in the sequence length.
 
-    Drop-in for :func:`torch.nn.functional.scaled_dot_product_attention` (Vaswani et al. 2017, arXiv:1706.03762; Dao et al.
-    2022, arXiv:2205.14135). Dropout stays in the fused kernel, and a float mask that requires a gradient gets one.
+    Drop-in for :func:`torch.nn.functional.scaled_dot_product_attention` (Vaswani et al. 2017, arXiv:1706.03762; Dao et
+    al. 2022, arXiv:2205.14135). Dropout stays in the fused kernel, and a float mask that requires a gradient gets one.
 
     Args:
         query: [*, H, Sq, D], float32, float64, bfloat16 or float16; other tensors go to native.
         key: [*, H, Sk, D].
         value: [*, H, Sk, Dv].
-        attn_mask: broadcastable to [*, H, Sq, Sk]; bool (True: attend) or added to the logits (query's dtype or float32).
-            A query that attends to no key gives 0.
+        attn_mask: broadcastable to [*, H, Sq, Sk]; bool (True: attend) or added to the logits (query's dtype or
+            float32). A query that attends to no key gives 0.
         dropout_p: probability with which each attention weight is dropped, whether or not a module is in training.
         is_causal: query i attends to keys 0 ... i. Not together with attn_mask.
         scale: of the logits; None means 1 / sqrt(D).
