@@ -47,7 +47,8 @@ class Conv2dFunction : public torch::autograd::Function<Conv2dFunction> {
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
     const auto saved = ctx->get_saved_variables();
     const Tensor &input = saved[0], &weight = saved[1], &bias = saved[2], &output = saved[3];
-    const auto stride = ctx->saved_data["stride"].toSymIntVector(), padding = ctx->saved_data["padding"].toSymIntVector(),
+    const auto stride = ctx->saved_data["stride"].toSymIntVector(),
+               padding = ctx->saved_data["padding"].toSymIntVector(),
                dilation = ctx->saved_data["dilation"].toSymIntVector();
     const c10::SymInt groups = ctx->saved_data["groups"].toSymInt();
     const bool has_residual = ctx->saved_data["has_residual"].toBool();
@@ -59,14 +60,13 @@ class Conv2dFunction : public torch::autograd::Function<Conv2dFunction> {
     if (needs[3]) result[8] = grad;
     if (at::GradMode::is_enabled()) {
       const Conv2dOptions options{stride, padding, dilation, groups};
-      auto grads = native_backward({input, weight, bias}, {needs[0], needs[1], needs[2]}, {grad},
-                                   [&](const variable_list& in) -> variable_list {
-                                     return {native_conv2d(in[0], in[1], in[2], options)};
-                                   });
+      auto grads = native_backward(
+          {input, weight, bias}, {needs[0], needs[1], needs[2]}, {grad},
+          [&](const variable_list& in) -> variable_list { return {native_conv2d(in[0], in[1], in[2], options)}; });
       for (size_t i = 0; i < 3; ++i) result[i] = grads[i];
     } else if (needs[0] || needs[1] || needs[2]) {
-      std::tie(result[0], result[1], result[2]) = conv2d_backward(grad, input, weight, stride, padding, dilation,
-                                                                  groups, {needs[0], needs[1], needs[2]});
+      std::tie(result[0], result[1], result[2]) =
+          conv2d_backward(grad, input, weight, stride, padding, dilation, groups, {needs[0], needs[1], needs[2]});
     }
     return result;
   }
@@ -81,8 +81,8 @@ Tensor run_conv2d(const Tensor& input, const Tensor& weight, const OptionalTenso
     return run_conv2d(input.unsqueeze(0), weight, bias, options, relu, batched_residual).squeeze(0);
   }
   if (records_grad(input, weight, bias, residual)) {
-    return Conv2dFunction::apply(input, weight, bias, options.stride, options.padding, options.dilation,
-                                 options.groups, relu, residual);
+    return Conv2dFunction::apply(input, weight, bias, options.stride, options.padding, options.dilation, options.groups,
+                                 relu, residual);
   }
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   return conv2d_forward(input, weight, bias, options.stride, options.padding, options.dilation, options.groups, relu,
@@ -101,8 +101,8 @@ Tensor activate(const Tensor& value, c10::string_view activation) {
   if (activation == "relu") return at::relu(value);
   if (activation == "gelu") return at::gelu(value);
   if (activation == "gelu_tanh") return at::gelu(value, "tanh");
-  TORCH_CHECK_VALUE(activation == "silu",
-                    "conv2d_act: activation must be none, relu, gelu, gelu_tanh or silu, got ", activation);
+  TORCH_CHECK_VALUE(activation == "silu", "conv2d_act: activation must be none, relu, gelu, gelu_tanh or silu, got ",
+                    activation);
   return at::silu(value);
 }
 

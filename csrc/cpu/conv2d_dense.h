@@ -20,13 +20,11 @@ Acc<T>* conv_scratch() {
 // A stretch cut into equal pieces whose ends are multiples of unit.
 struct Cut {
   int64_t size, pieces, unit;
-  int64_t at(int64_t piece) const {
-    return std::min(size, divide_up(divide_up(size, unit) * piece, pieces) * unit);
-  }
+  int64_t at(int64_t piece) const { return std::min(size, divide_up(divide_up(size, unit) * piece, pieces) * unit); }
 };
 
-// Pixels of all images, in blocks no larger than one kernel call takes. A large plane keeps its blocks to itself, so that
-// they are written in place; small images share blocks, so that tiles stay full.
+// Pixels of all images, in blocks no larger than one kernel call takes. A large plane keeps its blocks to itself, so
+// that they are written in place; small images share blocks, so that tiles stay full.
 struct PixelCut {
   int64_t per_image, images, block, blocks_per_image;
   PixelCut(ConvOrder order, const ConvWindow& window, int64_t image_count)
@@ -83,8 +81,8 @@ ConvGemmArgs<T> args_of_group(const ConvGemmArgs<T>& first, int64_t group, const
 }
 
 // Output rows per block of the kernel without patches; 0 where patches serve better: a single tap (nothing is read
-// twice), strides that skip positions, images so narrow that the dropped columns cost more than patches do, or channels so
-// many that a block leaves L2.
+// twice), strides that skip positions, images so narrow that the dropped columns cost more than patches do, or channels
+// so many that a block leaves L2.
 template <typename T>
 int64_t flat_rows(const ConvGemmArgs<T>& args) {
   constexpr int64_t kLargestScratch = 1 << 18, kPixels = 512;
@@ -101,7 +99,8 @@ int64_t flat_rows(const ConvGemmArgs<T>& args) {
 template <typename T>
 void run_conv_flat(const ConvGemmArgs<T>& first, int64_t groups, const GroupSteps& steps, int64_t rows) {
   const auto& kernel = kernels<T>().conv2d;
-  const int64_t blocks = divide_up(first.window.height, rows), K = first.window.rows * first.window.cols * first.channels;
+  const int64_t blocks = divide_up(first.window.height, rows),
+                K = first.window.rows * first.window.cols * first.channels;
   constexpr int64_t kItems = 16, kFewestFilters = 64;
   const int64_t wanted =
       std::min(divide_up(kItems, groups * blocks * first.images), divide_up(first.filters, kFewestFilters));
@@ -137,7 +136,8 @@ void run_conv_gemm(const ConvGemmArgs<T>& first, int64_t groups, const GroupStep
     for (int64_t i = begin; i < end; ++i) {
       const int64_t block = i % pixels.count(), piece = i / pixels.count() % filters.pieces;
       const int64_t group = i / pixels.count() / filters.pieces;
-      kernel.gemm(args_of_group(first, group, steps), pixels.begin(block), pixels.end(block), filters.at(piece), filters.at(piece + 1), scratch);
+      kernel.gemm(args_of_group(first, group, steps), pixels.begin(block), pixels.end(block), filters.at(piece),
+                  filters.at(piece + 1), scratch);
     }
   });
 }

@@ -12,7 +12,8 @@ template <typename T>
 int64_t plane_rows(const ConvWindow& window) {
   constexpr int64_t kElements = 16384, kFewestRows = 4;
   int64_t rows = window.height;
-  while (rows > kFewestRows && kernels<T>().depthwise.planes_scratch(window, rows) > kElements) rows = divide_up(rows, 2);
+  while (rows > kFewestRows && kernels<T>().depthwise.planes_scratch(window, rows) > kElements)
+    rows = divide_up(rows, 2);
   return rows;
 }
 

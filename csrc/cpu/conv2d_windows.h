@@ -11,8 +11,8 @@
 namespace tilewright {
 
 inline ConvWindow forward_window(const Conv2dShape& shape) {
-  return {shape.out[0],      shape.out[1],      shape.stride[0],    shape.stride[1],   shape.kernel[0],
-          shape.kernel[1],   -shape.padding[0], -shape.padding[1],  shape.dilation[0], shape.dilation[1]};
+  return {shape.out[0],    shape.out[1],      shape.stride[0],   shape.stride[1],   shape.kernel[0],
+          shape.kernel[1], -shape.padding[0], -shape.padding[1], shape.dilation[0], shape.dilation[1]};
 }
 
 // One dimension of the input pixels with index = residue (mod stride), and the kernel's taps that reach them: tap i of
@@ -41,7 +41,9 @@ inline std::vector<ResidueTaps> residue_taps(int64_t size, int64_t kernel, int64
 // One product of a data gradient: the pixels of dx of one residue in each direction.
 struct GradientClass {
   ResidueTaps y, x;
-  ConvWindow window() const { return {y.pixels, x.pixels, 1, 1, y.count, x.count, y.position, x.position, y.step, x.step}; }
+  ConvWindow window() const {
+    return {y.pixels, x.pixels, 1, 1, y.count, x.count, y.position, x.position, y.step, x.step};
+  }
   int64_t taps() const { return y.count * x.count; }
 };
 
@@ -59,8 +61,13 @@ inline std::vector<GradientClass> gradient_classes(const Conv2dShape& shape) {
 template <typename T>
 ConvImages<T> images_of(const Tensor& tensor, T* data, int64_t first_channel, at::MemoryFormat format) {
   const int64_t c_stride = format == at::MemoryFormat::ChannelsLast ? 1 : tensor.stride(1);
-  return {data + first_channel * c_stride, tensor.size(2),   tensor.size(3), tensor.stride(0), c_stride,
-          tensor.stride(2),                tensor.stride(3)};
+  return {data + first_channel * c_stride,
+          tensor.size(2),
+          tensor.size(3),
+          tensor.stride(0),
+          c_stride,
+          tensor.stride(2),
+          tensor.stride(3)};
 }
 
 // Every second, third ... pixel from (y, x) on.
@@ -126,8 +133,8 @@ inline WeightLayout gradient_weights(const Conv2dShape& shape, const GradientCla
   const int64_t taps = shape.kernel[0] * shape.kernel[1];
   const bool taps_outer = order == ConvOrder::kTapsOuter;
   const bool neighbours = channels_last || taps == 1;
-  WeightLayout layout{std::vector<int32_t>(taps, -1), C, neighbours ? 1 : taps, F, C * taps, taps,
-                      neighbours ? C : 1, taps_outer ? 1 : part.taps()};
+  WeightLayout layout{std::vector<int32_t>(taps, -1), C, neighbours ? 1 : taps, F, C * taps, taps, neighbours ? C : 1,
+                      taps_outer ? 1 : part.taps()};
   for (int64_t i = 0; i < part.y.count; ++i) {
     for (int64_t j = 0; j < part.x.count; ++j) {
       const int64_t t = part.y.kernel_index(i) * shape.kernel[1] + part.x.kernel_index(j);

@@ -38,14 +38,14 @@ Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const Tensor
   TORCH_CHECK(shape.filters % groups == 0 && shape.filters >= groups,
               "conv2d: the number of filters, weight.size(0), must be a multiple of groups = ", groups, ", got weight ",
               weight.sizes());
-  TORCH_CHECK(weight.size(1) * groups == shape.channels, "conv2d: input must have weight.size(1) * groups = ",
-              weight.size(1) * groups, " channels, got input ", input.sizes(), " with weight ", weight.sizes(),
-              " and groups = ", groups);
+  TORCH_CHECK(weight.size(1) * groups == shape.channels,
+              "conv2d: input must have weight.size(1) * groups = ", weight.size(1) * groups, " channels, got input ",
+              input.sizes(), " with weight ", weight.sizes(), " and groups = ", groups);
   if (bias.defined()) {
     TORCH_CHECK(bias.dim() == 1 && bias.size(0) == shape.filters, "conv2d: bias must have shape [", shape.filters,
                 "] (filters), got ", bias.sizes());
-    TORCH_CHECK(bias.scalar_type() == input.scalar_type(), "conv2d: bias must have input's dtype ",
-                input.scalar_type(), ", got ", bias.scalar_type());
+    TORCH_CHECK(bias.scalar_type() == input.scalar_type(), "conv2d: bias must have input's dtype ", input.scalar_type(),
+                ", got ", bias.scalar_type());
   }
   const int64_t size[2] = {shape.height, shape.width};
   for (int d = 0; d < 2; ++d) {
@@ -61,17 +61,17 @@ Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const Tensor
   return shape;
 }
 
-Tensor conv2d_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                      c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
-                      c10::SymInt groups, bool relu, const OptionalTensor& residual) {
+Tensor conv2d_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, c10::SymIntArrayRef stride,
+                      c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups, bool relu,
+                      const OptionalTensor& residual) {
   static const auto op = find_op<decltype(conv2d_forward)>("tilewright::conv2d_forward");
   return op.call(input, weight, bias, stride, padding, dilation, std::move(groups), relu, residual);
 }
 
-std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, const Tensor& input,
-                                                   const Tensor& weight, c10::SymIntArrayRef stride,
-                                                   c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
-                                                   c10::SymInt groups, std::array<bool, 3> output_mask) {
+std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                                   c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                                   c10::SymIntArrayRef dilation, c10::SymInt groups,
+                                                   std::array<bool, 3> output_mask) {
   static const auto op = find_op<decltype(conv2d_backward)>("tilewright::conv2d_backward");
   return op.call(grad_output, input, weight, stride, padding, dilation, std::move(groups), output_mask);
 }

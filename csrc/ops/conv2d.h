@@ -22,13 +22,13 @@ struct Conv2dShape {
 Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const Tensor& bias, at::IntArrayRef stride,
                          at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups);
 
-Tensor conv2d_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                      c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
-                      c10::SymInt groups, bool relu, const OptionalTensor& residual);
+Tensor conv2d_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, c10::SymIntArrayRef stride,
+                      c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups, bool relu,
+                      const OptionalTensor& residual);
 
-std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, const Tensor& input,
-                                                   const Tensor& weight, c10::SymIntArrayRef stride,
-                                                   c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
-                                                   c10::SymInt groups, std::array<bool, 3> output_mask);
+std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                                   c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                                   c10::SymIntArrayRef dilation, c10::SymInt groups,
+                                                   std::array<bool, 3> output_mask);
 
 }  // namespace tilewright

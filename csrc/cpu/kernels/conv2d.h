@@ -3,10 +3,10 @@
 //   channels_last   out[pixel, f] = patches[pixel, k] * weights[k, f]       patches are the left operand
 //   planes          out[f, pixel] = weights[f, k] * patches[k, pixel]       patches are the right operand
 //   weight grad     sums[k, f]    = patches[k, pixel] * dy[pixel, f]        in both formats
-// so no image is ever transposed. Planes whose kernel has several taps are read without patches instead (conv2d_flat.h).
-// Patches are packed block by block (conv2d_pack.h); the same product with other windows
-// and weights is the data gradient. Sums run over k in blocks of kConvBlockK in order: the result does not depend on how
-// pixels and filters were cut.
+// so no image is ever transposed. Planes whose kernel has several taps are read without patches instead
+// (conv2d_flat.h). Patches are packed block by block (conv2d_pack.h); the same product with other windows and weights
+// is the data gradient. Sums run over k in blocks of kConvBlockK in order: the result does not depend on how pixels and
+// filters were cut.
 #pragma once
 #include "cpu/kernels/conv2d_flat.h"
 
@@ -171,12 +171,14 @@ void conv_weight_grad(const ConvWeightGradArgs<T>& args, int64_t pixel_begin, in
                       int64_t k_end, int64_t filter_begin, int64_t filter_end, Acc<T>* scratch) {
   using A = Acc<T>;
   constexpr int64_t kRow = kConvBlockK + kConvPatchPadding;
-  A* patches = scratch;                         // [pixel][kRow] or [k][kRow]
+  A* patches = scratch;                          // [pixel][kRow] or [k][kRow]
   A* panels = scratch + kConvGradPixels * kRow;  // [panel][pixel][kTileCols]
   const bool rows = args.order == ConvOrder::kTapsOuter;
   A* sums = args.sums + k_begin * args.sums_stride + filter_begin;
-  for (int64_t pixel = pixel_begin; pixel < pixel_end; pixel += kConvGradPixels) {
-    const int64_t pixels = smaller(kConvGradPixels, pixel_end - pixel);
+  // Long chains of float64 would round more than native's products do; shorter ones cost little.
+  constexpr int64_t kStep = sizeof(A) == 8 ? kConvGradPixels / 4 : kConvGradPixels;
+  for (int64_t pixel = pixel_begin; pixel < pixel_end; pixel += kStep) {
+    const int64_t pixels = smaller(kStep, pixel_end - pixel);
     if (rows) {
       pack_patch_rows(args.in, args.window, args.channels, pixel, pixels, k_begin, k_end, patches, kRow);
     } else {
@@ -200,12 +202,19 @@ void conv_bias_grad(const ConvImages<const T>& grad, int64_t pixel_begin, int64_
   const int64_t filters = filter_end - filter_begin;
   if (grad.c_stride == 1) {
     for_each_vector<A>(filters, [&](int64_t i, int64_t n) TILEWRIGHT_INLINE {
-      Vec<A> sum{};
-      for_each_pixel_run(grad, window, pixel_begin, pixel_end - pixel_begin, [&](int64_t offset, int64_t, int64_t count) {
-        const T* row = grad.data + offset + filter_begin + i;
-        for (int64_t p = 0; p < count; ++p) sum += load(row + p * grad.x_stride, n);
-      });
-      store(sums + filter_begin + i, sum, n);
+      // Four chains: adds wait for nothing, and rounding errors grow with a quarter of the pixels.
+      Vec<A> sum[4] = {};
+      for_each_pixel_run(grad, window, pixel_begin, pixel_end - pixel_begin,
+                         [&](int64_t offset, int64_t, int64_t count) {
+                           const T* row = grad.data + offset + filter_begin + i;
+                           int64_t p = 0;
+                           for (; p + 4 <= count; p += 4) {
+#pragma GCC unroll 4
+                             for (int64_t j = 0; j < 4; ++j) sum[j] += load(row + (p + j) * grad.x_stride, n);
+                           }
+                           for (; p < count; ++p) sum[0] += load(row + p * grad.x_stride, n);
+                         });
+      store(sums + filter_begin + i, (sum[0] + sum[1]) + (sum[2] + sum[3]), n);
     });
     return;
   }
@@ -221,8 +230,8 @@ void conv_bias_grad(const ConvImages<const T>& grad, int64_t pixel_begin, int64_
 
 template <typename T>
 void fill_conv2d(TypedKernels<T>& table) {
-  table.conv2d = {kTileCols<Acc<T>>, pack_weights<T>, unpack_weights<T>, conv_gemm<T>, conv_flat_scratch,
-                  conv_flat_rows<T>,   conv_weight_grad<T>, conv_bias_grad<T>};
+  table.conv2d = {kTileCols<Acc<T>>, pack_weights<T>,   unpack_weights<T>,   conv_gemm<T>,
+                  conv_flat_scratch, conv_flat_rows<T>, conv_weight_grad<T>, conv_bias_grad<T>};
 }
 
 }  // namespace

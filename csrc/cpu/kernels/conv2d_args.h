@@ -96,7 +96,8 @@ constexpr int64_t kConvBlockPixels = 112;  // a whole number of 14-row tiles and
 constexpr int64_t kConvBlockColumns = 128;
 constexpr int64_t kConvBlockK = 256;
 constexpr int64_t kConvBlockFilters = 256;
-constexpr int64_t kConvPatchPadding = 16;  // patch rows are kConvBlockK + 16 apart: no two rows of a tile share an L1 set
+constexpr int64_t kConvPatchPadding =
+    16;  // patch rows are kConvBlockK + 16 apart: no two rows of a tile share an L1 set
 constexpr int64_t kConvGradPixels = 256;
 constexpr int64_t kConvScratchElements = 2 * kConvGradPixels * (kConvBlockK + kConvPatchPadding) + 64;
 

@@ -1,9 +1,9 @@
 // Planes without patches: the part of each channel that a block of output rows reads is copied once, with its padding,
 // and split by the phases of the stride:
 //     phase (v % stride, u % stride) holds position (v, u) at (v / stride, u / stride)
-// Then pixel p = y * pitch + x reads tap t at phases[offset_t + p], whatever the padding, stride and dilation: the right
-// operand of the product is read in place, from rows that start anywhere. The price are the columns between two rows of
-// pixels (pitch - width of each), which are computed and dropped.
+// Then pixel p = y * pitch + x reads tap t at phases[offset_t + p], whatever the padding, stride and dilation: the
+// right operand of the product is read in place, from rows that start anywhere. The price are the columns between two
+// rows of pixels (pitch - width of each), which are computed and dropped.
 #pragma once
 #include "cpu/kernels/conv2d_pack.h"
 #include "cpu/kernels/typed_kernels.h"
@@ -24,7 +24,8 @@ inline void finish_row(const Acc<T>* block, int64_t n, const Acc<T>* bias, Acc<T
     return relu ? (v < Vec<A>{} ? Vec<A>{} : v) : v;  // NaN stays NaN
   };
   if (out_stride == 1) {
-    return for_each_vector<A>(n, [&](int64_t i, int64_t width) TILEWRIGHT_INLINE { store(out + i, value(i, width), width); });
+    return for_each_vector<A>(
+        n, [&](int64_t i, int64_t width) TILEWRIGHT_INLINE { store(out + i, value(i, width), width); });
   }
   for_each_vector<A>(n, [&](int64_t i, int64_t width) TILEWRIGHT_INLINE {
     T lanes[kLanes<A>];
@@ -48,28 +49,42 @@ inline void find_tap_offsets(const ConvWindow& window, const PhaseLayout& layout
     for (int64_t j = 0; j < window.cols; ++j) {
       const int64_t u = i * window.step_y, v = j * window.step_x;
       const int64_t phase = u % window.stride_y * window.stride_x + v % window.stride_x;
-      *offsets++ = static_cast<int32_t>((phase * layout.height + u / window.stride_y) * layout.pitch +
-                                        v / window.stride_x);
+      *offsets++ =
+          static_cast<int32_t>((phase * layout.height + u / window.stride_y) * layout.pitch + v / window.stride_x);
     }
   }
 }
 
+// clear: also write the zeros of the padding, which stay valid for every plane copied over the last one.
 template <typename T>
 void copy_phases(const ConvImages<const T>& in, const T* plane, const ConvWindow& window, const PhaseLayout& layout,
-                 int64_t row, Acc<T>* phases) {
-  const int64_t stride = window.stride_x;
-  for (int64_t u = 0; u < layout.height * window.stride_y; ++u) {
-    const int64_t iy = row * window.stride_y + window.first_y + u;
-    for (int64_t phase = 0; phase < stride; ++phase) {
-      Acc<T>* dst = phases + ((u % window.stride_y * stride + phase) * layout.height + u / window.stride_y) * layout.pitch;
-      const int64_t ix = window.first_x + phase;
-      int64_t low = ix >= 0 ? 0 : smaller((-ix + stride - 1) / stride, layout.pitch);
-      int64_t high = in.width <= ix ? 0 : smaller((in.width - ix + stride - 1) / stride, layout.pitch);
-      if (iy < 0 || iy >= in.height || high < low) low = high = 0;
-      fill_zero(dst, low);
-      copy_strided(dst + low, plane + iy * in.y_stride + (ix + low * stride) * in.x_stride, stride * in.x_stride,
-                   high - low);
-      fill_zero(dst + high, layout.pitch - high);
+                 int64_t row, bool clear, Acc<T>* phases) {
+  const int64_t stride = window.stride_x, first_y = row * window.stride_y + window.first_y;
+  for (int64_t phase = 0; phase < stride; ++phase) {
+    const int64_t ix = window.first_x + phase;
+    const int64_t low = ix >= 0 ? 0 : smaller((-ix + stride - 1) / stride, layout.pitch);
+    const int64_t end = in.width <= ix ? 0 : smaller((in.width - ix + stride - 1) / stride, layout.pitch);
+    const int64_t high = larger(low, end);
+    int64_t vertical = 0;  // u % stride_y, beside u / stride_y
+    Acc<T>* dst = phases + phase * layout.height * layout.pitch;
+    const int64_t phase_step = stride * layout.height * layout.pitch;
+    for (int64_t u = 0; u < layout.height * window.stride_y; ++u) {
+      const int64_t iy = first_y + u;
+      Acc<T>* to = dst + vertical * phase_step;
+      if (iy < 0 || iy >= in.height) {
+        if (clear) fill_zero(to, layout.pitch);
+      } else {
+        if (clear) {
+          fill_zero(to, low);
+          fill_zero(to + high, layout.pitch - high);
+        }
+        copy_strided(to + low, plane + iy * in.y_stride + (ix + low * stride) * in.x_stride, stride * in.x_stride,
+                     high - low);
+      }
+      if (++vertical == window.stride_y) {
+        vertical = 0;
+        dst += layout.pitch;
+      }
     }
   }
 }
@@ -146,7 +161,7 @@ void conv_flat_rows(const ConvGemmArgs<T>& args, int64_t n, int64_t row_begin, i
   find_tap_offsets(window, layout, offsets);
   for (int64_t c = 0; c < args.channels; ++c) {
     const T* plane = args.in.data + n * args.in.n_stride + c * args.in.c_stride;
-    copy_phases(args.in, plane, window, layout, row_begin, phases + c * layout.size);
+    copy_phases(args.in, plane, window, layout, row_begin, /*clear=*/true, phases + c * layout.size);
   }
   const int64_t channel_block = larger(1, kConvBlockK / taps);
   for (int64_t filter = filter_begin; filter < filter_end; filter += kFlatFilters) {

@@ -21,7 +21,8 @@ inline void fill_zero(A* dst, int64_t n) {
 
 template <typename T>
 inline void copy_run(Acc<T>* dst, const T* src, int64_t n) {
-  for_each_vector<Acc<T>>(n, [=](int64_t i, int64_t width) TILEWRIGHT_INLINE { store(dst + i, load(src + i, width), width); });
+  for_each_vector<Acc<T>>(
+      n, [=](int64_t i, int64_t width) TILEWRIGHT_INLINE { store(dst + i, load(src + i, width), width); });
 }
 
 // The same, but may write up to a vector behind n: for runs that are written in order, with room behind the last.
@@ -32,15 +33,16 @@ inline void copy_over(Acc<T>* dst, const T* src, int64_t n) {
 
 // dst[e - begin] = src[e] for begin <= e < end where valid_begin <= e < valid_end, else 0.
 template <typename T>
-inline void copy_clipped(Acc<T>* dst, const T* src, int64_t begin, int64_t end, int64_t valid_begin, int64_t valid_end) {
+inline void copy_clipped(Acc<T>* dst, const T* src, int64_t begin, int64_t end, int64_t valid_begin,
+                         int64_t valid_end) {
   const int64_t from = smaller(larger(begin, valid_begin), end), to = larger(smaller(end, valid_end), from);
   if (from > begin) fill_zero(dst, from - begin);
   copy_run(dst + (from - begin), src + from, to - from);
   if (to < end) fill_zero(dst + (to - begin), end - to);
 }
 
-// Patches of `count` pixels from `pixel` on, k in [k_begin, k_end), k = (tap row, tap column, channel). Rows of dst have
-// room for a vector behind their last k.
+// Patches of `count` pixels from `pixel` on, k in [k_begin, k_end), k = (tap row, tap column, channel). Rows of dst
+// have room for a vector behind their last k.
 template <typename T>
 void pack_patch_rows(const ConvImages<const T>& in, const ConvWindow& window, int64_t channels, int64_t pixel,
                      int64_t count, int64_t k_begin, int64_t k_end, Acc<T>* dst, int64_t dst_row) {
@@ -132,9 +134,8 @@ inline void copy_strided(Acc<T>* dst, const T* src, int64_t stride, int64_t n) {
   if (stride == 1) return copy_run(dst, src, n);
   if constexpr (sizeof(T) == sizeof(A)) {
     if (stride == 2) {
-      return for_each_vector<A>(n, [=](int64_t j, int64_t width) TILEWRIGHT_INLINE {
-        store(dst + j, load_even(src + 2 * j, width), width);
-      });
+      return for_each_vector<A>(
+          n, [=](int64_t j, int64_t width) TILEWRIGHT_INLINE { store(dst + j, load_even(src + 2 * j, width), width); });
     }
   }
   for (int64_t j = 0; j < n; ++j) dst[j] = load(src + j * stride, 1)[0];

@@ -200,14 +200,15 @@ void depthwise_planes(const ConvDepthwiseArgs<T>& args, int64_t plane_begin, int
   for (int64_t plane = plane_begin; plane < plane_end; ++plane) {
     const int64_t n = plane / filters, f = plane % filters;
     const T* source = args.in.data + n * args.in.n_stride + f / args.multiplier * args.in.c_stride;
-    if (source != copied) copy_phases(args.in, source, window, layout, row_begin, phases);
+    if (source != copied) copy_phases(args.in, source, window, layout, row_begin, copied == nullptr, phases);
     copied = source;
     const A* weight = args.weight + f * taps;
     int64_t p = 0;
     for (; p + kFlatVectors * kLanes<A> <= length; p += kFlatVectors * kLanes<A>) {
       flat_block<A, kFlatVectors>(phases + p, offsets, weight, taps, flat + p);
     }
-    for (; p + 3 * kLanes<A> < length; p += 4 * kLanes<A>) flat_block<A, 4>(phases + p, offsets, weight, taps, flat + p);
+    for (; p + 3 * kLanes<A> < length; p += 4 * kLanes<A>)
+      flat_block<A, 4>(phases + p, offsets, weight, taps, flat + p);
     for (; p < length; p += kLanes<A>) flat_block<A, 1>(phases + p, offsets, weight, taps, flat + p);
     const A bias = args.bias != nullptr ? args.bias[f] : A(0);
     for (int64_t y = 0; y < rows; ++y) {
@@ -263,7 +264,7 @@ void depthwise_planes_weight_grad(const ConvDepthwiseGradArgs<T>& args, int64_t 
       for (int64_t n = 0; n < args.images; ++n) {
         const T* source = args.in.data + n * args.in.n_stride + f / args.multiplier * args.in.c_stride;
         const T* dy = args.grad.data + n * args.grad.n_stride + f * args.grad.c_stride + row * args.grad.y_stride;
-        copy_phases(args.in, source, window, layout, row, phases);
+        copy_phases(args.in, source, window, layout, row, /*clear=*/f == filter_begin && n == 0, phases);
         for (int64_t t = 0; t < taps; t += kGradTaps) {
           const int64_t count = smaller(kGradTaps, taps - t);
           planes_grad<T>(count)(phases, layout.pitch, offsets + t, dy, args.grad.y_stride, rows, window.width,

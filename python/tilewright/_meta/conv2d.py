@@ -31,9 +31,7 @@ def _check(
         weight.shape[1] * groups == input.shape[1] and weight.shape[0] % groups == 0,
         lambda: f"conv2d: weight {weight.shape} does not fit input {input.shape} and groups = {groups}",
     )
-    torch._check(
-        input.dtype == weight.dtype, lambda: f"conv2d: weight must be {input.dtype}, got {weight.dtype}"
-    )
+    torch._check(input.dtype == weight.dtype, lambda: f"conv2d: weight must be {input.dtype}, got {weight.dtype}")
     for name, values, smallest in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
         torch._check(
             all(v >= smallest for v in values),
@@ -74,9 +72,7 @@ def _forward(
     )
     if empty:
         return input.new_empty(size)
-    return torch.empty(
-        size, dtype=input.dtype, device=input.device, memory_format=_memory_format(input, weight)
-    )
+    return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=_memory_format(input, weight))
 
 
 @torch.library.register_fake("tilewright::conv2d_backward")
@@ -93,7 +89,12 @@ def _backward(
     _, empty = _check(input, weight, stride, padding, dilation, groups)
     memory_format = _memory_format(input, weight)
 
-    def like(tensor: Tensor) -> Tensor:
+    # Where one channel or a 1x1 kernel makes weights of both formats, native's float64 path keeps the given strides.
+    weight_format = memory_format
+    if weight.dtype == torch.float64:
+        weight_format = torch._prims_common.suggest_memory_format(weight.contiguous(memory_format=memory_format))
+
+    def like(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device, memory_format=memory_format)
 
     grad_bias = weight.new_empty(weight.shape[0]) if output_mask[2] else None
@@ -103,4 +104,8 @@ def _backward(
             torch.empty_like(weight) if output_mask[1] else None,
             grad_bias,
         )
-    return like(input) if output_mask[0] else None, like(weight) if output_mask[1] else None, grad_bias
+    return (
+        like(input, memory_format) if output_mask[0] else None,
+        like(weight, weight_format) if output_mask[1] else None,
+        grad_bias,
+    )
