@@ -67,15 +67,65 @@ struct GroupSteps {
 };
 
 template <typename T>
+ConvGemmArgs<T> args_of_group(const ConvGemmArgs<T>& first, int64_t group, const GroupSteps& steps) {
+  const int64_t K = first.window.rows * first.window.cols * first.channels, panel = kernels<T>().conv2d.panel;
+  ConvGemmArgs<T> args = first;
+  args.in.data += group * steps.in;
+  args.out.data += group * steps.out;
+  if (args.residual != nullptr) args.residual += group * steps.out;
+  if (args.bias != nullptr) args.bias += group * steps.filters;
+  args.weight += group * divide_up(first.filters, panel) * panel * K;
+  return args;
+}
+
+// Output rows per block of the kernel without patches; 0 where patches serve better: a single tap (nothing is read
+// twice), strides that skip positions, images so narrow that the dropped columns cost more than patches do, or channels
+// so many that a block leaves L2.
+template <typename T>
+int64_t flat_rows(const ConvGemmArgs<T>& args) {
+  constexpr int64_t kLargestScratch = 1 << 18, kPixels = 512;
+  const ConvWindow& window = args.window;
+  const int64_t pitch = window.width + (window.cols - 1) * window.step_x / window.stride_x;
+  if (args.order == ConvOrder::kTapsOuter || window.rows * window.cols == 1) return 0;
+  if (window.stride_y > window.rows || window.stride_x > window.cols || pitch * 3 > window.width * 4) return 0;
+  int64_t rows = std::min(window.height, std::max<int64_t>(1, kPixels / pitch));
+  const auto scratch = [&] { return kernels<T>().conv2d.flat_scratch(window, args.channels, args.filters, rows); };
+  while (rows > 2 && scratch() > kLargestScratch) rows = divide_up(rows, 2);
+  return scratch() > kLargestScratch ? 0 : divide_up(window.height, divide_up(window.height, rows));
+}
+
+template <typename T>
+void run_conv_flat(const ConvGemmArgs<T>& first, int64_t groups, const GroupSteps& steps, int64_t rows) {
+  const auto& kernel = kernels<T>().conv2d;
+  const int64_t blocks = divide_up(first.window.height, rows),
+                K = first.window.rows * first.window.cols * first.channels;
+  constexpr int64_t kItems = 16, kFewestFilters = 64;
+  const int64_t wanted =
+      std::min(divide_up(kItems, groups * blocks * first.images), divide_up(first.filters, kFewestFilters));
+  const Cut filters{first.filters, wanted, kernel.panel};
+  const int64_t cost = rows * first.window.width * divide_up(first.filters, filters.pieces) * K / 32;
+  parallel_for_cost(groups * first.images * blocks * filters.pieces, cost, [&](int64_t begin, int64_t end) {
+    const int64_t elements = kernel.flat_scratch(first.window, first.channels, first.filters, rows);
+    auto* scratch = static_cast<Acc<T>*>(thread_scratch(kConvScratchSlot, elements * sizeof(Acc<T>)));
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t piece = i % filters.pieces, row = i / filters.pieces % blocks * rows;
+      const int64_t n = i / filters.pieces / blocks % first.images, group = i / filters.pieces / blocks / first.images;
+      kernel.flat(args_of_group(first, group, steps), n, row, std::min(first.window.height, row + rows),
+                  filters.at(piece), filters.at(piece + 1), scratch);
+    }
+  });
+}
+
+template <typename T>
 void run_conv_gemm(const ConvGemmArgs<T>& first, int64_t groups, const GroupSteps& steps) {
   const auto& kernel = kernels<T>().conv2d;
+  if (const int64_t rows = flat_rows(first); rows > 0) return run_conv_flat(first, groups, steps, rows);
   const int64_t K = first.window.rows * first.window.cols * first.channels;
   const PixelCut pixels(first.order, first.window, first.images);
   // Enough items for many threads, though every cut of the filters packs the patches again.
   constexpr int64_t kItems = 16, kFewestFilters = 64;
   const int64_t wanted = std::min(divide_up(kItems, groups * pixels.count()), divide_up(first.filters, kFewestFilters));
   const Cut filters{first.filters, std::max(divide_up(first.filters, kConvBlockFilters), wanted), kernel.panel};
-  const int64_t group_weights = divide_up(first.filters, kernel.panel) * kernel.panel * K;
   const int64_t items = groups * pixels.count() * filters.pieces;
   // Two flops in a register tile take a thirtieth of the time of an element read.
   const int64_t cost = pixels.block * divide_up(first.filters, filters.pieces) * K / 32;
@@ -84,13 +134,8 @@ void run_conv_gemm(const ConvGemmArgs<T>& first, int64_t groups, const GroupStep
     for (int64_t i = begin; i < end; ++i) {
       const int64_t block = i % pixels.count(), piece = i / pixels.count() % filters.pieces;
       const int64_t group = i / pixels.count() / filters.pieces;
-      ConvGemmArgs<T> args = first;
-      args.in.data += group * steps.in;
-      args.out.data += group * steps.out;
-      if (args.residual != nullptr) args.residual += group * steps.out;
-      if (args.bias != nullptr) args.bias += group * steps.filters;
-      args.weight += group * group_weights;
-      kernel.gemm(args, pixels.begin(block), pixels.end(block), filters.at(piece), filters.at(piece + 1), scratch);
+      kernel.gemm(args_of_group(first, group, steps), pixels.begin(block), pixels.end(block), filters.at(piece),
+                  filters.at(piece + 1), scratch);
     }
   });
 }

@@ -6,9 +6,12 @@
 // so no image is ever transposed. Patches are packed block by block (conv2d_pack.h); the same product with other
 // windows and weights is the data gradient. Sums run over k in blocks of kConvBlockK in order: the result does not
 // depend on how pixels and filters were cut.
+// so no image is ever transposed. Planes whose kernel has several taps are read without patches instead
+// (conv2d_flat.h). Patches are packed block by block (conv2d_pack.h); the same product with other windows and weights
+// is the data gradient. Sums run over k in blocks of kConvBlockK in order: the result does not depend on how pixels and
+// filters were cut.
 #pragma once
-#include "cpu/kernels/conv2d_pack.h"
-#include "cpu/kernels/typed_kernels.h"
+#include "cpu/kernels/conv2d_flat.h"
 
 namespace tilewright {
 namespace {
@@ -198,8 +201,10 @@ void conv_weight_grad(const ConvWeightGradArgs<T>& args, int64_t pixel_begin, in
   A* panels = scratch + kConvGradPixels * kRow;  // [panel][pixel][kTileCols]
   const bool rows = args.order == ConvOrder::kTapsOuter;
   A* sums = args.sums + k_begin * args.sums_stride + filter_begin;
-  for (int64_t pixel = pixel_begin; pixel < pixel_end; pixel += kConvGradPixels) {
-    const int64_t pixels = smaller(kConvGradPixels, pixel_end - pixel);
+  // Long chains of float64 would round more than native's products do; shorter ones cost little.
+  constexpr int64_t kStep = sizeof(A) == 8 ? kConvGradPixels / 4 : kConvGradPixels;
+  for (int64_t pixel = pixel_begin; pixel < pixel_end; pixel += kStep) {
+    const int64_t pixels = smaller(kStep, pixel_end - pixel);
     if (rows) {
       pack_patch_rows(args.in, args.window, args.channels, pixel, pixels, k_begin, k_end, patches, kRow);
     } else {
@@ -230,6 +235,19 @@ void conv_bias_grad(const ConvImages<const T>& grad, int64_t pixel_begin, int64_
                            for (int64_t p = 0; p < count; ++p) sum += load(row + p * grad.x_stride, n);
                          });
       store(sums + filter_begin + i, sum, n);
+      // Four chains: adds wait for nothing, and rounding errors grow with a quarter of the pixels.
+      Vec<A> sum[4] = {};
+      for_each_pixel_run(grad, window, pixel_begin, pixel_end - pixel_begin,
+                         [&](int64_t offset, int64_t, int64_t count) {
+                           const T* row = grad.data + offset + filter_begin + i;
+                           int64_t p = 0;
+                           for (; p + 4 <= count; p += 4) {
+#pragma GCC unroll 4
+                             for (int64_t j = 0; j < 4; ++j) sum[j] += load(row + (p + j) * grad.x_stride, n);
+                           }
+                           for (; p < count; ++p) sum[0] += load(row + p * grad.x_stride, n);
+                         });
+      store(sums + filter_begin + i, (sum[0] + sum[1]) + (sum[2] + sum[3]), n);
     });
     return;
   }
@@ -247,6 +265,8 @@ template <typename T>
 void fill_conv2d(TypedKernels<T>& table) {
   table.conv2d = {kTileCols<Acc<T>>, pack_weights<T>,     unpack_weights<T>,
                   conv_gemm<T>,      conv_weight_grad<T>, conv_bias_grad<T>};
+  table.conv2d = {kTileCols<Acc<T>>, pack_weights<T>,   unpack_weights<T>,   conv_gemm<T>,
+                  conv_flat_scratch, conv_flat_rows<T>, conv_weight_grad<T>, conv_bias_grad<T>};
 }
 
 }  // namespace

@@ -110,6 +110,10 @@ struct Conv2dKernels {
   // scratch: kConvScratchElements, aligned to 64 bytes. Pixels count through all images.
   void (*gemm)(const ConvGemmArgs<T>&, int64_t pixel_begin, int64_t pixel_end, int64_t filter_begin, int64_t filter_end,
                Acc<T>* scratch);
+  // The same for planes, without patches: output rows of image n. flat_scratch: how many elements it needs.
+  int64_t (*flat_scratch)(const ConvWindow&, int64_t channels, int64_t filters, int64_t rows);
+  void (*flat)(const ConvGemmArgs<T>&, int64_t n, int64_t row_begin, int64_t row_end, int64_t filter_begin,
+               int64_t filter_end, Acc<T>* scratch);
   void (*weight_grad)(const ConvWeightGradArgs<T>&, int64_t pixel_begin, int64_t pixel_end, int64_t k_begin,
                       int64_t k_end, int64_t filter_begin, int64_t filter_end, Acc<T>* scratch);
   // sums[f] of one chunk; images in the given range

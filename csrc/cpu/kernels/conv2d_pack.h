@@ -25,6 +25,12 @@ inline void copy_run(Acc<T>* dst, const T* src, int64_t n) {
       n, [=](int64_t i, int64_t width) TILEWRIGHT_INLINE { store(dst + i, load(src + i, width), width); });
 }
 
+// The same, but may write up to a vector behind n: for runs that are written in order, with room behind the last.
+template <typename T>
+inline void copy_over(Acc<T>* dst, const T* src, int64_t n) {
+  for_each_vector<Acc<T>>(n, [=](int64_t i, int64_t width) TILEWRIGHT_INLINE { store(dst + i, load(src + i, width)); });
+}
+
 // dst[e - begin] = src[e] for begin <= e < end where valid_begin <= e < valid_end, else 0.
 template <typename T>
 inline void copy_clipped(Acc<T>* dst, const T* src, int64_t begin, int64_t end, int64_t valid_begin,
@@ -35,7 +41,8 @@ inline void copy_clipped(Acc<T>* dst, const T* src, int64_t begin, int64_t end, 
   if (to < end) fill_zero(dst + (to - begin), end - to);
 }
 
-// Patches of `count` pixels from `pixel` on, k in [k_begin, k_end), k = (tap row, tap column, channel).
+// Patches of `count` pixels from `pixel` on, k in [k_begin, k_end), k = (tap row, tap column, channel). Rows of dst
+// have room for a vector behind their last k.
 template <typename T>
 void pack_patch_rows(const ConvImages<const T>& in, const ConvWindow& window, int64_t channels, int64_t pixel,
                      int64_t count, int64_t k_begin, int64_t k_end, Acc<T>* dst, int64_t dst_row) {
@@ -55,7 +62,12 @@ void pack_patch_rows(const ConvImages<const T>& in, const ConvWindow& window, in
       const int64_t ix = x * window.stride_x + window.first_x + col * window.step_x;
       const bool inside = iy >= 0 && iy < in.height;
       const int64_t low = larger(0, -ix), high = inside ? smaller(run_taps, in.width - ix) : 0;
-      copy_clipped(out, image + iy * in.y_stride + ix * in.x_stride, offset, end, low * channels, high * channels);
+      const T* src = image + iy * in.y_stride + ix * in.x_stride;
+      if (low == 0 && high == run_taps) {
+        copy_over(out, src + offset, end - offset);
+      } else {
+        copy_clipped(out, src, offset, end, low * channels, high * channels);
+      }
       out += end - offset;
       k += end - offset;
       offset = 0;

@@ -6,6 +6,7 @@
 //                   the phases of the stride; then pixel p = y * pitch + x reads tap t at phases[offset_t + p],
 //                   whatever the padding, stride and dilation: whole vectors, no edges, rows of any width
 //                       phase (v % stride, u % stride) holds position (v, u) at (v / stride, u / stride)
+//   planes          one plane's phases at a time (conv2d_flat.h): whole vectors, no edges, rows of any width
 // Data gradients are the same sums over dy with other windows. Weight gradients keep one accumulator per tap.
 #pragma once
 #include "cpu/kernels/conv2d.h"
@@ -166,16 +167,6 @@ void depthwise_last_weight_grad(const ConvDepthwiseGradArgs<T>& args, int64_t ro
 
 // --- planes ----------------------------------------------------------------------------------------------------------
 
-// The phases of `rows` output rows, and in front of them the taps' offsets.
-struct PhaseLayout {
-  int64_t height, pitch;  // of one phase
-  int64_t size;           // of all phases
-  explicit PhaseLayout(const ConvWindow& window, int64_t rows)
-      : height(rows + (window.rows - 1) * window.step_y / window.stride_y),
-        pitch(window.width + (window.cols - 1) * window.step_x / window.stride_x),
-        size(window.stride_y * window.stride_x * height * pitch) {}
-};
-
 constexpr int64_t kFlatVectors = 8;  // 8 chains of fmas: 2 ports x latency 4
 
 // Offsets, phases, flat output; each with room for the last block of vectors.
@@ -246,7 +237,7 @@ void depthwise_planes(const ConvDepthwiseArgs<T>& args, int64_t plane_begin, int
   for (int64_t plane = plane_begin; plane < plane_end; ++plane) {
     const int64_t n = plane / filters, f = plane % filters;
     const T* source = args.in.data + n * args.in.n_stride + f / args.multiplier * args.in.c_stride;
-    if (source != copied) copy_phases(args.in, source, window, layout, row_begin, phases);
+    if (source != copied) copy_phases(args.in, source, window, layout, row_begin, copied == nullptr, phases);
     copied = source;
     const A* weight = args.weight + f * taps;
     int64_t p = 0;
@@ -310,7 +301,7 @@ void depthwise_planes_weight_grad(const ConvDepthwiseGradArgs<T>& args, int64_t 
       for (int64_t n = 0; n < args.images; ++n) {
         const T* source = args.in.data + n * args.in.n_stride + f / args.multiplier * args.in.c_stride;
         const T* dy = args.grad.data + n * args.grad.n_stride + f * args.grad.c_stride + row * args.grad.y_stride;
-        copy_phases(args.in, source, window, layout, row, phases);
+        copy_phases(args.in, source, window, layout, row, /*clear=*/f == filter_begin && n == 0, phases);
         for (int64_t t = 0; t < taps; t += kGradTaps) {
           const int64_t count = smaller(kGradTaps, taps - t);
           planes_grad<T>(count)(phases, layout.pitch, offsets + t, dy, args.grad.y_stride, rows, window.width,

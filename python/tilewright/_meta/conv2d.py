@@ -89,7 +89,12 @@ def _backward(
     _, empty = _check(input, weight, stride, padding, dilation, groups)
     memory_format = _memory_format(input, weight)
 
-    def like(tensor: Tensor) -> Tensor:
+    # Where one channel or a 1x1 kernel makes weights of both formats, native's float64 path keeps the given strides.
+    weight_format = memory_format
+    if weight.dtype == torch.float64:
+        weight_format = torch._prims_common.suggest_memory_format(weight.contiguous(memory_format=memory_format))
+
+    def like(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device, memory_format=memory_format)
 
     grad_bias = weight.new_empty(weight.shape[0]) if output_mask[2] else None
@@ -99,4 +104,8 @@ def _backward(
             torch.empty_like(weight) if output_mask[1] else None,
             grad_bias,
         )
-    return like(input) if output_mask[0] else None, like(weight) if output_mask[1] else None, grad_bias
+    return (
+        like(input, memory_format) if output_mask[0] else None,
+        like(weight, weight_format) if output_mask[1] else None,
+        grad_bias,
+    )

@@ -16,13 +16,13 @@ _Pair = int | Sequence[int]
 
 def _both(value: _Pair) -> Sequence[int]:
     """One number stands for both directions."""
-    return value if isinstance(value, (tuple, list)) else (value, value)  # type: ignore[return-value]
+    return value if isinstance(value, (tuple, list)) else (value, value)
 
 
 def _resolve_padding(
     input: Tensor, weight: Tensor, stride: _Pair, padding: str, dilation: _Pair
 ) -> tuple[Tensor, tuple[int, int]]:
-    """What native does with "valid" and "same": where the right side needs one more, the input itself is padded there."""
+    """What native does with "valid" and "same": where one side needs one more, the input is padded there."""
     if padding == "valid":
         return input, (0, 0)
     if padding != "same":
@@ -60,7 +60,7 @@ def conv2d(
         weight: [F, C / groups, KH, KW], of input's dtype.
         bias: [F] or None.
         stride: step between outputs, one number or (vertical, horizontal).
-        padding: zeros on both sides, one number or two; "valid" (none) or "same" (as many as keep the size, at stride 1).
+        padding: zeros on both sides, one number or two; "valid" (none) or "same" (keeps the size, at stride 1).
         dilation: step between the kernel's taps, one number or two.
         groups: how many sets of channels and filters go separately; groups = C is a depthwise convolution.
 
