@@ -3,9 +3,6 @@
 //   channels_last   out[pixel, f] = patches[pixel, k] * weights[k, f]       patches are the left operand
 //   planes          out[f, pixel] = weights[f, k] * patches[k, pixel]       patches are the right operand
 //   weight grad     sums[k, f]    = patches[k, pixel] * dy[pixel, f]        in both formats
-// so no image is ever transposed. Patches are packed block by block (conv2d_pack.h); the same product with other
-// windows and weights is the data gradient. Sums run over k in blocks of kConvBlockK in order: the result does not
-// depend on how pixels and filters were cut.
 // so no image is ever transposed. Planes whose kernel has several taps are read without patches instead
 // (conv2d_flat.h). Patches are packed block by block (conv2d_pack.h); the same product with other windows and weights
 // is the data gradient. Sums run over k in blocks of kConvBlockK in order: the result does not depend on how pixels and
@@ -18,29 +15,6 @@ namespace {
 
 // Equal blocks of at most kConvBlockK; one empty block where no tap reaches (the product is then zeros).
 inline int64_t k_block_count(int64_t K) { return larger(1, (K + kConvBlockK - 1) / kConvBlockK); }
-
-// v = act(block + bias + residual), stored as T. Rows of n elements, contiguous in the block; the element stride of out
-// may be larger (strided data gradients).
-template <typename T>
-inline void finish_row(const Acc<T>* block, int64_t n, const Acc<T>* bias, Acc<T> row_bias, const T* residual,
-                       bool relu, T* out, int64_t out_stride) {
-  using A = Acc<T>;
-  const auto value = [=](int64_t i, int64_t width) TILEWRIGHT_INLINE {
-    Vec<A> v = load(block + i, width) + row_bias;
-    if (bias != nullptr) v += load(bias + i, width);
-    if (residual != nullptr) v += load(residual + i, width);
-    return relu ? (v < Vec<A>{} ? Vec<A>{} : v) : v;  // NaN stays NaN
-  };
-  if (out_stride == 1) {
-    return for_each_vector<A>(
-        n, [&](int64_t i, int64_t width) TILEWRIGHT_INLINE { store(out + i, value(i, width), width); });
-  }
-  for_each_vector<A>(n, [&](int64_t i, int64_t width) TILEWRIGHT_INLINE {
-    T lanes[kLanes<A>];
-    store(lanes, value(i, width));
-    for (int64_t j = 0; j < width; ++j) out[(i + j) * out_stride] = lanes[j];
-  });
-}
 
 // Calls body(offset of the first pixel in the images, first pixel in the block, pixels) for every piece of one row.
 template <typename T, typename Body>
@@ -228,13 +202,6 @@ void conv_bias_grad(const ConvImages<const T>& grad, int64_t pixel_begin, int64_
   const int64_t filters = filter_end - filter_begin;
   if (grad.c_stride == 1) {
     for_each_vector<A>(filters, [&](int64_t i, int64_t n) TILEWRIGHT_INLINE {
-      Vec<A> sum{};
-      for_each_pixel_run(grad, window, pixel_begin, pixel_end - pixel_begin,
-                         [&](int64_t offset, int64_t, int64_t count) {
-                           const T* row = grad.data + offset + filter_begin + i;
-                           for (int64_t p = 0; p < count; ++p) sum += load(row + p * grad.x_stride, n);
-                         });
-      store(sums + filter_begin + i, sum, n);
       // Four chains: adds wait for nothing, and rounding errors grow with a quarter of the pixels.
       Vec<A> sum[4] = {};
       for_each_pixel_run(grad, window, pixel_begin, pixel_end - pixel_begin,
@@ -263,8 +230,6 @@ void conv_bias_grad(const ConvImages<const T>& grad, int64_t pixel_begin, int64_
 
 template <typename T>
 void fill_conv2d(TypedKernels<T>& table) {
-  table.conv2d = {kTileCols<Acc<T>>, pack_weights<T>,     unpack_weights<T>,
-                  conv_gemm<T>,      conv_weight_grad<T>, conv_bias_grad<T>};
   table.conv2d = {kTileCols<Acc<T>>, pack_weights<T>,   unpack_weights<T>,   conv_gemm<T>,
                   conv_flat_scratch, conv_flat_rows<T>, conv_weight_grad<T>, conv_bias_grad<T>};
 }

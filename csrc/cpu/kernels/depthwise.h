@@ -1,11 +1,6 @@
 // Depthwise convolution: every filter reads one channel, so there is no product of matrices, only sums over taps.
 //
 //   channels_last   a vector of channels; a few pixels of a row at once share each load of a tap's weights
-//   planes          the part of a plane that a block of rows reads is copied, with its padding, into scratch and split
-//   by
-//                   the phases of the stride; then pixel p = y * pitch + x reads tap t at phases[offset_t + p],
-//                   whatever the padding, stride and dilation: whole vectors, no edges, rows of any width
-//                       phase (v % stride, u % stride) holds position (v, u) at (v / stride, u / stride)
 //   planes          one plane's phases at a time (conv2d_flat.h): whole vectors, no edges, rows of any width
 // Data gradients are the same sums over dy with other windows. Weight gradients keep one accumulator per tap.
 #pragma once
@@ -174,38 +169,6 @@ template <typename A>
 int64_t depthwise_planes_scratch(const ConvWindow& window, int64_t rows) {
   const PhaseLayout layout(window, rows);
   return window.rows * window.cols + 16 + layout.size + rows * layout.pitch + 3 * kFlatVectors * kLanes<A>;
-}
-
-inline void find_tap_offsets(const ConvWindow& window, const PhaseLayout& layout, int32_t* offsets) {
-  for (int64_t i = 0; i < window.rows; ++i) {
-    for (int64_t j = 0; j < window.cols; ++j) {
-      const int64_t u = i * window.step_y, v = j * window.step_x;
-      const int64_t phase = u % window.stride_y * window.stride_x + v % window.stride_x;
-      *offsets++ =
-          static_cast<int32_t>((phase * layout.height + u / window.stride_y) * layout.pitch + v / window.stride_x);
-    }
-  }
-}
-
-template <typename T>
-void copy_phases(const ConvImages<const T>& in, const T* plane, const ConvWindow& window, const PhaseLayout& layout,
-                 int64_t row, Acc<T>* phases) {
-  const int64_t stride = window.stride_x;
-  for (int64_t u = 0; u < layout.height * window.stride_y; ++u) {
-    const int64_t iy = row * window.stride_y + window.first_y + u;
-    for (int64_t phase = 0; phase < stride; ++phase) {
-      Acc<T>* dst =
-          phases + ((u % window.stride_y * stride + phase) * layout.height + u / window.stride_y) * layout.pitch;
-      const int64_t ix = window.first_x + phase;
-      int64_t low = ix >= 0 ? 0 : smaller((-ix + stride - 1) / stride, layout.pitch);
-      int64_t high = in.width <= ix ? 0 : smaller((in.width - ix + stride - 1) / stride, layout.pitch);
-      if (iy < 0 || iy >= in.height || high < low) low = high = 0;
-      fill_zero(dst, low);
-      copy_strided(dst + low, plane + iy * in.y_stride + (ix + low * stride) * in.x_stride, stride * in.x_stride,
-                   high - low);
-      fill_zero(dst + high, layout.pitch - high);
-    }
-  }
 }
 
 template <typename A, int kVectors>
