@@ -1,4 +1,4 @@
-"""More than 2^31 elements: offsets do not fit 32 bits. Each needs about 9 GB, and is left out where that is not free."""
+"""More than 2^31 elements: offsets do not fit 32 bits. Each needs about 9 GB and is left out where that is not free."""
 
 import pytest
 import torch

@@ -13,7 +13,10 @@ import tilewright.functional as TF
 SEED_BYTES = 8
 
 
-def _saved_bytes(call: Callable[[], Tensor]) -> int:
+def _saved_bytes(call: Callable[..., Tensor], inputs: list[Tensor]) -> int:
+    """Bytes kept alive by the graph. Vectors that are inputs (weight, bias of a norm) are parameters the model holds
+    anyway: a reference to one costs nothing."""
+    parameters = {t.data_ptr() for t in inputs if t.dim() == 1}
     storages: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -21,9 +24,9 @@ def _saved_bytes(call: Callable[[], Tensor]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = call()
+        output = call(*inputs)
     assert output.requires_grad
-    return sum(storages.values())
+    return sum(size for pointer, size in storages.items() if pointer not in parameters)
 
 
 def _leaf(*shape: int) -> Tensor:
@@ -64,4 +67,4 @@ def _cases() -> dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], li
 @pytest.mark.parametrize("name", _cases())
 def test_saved_bytes_are_at_most_natives(name):
     ours, native, inputs = _cases()[name]
-    assert _saved_bytes(lambda: ours(*inputs)) <= _saved_bytes(lambda: native(*inputs)) + SEED_BYTES
+    assert _saved_bytes(ours, inputs) <= _saved_bytes(native, inputs) + SEED_BYTES

@@ -1,8 +1,8 @@
 // scaled_dot_product_attention: O = softmax(scale * Q K^T + mask) V for every head.
 //
 // query [*, H, Sq, D], key [*, Hk, Sk, D], value [*, Hk, Sk, Dv], output [*, H, Sq, Dv]; the heads dimension and those
-// before it may be missing. H is a multiple of Hk: query head h reads key head h / (H / Hk). logsumexp [*, H, Sq] is +Inf
-// where a query attends to nothing.
+// before it may be missing. H is a multiple of Hk: query head h reads key head h / (H / Hk). logsumexp [*, H, Sq] is
+// +Inf where a query attends to nothing.
 #pragma once
 #include "ops/library.h"
 

@@ -15,8 +15,8 @@ _baddbmm = torch.ops.tilewright.baddbmm.default
 def matmul(input: Tensor, other: Tensor) -> Tensor:
     """Matrix product with torch's rules for vectors and batches: [*, M, K] x [*, K, N] -> [*, M, N].
 
-    Drop-in for :func:`torch.matmul`. Transposed, expanded and offset operands are read in place; 16-bit types are summed
-    in float32 and rounded once.
+    Drop-in for :func:`torch.matmul`. Transposed, expanded and offset operands are read in place; 16-bit types sum
+    in float32 and are rounded once.
 
     Args:
         input: at least 1-D; a vector is a row.

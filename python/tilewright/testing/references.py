@@ -76,6 +76,8 @@ def attention(
     if keep is not None:
         weights = weights * keep / (1 - dropout_p)
     return weights @ value
+
+
 def batch_norm(
     x: Tensor,
     mean: Tensor | None,
