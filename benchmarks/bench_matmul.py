@@ -1,8 +1,10 @@
 """matmul, bmm and baddbmm: attention-like batches, square and thin products, transposed and stride-0 operands."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import tilewright.functional as TF
 
@@ -35,7 +37,8 @@ def _case(
         b = in_layout(b, "transposed") if layout == "second transposed" else b
         b = b[:1].expand(*batch, k, n) if layout == "second shared" else b
         added = [randn(*batch, m, n, dtype=dtype, seed=2)] if form == "baddbmm" else []
-        ours, native = {"bmm": TF.bmm, "matmul": TF.matmul, "baddbmm": TF.baddbmm}[form], getattr(torch, form)
+        functions: dict[str, Callable[..., Tensor]] = {"bmm": TF.bmm, "matmul": TF.matmul, "baddbmm": TF.baddbmm}
+        ours, native = functions[form], getattr(torch, form)
         work = _work(batch[0] if batch else 1, m, k, n, element_size(dtype))
         return Problem([*added, a, b], native, ours, work)
 

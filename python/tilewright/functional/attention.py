@@ -2,9 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.overrides import has_torch_function_variadic
 
 from ._errors import native_type_errors
+from ._overrides import call_override
 
 _attention = torch.ops.tilewright.scaled_dot_product_attention.default
 
@@ -48,8 +49,9 @@ def scaled_dot_product_attention(
         >>> y = tilewright.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     """
     if has_torch_function_variadic(query, key, value, attn_mask):
-        return handle_torch_function(
+        return call_override(
             torch.nn.functional.scaled_dot_product_attention,
+            scaled_dot_product_attention,
             (query, key, value, attn_mask),
             query,
             key,

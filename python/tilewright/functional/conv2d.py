@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from ._errors import native_type_errors
+from ._overrides import call_override
 
 _conv2d = torch.ops.tilewright.conv2d.default
 _conv2d_act = torch.ops.tilewright.conv2d_act.default
@@ -74,8 +75,9 @@ def conv2d(
         >>> y = tilewright.functional.conv2d(torch.randn(8, 3, 224, 224), torch.randn(64, 3, 7, 7), stride=2, padding=3)
     """
     if has_torch_function((input, weight, bias)):
-        return handle_torch_function(
+        return call_override(
             torch.nn.functional.conv2d,
+            conv2d,
             (input, weight, bias),
             input,
             weight,

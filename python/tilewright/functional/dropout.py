@@ -2,9 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_unary
+from torch.overrides import has_torch_function_unary
 
 from ._errors import check_dropout_arguments, native_type_errors
+from ._overrides import call_override
 
 _dropout = torch.ops.tilewright.dropout.default
 _dropout_ = torch.ops.tilewright.dropout_.default
@@ -35,8 +36,8 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
         >>> y = tilewright.functional.dropout(torch.randn(4, 16), p=0.1)
     """
     if has_torch_function_unary(input):
-        return handle_torch_function(
-            torch.nn.functional.dropout, (input,), input, p=p, training=training, inplace=inplace
+        return call_override(
+            torch.nn.functional.dropout, dropout, (input,), input, p=p, training=training, inplace=inplace
         )
     check_dropout_arguments("dropout", p, training)
     return _dropout_(input, p, training) if inplace else _dropout(input, p, training)

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ._errors import native_type_errors
+from ._overrides import call_override
 
 _linear = torch.ops.tilewright.linear.default
 _linear_act = torch.ops.tilewright.linear_act.default
@@ -31,7 +32,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         >>> y = tilewright.functional.linear(torch.randn(8, 64), torch.randn(32, 64), torch.randn(32))
     """
     if has_torch_function_variadic(input, weight, bias):
-        return handle_torch_function(torch.nn.functional.linear, (input, weight, bias), input, weight, bias)
+        return call_override(torch.nn.functional.linear, linear, (input, weight, bias), input, weight, bias)
     return _linear(input, weight, bias)
 
 

@@ -2,9 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.overrides import has_torch_function_variadic
 
 from ._errors import native_type_errors
+from ._overrides import call_override
 
 _matmul = torch.ops.tilewright.matmul.default
 _bmm = torch.ops.tilewright.bmm.default
@@ -32,7 +33,7 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
         >>> y = tilewright.functional.matmul(torch.randn(8, 64, 32), torch.randn(32, 16))
     """
     if has_torch_function_variadic(input, other):
-        return handle_torch_function(torch.matmul, (input, other), input, other)
+        return call_override(torch.matmul, matmul, (input, other), input, other)
     return _matmul(input, other)
 
 
@@ -53,7 +54,7 @@ def bmm(input: Tensor, mat2: Tensor) -> Tensor:
         RuntimeError: an operand is not 3-D, or sizes or dtypes differ.
     """
     if has_torch_function_variadic(input, mat2):
-        return handle_torch_function(torch.bmm, (input, mat2), input, mat2)
+        return call_override(torch.bmm, bmm, (input, mat2), input, mat2)
     return _bmm(input, mat2)
 
 
@@ -77,7 +78,7 @@ def baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, a
         RuntimeError: a batch is not 3-D, or sizes or dtypes differ.
     """
     if has_torch_function_variadic(input, batch1, batch2):
-        return handle_torch_function(
-            torch.baddbmm, (input, batch1, batch2), input, batch1, batch2, beta=beta, alpha=alpha
+        return call_override(
+            torch.baddbmm, baddbmm, (input, batch1, batch2), input, batch1, batch2, beta=beta, alpha=alpha
         )
     return _baddbmm(input, batch1, batch2, beta=beta, alpha=alpha)
