@@ -5,9 +5,26 @@
 
 #include "cpu/keep_mask.h"
 #include "cpu/kernel_table.h"
+#include "cpu/scratch.h"
 #include "cpu/tensors.h"
 
 namespace tilewright {
+
+// Slots of thread_scratch.
+constexpr int kPackedSlot = 6, kWorkSlot = 7;
+// Tasks a call is cut into at least, where the shape allows it.
+constexpr int64_t kWantedTasks = 16;
+
+template <typename A>
+A* attention_scratch(int slot, int64_t elements) {
+  return static_cast<A*>(thread_scratch(slot, static_cast<size_t>(elements) * sizeof(A)));
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Position i of n in an order in which early and late ones alternate: under a causal mask late blocks of queries cost
+// more than early ones, and threads take contiguous runs.
+inline int64_t balanced(int64_t i, int64_t n) { return i % 2 == 0 ? i / 2 : n - 1 - i / 2; }
 
 inline bool has_contiguous_rows(const Tensor& tensor) { return tensor.size(-1) <= 1 || tensor.stride(-1) == 1; }
 

@@ -2,7 +2,7 @@
 // more (two products) so that a mask shared by many heads needs no [Sq, Sk] memory per head: the caller goes through
 // the heads of one mask in order.
 #pragma once
-#include "cpu/kernels/attention_backward.h"
+#include "cpu/kernels/attention_gradient_tile.h"
 
 namespace tilewright {
 namespace {
