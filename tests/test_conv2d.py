@@ -71,14 +71,17 @@ def _run(function, leaves: list[Tensor | None], dy: Tensor | None, **options) ->
     return [y.detach(), *[t.grad for t in leaves if t is not None]], dy
 
 
-def _compare(x: Tensor, weight: Tensor, bias: Tensor | None, options: dict, factor: float = 2) -> None:
-    native, dy = _run(F.conv2d, [x, weight, bias], None, **options)
+def _compare(
+    x: Tensor, weight: Tensor, bias: Tensor | None, options: dict, factor: float = 2, native_as_planes: bool = False
+) -> None:
+    native, dy = _run(F.conv2d, [x.contiguous() if native_as_planes else x, weight, bias], None, **options)
     ours, _ = _run(TF.conv2d, [x, weight, bias], dy, **options)
     wide = [None if t is None else t.double() for t in (x, weight, bias)]
     reference, _ = _run(_reference, wide, dy, **options)
     for name, a, b, c in zip(("y", "dx", "dweight", "dbias"), ours, native, reference, strict=False):
         assert_as_accurate(a, b, c, factor=factor, what=name)
-        assert a.stride() == b.stride() or 1 in a.shape, f"{name}: strides {a.stride()}, native {b.stride()}"
+        same_strides = a.stride() == b.stride() or 1 in a.shape or native_as_planes
+        assert same_strides, f"{name}: strides {a.stride()}, native {b.stride()}"
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
@@ -116,8 +119,10 @@ def test_any_options(data):
     x = torch.randn(draw(1, 2, 3), groups * channels, *size, dtype=dtype).contiguous(memory_format=memory_format)
     weight = torch.randn(groups * filters, channels, *kernel, dtype=dtype)
     bias = draw(None, torch.randn(groups * filters, dtype=dtype))
-    # Among hundreds of drawn cases native's largest error is now and then small by chance.
-    _compare(x, weight, bias, options, factor=4)
+    # Among hundreds of drawn cases native's largest error is now and then small by chance. Native gets planes, because
+    # torch 2.13 crashes on some channels_last draws: F.conv2d of [1, 4, 8, 1] with [68, 2, 5, 1], stride (1, 4), padding
+    # (2, 3), dilation (1, 3), groups 2 is a segmentation fault.
+    _compare(x, weight, bias, options, factor=4, native_as_planes=True)
 
 
 @pytest.mark.parametrize("kernel", [(2, 2), (3, 4), (5, 1)])

@@ -92,13 +92,16 @@ Tensor input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weig
       .contiguous(shape.format);
 }
 
-// Where one channel or a 1x1 kernel makes weights of both formats, native's float64 path keeps the given strides.
-at::MemoryFormat weight_grad_format(const Tensor& weight, at::MemoryFormat format) {
-  return weight.scalar_type() == at::kDouble ? weight.contiguous(format).suggest_memory_format() : format;
+// Where one channel or a 1x1 kernel makes weights of both formats, native's float64 path without dilation keeps the
+// given strides.
+at::MemoryFormat weight_grad_format(const Conv2dShape& shape, const Tensor& weight, at::MemoryFormat format) {
+  const bool keeps = weight.scalar_type() == at::kDouble && shape.dilation[0] == 1 && shape.dilation[1] == 1;
+  return keeps ? weight.contiguous(format).suggest_memory_format() : format;
 }
 
 Tensor weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& weight) {
-  Tensor dweight = at::empty(weight.sizes(), weight.options().memory_format(weight_grad_format(weight, shape.format)));
+  Tensor dweight =
+      at::empty(weight.sizes(), weight.options().memory_format(weight_grad_format(shape, weight, shape.format)));
   dispatch_floating(dy.scalar_type(), "conv2d_backward", [&](auto element) {
     using T = decltype(element);
     if (is_depthwise(shape)) {
@@ -132,7 +135,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
   if (output_mask[0]) dx = result_in(input_grad(shape, dy, weight), shape.format, result_format);
   if (output_mask[1]) {
     const Tensor x = in_format(input, shape.format);
-    dweight = result_in(weight_grad(shape, dy, x, weight), shape.format, weight_grad_format(weight, result_format));
+    dweight =
+        result_in(weight_grad(shape, dy, x, weight), shape.format, weight_grad_format(shape, weight, result_format));
   }
   if (output_mask[2]) {
     dispatch_floating(dy.scalar_type(), "conv2d_backward",

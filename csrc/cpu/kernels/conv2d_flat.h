@@ -90,7 +90,7 @@ void copy_phases(const ConvImages<const T>& in, const T* plane, const ConvWindow
 }
 
 // block[f][p] (+)= sum over channels and taps of weight[(c, t)][f] * phases[c][offset_t + p], for kRows filters and
-// kVectors vectors of pixels.
+// kVectors vectors of pixels. Each call sums on its own first: blocks of k keep chains short.
 template <typename A, int kRows, int kVectors>
 void flat_tile(int64_t channels, int64_t taps, const A* weight, const A* phases, int64_t channel_step,
                const int32_t* offsets, A* block, int64_t block_row, bool accumulate) {
@@ -98,7 +98,7 @@ void flat_tile(int64_t channels, int64_t taps, const A* weight, const A* phases,
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sum[i][v] = accumulate ? load(block + i * block_row + v * kLanes<A>) : Vec<A>{};
+    for (int v = 0; v < kVectors; ++v) sum[i][v] = Vec<A>{};
   }
   for (int64_t c = 0; c < channels; ++c) {
     for (int64_t t = 0; t < taps; ++t) {
@@ -118,7 +118,10 @@ void flat_tile(int64_t channels, int64_t taps, const A* weight, const A* phases,
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) store(block + i * block_row + v * kLanes<A>, sum[i][v]);
+    for (int v = 0; v < kVectors; ++v) {
+      A* out = block + i * block_row + v * kLanes<A>;
+      store(out, accumulate ? load(out) + sum[i][v] : sum[i][v]);
+    }
   }
 }
 

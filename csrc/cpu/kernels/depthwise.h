@@ -11,7 +11,8 @@ namespace {
 
 // --- channels_last ---------------------------------------------------------------------------------------------------
 
-constexpr int kDepthwisePixels = 4;
+// Pixels at once: 8 chains of fmas (2 ports x latency 4), and one load of weights for 8 of pixels.
+constexpr int kDepthwisePixels = 8;
 
 // kPixels pixels from x on, taps of columns [col_begin, col_end), all inside the image.
 template <typename T, int kPixels>
@@ -20,7 +21,8 @@ inline void depthwise_last_pixels(const ConvDepthwiseArgs<T>& args, const T* ima
   using A = Acc<T>;
   const ConvWindow& window = args.window;
   const ConvImages<const T>& in = args.in;
-  const int64_t pixel_step = window.stride_x * in.x_stride, C = args.channels;
+  const int64_t pixel_step = window.stride_x * in.x_stride, tap_step = window.step_x * in.x_stride;
+  const int64_t C = args.channels;
   const int64_t iy0 = y * window.stride_y + window.first_y;
   const T* at = image + (x * window.stride_x + window.first_x) * in.x_stride;
   for_each_vector<A>(C, [&](int64_t c, int64_t n) TILEWRIGHT_INLINE {
@@ -31,11 +33,10 @@ inline void depthwise_last_pixels(const ConvDepthwiseArgs<T>& args, const T* ima
     for (int64_t i = 0; i < window.rows; ++i) {
       const int64_t iy = iy0 + i * window.step_y;
       if (iy < 0 || iy >= in.height) continue;
-      const A* weight = args.weight + i * window.cols * C + c;
-      const T* row = at + iy * in.y_stride + c;
-      for (int64_t j = col_begin; j < col_end; ++j) {
-        const Vec<A> w = load(weight + j * C, n);
-        const T* from = row + j * window.step_x * in.x_stride;
+      const A* weight = args.weight + (i * window.cols + col_begin) * C + c;
+      const T* from = at + iy * in.y_stride + col_begin * tap_step + c;
+      for (int64_t j = col_begin; j < col_end; ++j, weight += C, from += tap_step) {
+        const Vec<A> w = load(weight, n);
 #pragma GCC unroll 8
         for (int p = 0; p < kPixels; ++p) sum[p] = fma(load(from + p * pixel_step, n), w, sum[p]);
       }
@@ -73,6 +74,11 @@ void depthwise_last(const ConvDepthwiseArgs<T>& args, int64_t row_begin, int64_t
       if (x >= inner_begin && x + kDepthwisePixels <= inner_end) {
         depthwise_last_pixels<T, kDepthwisePixels>(args, image, y, x, 0, window.cols, here);
         x += kDepthwisePixels;
+        continue;
+      }
+      if (x >= inner_begin && x + kDepthwisePixels / 2 <= inner_end) {
+        depthwise_last_pixels<T, kDepthwisePixels / 2>(args, image, y, x, 0, window.cols, here);
+        x += kDepthwisePixels / 2;
         continue;
       }
       int64_t col_begin = 0, col_end = window.cols;

@@ -89,9 +89,10 @@ def _backward(
     _, empty = _check(input, weight, stride, padding, dilation, groups)
     memory_format = _memory_format(input, weight)
 
-    # Where one channel or a 1x1 kernel makes weights of both formats, native's float64 path keeps the given strides.
+    # Where one channel or a 1x1 kernel makes weights of both formats, native's float64 path without
+    # dilation keeps the given strides.
     weight_format = memory_format
-    if weight.dtype == torch.float64:
+    if weight.dtype == torch.float64 and all(d == 1 for d in dilation):
         weight_format = torch._prims_common.suggest_memory_format(weight.contiguous(memory_format=memory_format))
 
     def like(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
