@@ -19,8 +19,9 @@ $(VENV)/.built: $(BIN)/python $(SOURCES)
 
 build: $(VENV)/.built
 
+# One thread for each of the test processes: two spinning thread teams on two cores take ten times as long.
 test: build  ## builds from scratch in a clean checkout and runs every test
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto
 
 demo: build  ## trains two real models, native and accelerated side by side
 	$(BIN)/python -m tilewright demo

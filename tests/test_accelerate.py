@@ -109,7 +109,8 @@ def test_twenty_training_steps(name, optimizer):
             steps.append(loss.detach())
         losses.append(torch.stack(steps))
     assert losses[1][-1] < losses[1][0]
-    assert_as_accurate(*losses, what="losses")
+    # Twenty steps magnify rounding differences by chance in either direction, so this bar is twice the ops' own.
+    assert_as_accurate(*losses, what="losses", factor=4)
 
 
 @pytest.mark.parametrize("name", MODELS)
