@@ -32,13 +32,13 @@ bench: build  ## the benchmark suite against native; make bench ARGS=--quick
 check: build  ## every op against float64 references, on each ISA of this machine
 	$(BIN)/python -m tilewright check
 
-lint: $(VENV)/.built
+lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	git ls-files 'csrc/*.h' 'csrc/*.cpp' | xargs $(BIN)/clang-format --dry-run -Werror
 
-format: $(VENV)/.built
+format: build
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	git ls-files 'csrc/*.h' 'csrc/*.cpp' | xargs $(BIN)/clang-format -i
