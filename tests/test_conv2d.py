@@ -120,7 +120,7 @@ def test_any_options(data):
     weight = torch.randn(groups * filters, channels, *kernel, dtype=dtype)
     bias = draw(None, torch.randn(groups * filters, dtype=dtype))
     # Among hundreds of drawn cases native's largest error is now and then small by chance. Native gets planes, because
-    # torch 2.13's own F.conv2d crashed (segmentation fault) in a loop of 3000 such channels_last draws without tilewright.
+    # torch 2.13's own F.conv2d crashed (segmentation fault) in a loop of 3000 channels_last draws without tilewright.
     _compare(x, weight, bias, options, factor=4, native_as_planes=True)
 
 
