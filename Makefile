@@ -10,7 +10,7 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -m pip install -q setuptools wheel ninja cmake
+	$(BIN)/python -m pip install -q setuptools wheel ninja cmake numpy
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q "$(TORCH)"
 
 $(VENV)/.built: $(BIN)/python $(SOURCES)
