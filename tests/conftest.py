@@ -1,11 +1,17 @@
 """Fixtures shared by all tests: every test that asks for `isa` runs on each ISA this machine has."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tilewright.testing import available_isas, force_isa
+
+# The same draws on every run: a failure in CI is a failure here. HYPOTHESIS_PROFILE=default draws anew.
+settings.register_profile("reproducible", derandomize=True, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "reproducible"))
 
 
 @pytest.fixture(params=available_isas())

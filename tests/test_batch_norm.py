@@ -167,7 +167,11 @@ def test_like_native_for_any_arguments(shape, training, last, affine, tracked, l
         slack = 1e-3 * max(1.0, reference[name].abs().max().item())
         if dtype == torch.float32:
             torch.testing.assert_close(value.double(), reference[name], rtol=1e-3, atol=slack)
-        assert value.stride() == native[name].stride()
+        # The stride of a dimension of one element addresses nothing, and native's depends on the path it took.
+        steps = [
+            [step for step, size in zip(t.stride(), t.shape, strict=True) if size > 1] for t in (value, native[name])
+        ]
+        assert steps[0] == steps[1]
         assert value.dtype == native[name].dtype
 
 

@@ -130,3 +130,36 @@ def test_data_loader_workers_after_fork():
     batches = torch.cat(list(loader))
     for index in range(8):
         torch.testing.assert_close(batches[index], _Normalised()[index])
+
+
+NONE_CALLS = {
+    "layer_norm": lambda f: f.layer_norm(None, (3,)),
+    "dropout": lambda f: f.dropout(None),
+    "linear": lambda f: f.linear(None, torch.ones(2, 2)),
+    "conv2d": lambda f: f.conv2d(None, None),
+    "attention": lambda f: f.scaled_dot_product_attention(None, None, None),
+}
+
+
+@pytest.mark.parametrize("name", NONE_CALLS)
+def test_none_for_a_tensor_is_a_type_error(name):
+    for functional in (F, TF):
+        with pytest.raises(TypeError):
+            NONE_CALLS[name](functional)
+
+
+def test_layer_norm_refuses_the_mixed_dtypes_that_native_refuses():
+    cases = [(torch.float32, torch.float64), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.float16)]
+    for dtype, parameter_dtype in cases:
+        x, weight = torch.randn(4, 8).to(dtype), torch.randn(8).to(parameter_dtype)
+        for function in (F.layer_norm, TF.layer_norm):
+            with pytest.raises(RuntimeError):
+                function(x, (8,), weight)
+
+
+def test_running_statistics_count_no_version_as_natives_do_not():
+    for functional in (F, TF):
+        mean, var = torch.zeros(3), torch.ones(3)
+        functional.batch_norm(torch.randn(5, 3), mean, var, training=True)
+        assert mean._version == 0
+        assert var._version == 0

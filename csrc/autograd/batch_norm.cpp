@@ -38,7 +38,8 @@ std::tuple<Tensor, Tensor, Tensor> run_forward(const Tensor& input, const Option
     result = batch_norm_forward(input, weight, bias, mean, var, options.eps, residual, options.relu);
   }
   if (options.training && is_defined(options.running_mean)) {
-    at::AutoDispatchBelowAutograd below_autograd;  // but above the kernel that counts in-place changes
+    // As native's, this change to the running statistics is not counted as an in-place change by autograd.
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
     batch_norm_update_stats(*options.running_mean, *options.running_var, std::get<1>(result), std::get<2>(result),
                             input.sym_numel() / std::max(input.sym_size(1), c10::SymInt(1)), options.momentum);
   }
@@ -169,17 +170,6 @@ Tensor batch_norm_act(const Tensor& input, const OptionalTensor& running_mean, c
   return relu ? y : activate(y, activation);
 }
 
-// Changes to the running statistics are counted like every in-place change.
-void update_stats_and_count(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean,
-                            const Tensor& var, c10::SymInt count, double momentum) {
-  {
-    at::AutoDispatchBelowADInplaceOrView below;
-    batch_norm_update_stats(running_mean, running_var, mean, var, std::move(count), momentum);
-  }
-  running_mean.unsafeGetTensorImpl()->bump_version();
-  running_var.unsafeGetTensorImpl()->bump_version();
-}
-
 }  // namespace
 }  // namespace tilewright
 
@@ -190,7 +180,4 @@ TORCH_LIBRARY_IMPL(tilewright, CompositeImplicitAutograd, m) {
 TORCH_LIBRARY_IMPL(tilewright, FuncTorchBatched, m) {
   m.impl("batch_norm", tilewright::batch_norm);
   m.impl("batch_norm_act", tilewright::batch_norm_act);
-}
-TORCH_LIBRARY_IMPL(tilewright, ADInplaceOrView, m) {
-  m.impl("batch_norm_update_stats_", tilewright::update_stats_and_count);
 }

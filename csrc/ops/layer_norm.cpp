@@ -2,6 +2,18 @@
 
 namespace tilewright {
 
+namespace {
+
+// Native's rule: parameters have the input's dtype, or float32 beside a 16-bit input.
+void check_parameter_dtype(const char* name, const Tensor& parameter, at::ScalarType dtype) {
+  if (!parameter.defined() || parameter.scalar_type() == dtype) return;
+  const bool half = dtype == at::kBFloat16 || dtype == at::kHalf;
+  TORCH_CHECK(half && parameter.scalar_type() == at::kFloat, "layer_norm: mixed dtype: ", name, " must be ", dtype,
+              " as input is", half ? " or float32" : "", ", got ", parameter.scalar_type());
+}
+
+}  // namespace
+
 LayerNormSize check_layer_norm(const Tensor& input, at::IntArrayRef normalized_shape, const Tensor& weight,
                                const Tensor& bias) {
   const auto rank = static_cast<int64_t>(normalized_shape.size());
@@ -13,6 +25,8 @@ LayerNormSize check_layer_norm(const Tensor& input, at::IntArrayRef normalized_s
               normalized_shape, " (normalized_shape), got ", weight.sizes());
   TORCH_CHECK(!bias.defined() || bias.sizes().equals(normalized_shape), "layer_norm: bias must have shape ",
               normalized_shape, " (normalized_shape), got ", bias.sizes());
+  check_parameter_dtype("weight", weight, input.scalar_type());
+  check_parameter_dtype("bias", bias, input.scalar_type());
   const int64_t cols = c10::multiply_integers(normalized_shape);
   const int64_t rows = c10::multiply_integers(input.sizes().slice(0, input.dim() - rank));
   return {rows, cols};

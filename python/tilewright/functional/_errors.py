@@ -1,8 +1,11 @@
 """The exception types of native's argument parser, for ops that are parsed from a schema."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
+
+from torch import Tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -18,6 +21,11 @@ def native_type_errors(function: Callable[P, R]) -> Callable[P, R]:
         except RuntimeError as error:
             if "Expected a value of type" in str(error):
                 raise TypeError(f"{function.__name__}(): {error}") from None
+            # The dispatcher takes None for any tensor; what follows from it is not the user's error.
+            for name, value in inspect.signature(function).bind(*args, **kwargs).arguments.items():
+                if value is None and function.__annotations__.get(name) is Tensor:
+                    message = f"{function.__name__}(): argument '{name}' must be Tensor, not NoneType"
+                    raise TypeError(message) from None
             raise
 
     return wrapper

@@ -39,5 +39,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
         return call_override(
             torch.nn.functional.dropout, dropout, (input,), input, p=p, training=training, inplace=inplace
         )
+    if input is None:
+        raise TypeError("dropout(): argument 'input' must be Tensor, not NoneType")
     check_dropout_arguments("dropout", p, training)
     return _dropout_(input, p, training) if inplace else _dropout(input, p, training)
