@@ -35,7 +35,22 @@ bool prefers_planes(const Conv2dShape& shape) {
          std::max(shape.filters, shape.channels) / shape.groups < kFewFilters;
 }
 
-// A result that was computed as planes, in the format it is promised in.
+// Planes of narrow images waste a block's columns at every row's end: with enough channels to fill vectors of filters,
+// copying such images to channels_last and back costs less. Measured on Zen 4, 3x3 forward and backward with two
+// threads, planes against copies: 64 x 64 x 8 x 8, 11.6 and 10.0 ms; 8 x 512 x 7 x 7, 39.4 and 31.0 ms.
+bool prefers_channels_last(const Conv2dShape& shape) {
+  constexpr int64_t kNarrow = 8, kManyChannels = 32;
+  return shape.format == kPlanes && shape.groups == 1 && shape.out[1] <= kNarrow &&
+         shape.kernel[0] * shape.kernel[1] > 1 && std::min(shape.filters, shape.channels) >= kManyChannels;
+}
+
+// The format the kernels work in, whatever the result is promised in.
+at::MemoryFormat working_format(const Conv2dShape& shape) {
+  if (prefers_planes(shape)) return kPlanes;
+  return prefers_channels_last(shape) ? at::MemoryFormat::ChannelsLast : shape.format;
+}
+
+// A result that was computed in one format, in the format it is promised in.
 Tensor result_in(const Tensor& result, at::MemoryFormat computed, at::MemoryFormat promised) {
   if (computed == promised || !result.defined()) return result;
   return at::empty(result.sizes(), result.options().memory_format(promised)).copy_(result);
@@ -53,7 +68,7 @@ Tensor conv2d_forward_cpu(const Tensor& input, const Tensor& weight, const Optio
               ", got ", residual_in.sizes(), " and ", residual_in.scalar_type());
   if (shape.empty()) return at::empty(size, input.options());
   const auto result_format = shape.format;
-  if (prefers_planes(shape)) shape.format = kPlanes;
+  shape.format = working_format(shape);
 
   Tensor output = at::empty(size, input.options().memory_format(shape.format));
   const Tensor x = in_format(input, shape.format);
@@ -130,7 +145,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
     if (output_mask[2]) dbias = at::zeros({shape.filters}, weight.options());
     return {dx, dweight, dbias};
   }
-  if (prefers_planes(shape)) shape.format = kPlanes;
+  shape.format = working_format(shape);
   const Tensor dy = in_format(grad_output, shape.format);
   if (output_mask[0]) dx = result_in(input_grad(shape, dy, weight), shape.format, result_format);
   if (output_mask[1]) {
