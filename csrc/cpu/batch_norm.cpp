@@ -35,6 +35,7 @@ struct BatchNormForward {
                                       scale,
                                       shift,
                                       relu,
+                                      streams_past_cache(x.nbytes() * (residual.defined() ? 3 : 2)),
                                       shape};
     const A *w = const_data<A>(weight), *b = const_data<A>(bias);
     A *mean_out = mutable_data<A>(mean), *var_out = mutable_data<A>(var);
@@ -137,6 +138,7 @@ struct BatchNormBackward {
                                     scale,
                                     mean_g,
                                     training ? slope : nullptr,
+                                    streams_past_cache(x.nbytes() * (y.defined() ? 4 : 3)),
                                     shape};
     const A *w = const_data<A>(weight), *vars = const_data<A>(var);
     A *dweight = mutable_data<A>(grad_weight), *dbias = mutable_data<A>(grad_bias);

@@ -35,7 +35,8 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_forward_cpu(const Tensor& input, a
                                        mutable_data<Acc<T>>(mean),
                                        mutable_data<Acc<T>>(rstd),
                                        cols,
-                                       static_cast<Acc<T>>(eps)};
+                                       static_cast<Acc<T>>(eps),
+                                       streams_past_cache(2 * output.nbytes())};
     const auto kernel = kernels<T>().layer_norm.forward;
     parallel_for_cost(rows, cols, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
   });
@@ -115,10 +116,16 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward_cpu(const Tensor& grad_ou
       ChunkSums<A> weight_sums(grad_weight, chunks, cols), bias_sums(grad_bias, chunks, cols);
       parallel_for_cost(chunks, chunk_rows * cols, [&](int64_t begin, int64_t end) {
         for (int64_t chunk = begin; chunk < end; ++chunk) {
-          const LayerNormBackwardArgs<T> args{
-              const_data<T>(dy),        const_data<T>(x),       const_data<A>(weight),
-              const_data<A>(means),     const_data<A>(rstds),   mutable_data<T>(grad_input),
-              weight_sums.start(chunk), bias_sums.start(chunk), cols};
+          const LayerNormBackwardArgs<T> args{const_data<T>(dy),
+                                              const_data<T>(x),
+                                              const_data<A>(weight),
+                                              const_data<A>(means),
+                                              const_data<A>(rstds),
+                                              mutable_data<T>(grad_input),
+                                              weight_sums.start(chunk),
+                                              bias_sums.start(chunk),
+                                              cols,
+                                              streams_past_cache(3 * x.nbytes())};
           kernel(args, chunk * chunk_rows, std::min(rows, (chunk + 1) * chunk_rows));
         }
       });

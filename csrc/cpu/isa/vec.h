@@ -122,6 +122,12 @@ inline void store(float* p, VecF32 v, int64_t n);
 inline void store(double* p, VecF64 v, int64_t n);
 inline void store(BF16* p, VecF32 v, int64_t n);
 inline void store(F16* p, VecF32 v, int64_t n);
+// store, past the caches where the ISA can: p is a multiple of the bytes stored. finish_streams() before others read.
+inline void stream(float* p, VecF32 v);
+inline void stream(double* p, VecF64 v);
+inline void stream(BF16* p, VecF32 v);
+inline void stream(F16* p, VecF32 v);
+inline void finish_streams();
 inline VecF32 sqrt(VecF32 v);
 inline VecF64 sqrt(VecF64 v);
 inline VecF32 scale_by_power_of_two(VecF32 v, VecF32 n);  // v * 2^n for a whole n

@@ -37,6 +37,16 @@ inline void store(F16* p, VecF32 v, int64_t n) {
   _mm256_mask_storeu_epi16(p, mask16(n), bit_cast<__m256i>(narrow_f16(v)));
 }
 
+inline void stream(float* p, VecF32 v) { _mm512_stream_ps(p, v); }
+inline void stream(double* p, VecF64 v) { _mm512_stream_pd(p, v); }
+inline void stream(BF16* p, VecF32 v) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bit_cast<__m256i>(narrow_bf16(v)));
+}
+inline void stream(F16* p, VecF32 v) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bit_cast<__m256i>(narrow_f16(v)));
+}
+inline void finish_streams() { _mm_sfence(); }
+
 inline VecF32 sqrt(VecF32 v) { return _mm512_sqrt_ps(v); }
 inline VecF64 sqrt(VecF64 v) { return _mm512_sqrt_pd(v); }
 inline VecF32 scale_by_power_of_two(VecF32 v, VecF32 n) { return _mm512_scalef_ps(v, n); }

@@ -44,5 +44,11 @@ inline VecU16Half narrow_f16(VecF32 v) {
   return __builtin_convertvector(half | ((bits >> 16) & 0x8000u), VecU16Half);
 }
 
+inline void stream(float* p, VecF32 v) { store(p, v); }
+inline void stream(double* p, VecF64 v) { store(p, v); }
+inline void stream(BF16* p, VecF32 v) { store(p, v); }
+inline void stream(F16* p, VecF32 v) { store(p, v); }
+inline void finish_streams() {}
+
 }  // namespace
 }  // namespace tilewright

@@ -13,56 +13,71 @@
 namespace tilewright {
 namespace {
 
+// May these lines of y be streamed? length: of a whole line.
 template <typename T>
-void batch_norm_apply_planes(const BatchNormApplyArgs<T>& args, const BatchNormLines& lines) {
-  if (args.residual != nullptr) {
-    if (args.relu) return batch_norm_apply_planes_as<T, true, true>(args, lines);
-    return batch_norm_apply_planes_as<T, false, true>(args, lines);
-  }
-  if (args.relu) return batch_norm_apply_planes_as<T, true, false>(args, lines);
-  batch_norm_apply_planes_as<T, false, false>(args, lines);
+inline bool can_stream_lines(bool streams, const T* y, const BatchNormLines& lines, int64_t length) {
+  return streams && can_stream(y, length) && lines.from % kLanes<Acc<T>> == 0 && lines.to % kLanes<Acc<T>> == 0;
 }
 
 template <typename T>
-void batch_norm_apply_rows(const BatchNormApplyArgs<T>& args, const BatchNormLines& lines) {
-  if (args.residual != nullptr) {
-    if (args.relu) return batch_norm_apply_rows_as<T, true, true>(args, lines);
-    return batch_norm_apply_rows_as<T, false, true>(args, lines);
-  }
-  if (args.relu) return batch_norm_apply_rows_as<T, true, false>(args, lines);
-  batch_norm_apply_rows_as<T, false, false>(args, lines);
+void batch_norm_apply_planes(const BatchNormApplyArgs<T>& args, const BatchNormLines& lines) {
+  const bool streams = can_stream_lines(args.streams, args.y, lines, args.shape.size);
+  choose(args.residual != nullptr, [&](auto residual) {
+    choose(args.relu, [&](auto relu) {
+      choose(streams, [&](auto stream) {
+        batch_norm_apply_planes_as<T, relu.value, residual.value, stream.value>(args, lines);
+      });
+    });
+  });
+  if (streams) finish_streams();
 }
 
 template <typename T>
 void batch_norm_sums_planes(const BatchNormSumsArgs<T>& args, int64_t begin, int64_t end) {
-  if (args.y != nullptr) return batch_norm_sums_planes_as<T, true>(args, begin, end);
-  batch_norm_sums_planes_as<T, false>(args, begin, end);
-}
-
-template <typename T>
-void batch_norm_sums_rows(const BatchNormSumsArgs<T>& args, int64_t begin, int64_t end) {
-  if (args.y != nullptr) return batch_norm_sums_rows_as<T, true>(args, begin, end);
-  batch_norm_sums_rows_as<T, false>(args, begin, end);
+  choose(args.y != nullptr, [&](auto relu) { batch_norm_sums_planes_as<T, relu.value>(args, begin, end); });
 }
 
 template <typename T>
 void batch_norm_grad_planes(const BatchNormGradArgs<T>& args, const BatchNormLines& lines) {
-  if (args.slope != nullptr) {
-    if (args.y != nullptr) return batch_norm_grad_planes_as<T, true, true>(args, lines);
-    return batch_norm_grad_planes_as<T, false, true>(args, lines);
-  }
-  if (args.y != nullptr) return batch_norm_grad_planes_as<T, true, false>(args, lines);
-  batch_norm_grad_planes_as<T, false, false>(args, lines);
+  const bool aligned = args.dresidual == nullptr || can_stream(args.dresidual, args.shape.size);
+  const bool streams = aligned && can_stream_lines(args.streams, args.dx, lines, args.shape.size);
+  choose(args.slope != nullptr, [&](auto centred) {
+    choose(args.y != nullptr, [&](auto relu) {
+      choose(streams,
+             [&](auto stream) { batch_norm_grad_planes_as<T, relu.value, centred.value, stream.value>(args, lines); });
+    });
+  });
+  if (streams) finish_streams();
+}
+
+template <typename T>
+void batch_norm_apply_rows(const BatchNormApplyArgs<T>& args, const BatchNormLines& lines) {
+  const bool streams = can_stream_lines(args.streams, args.y, lines, args.shape.channels);
+  choose(args.residual != nullptr, [&](auto residual) {
+    choose(args.relu, [&](auto relu) {
+      choose(streams,
+             [&](auto stream) { batch_norm_apply_rows_as<T, relu.value, residual.value, stream.value>(args, lines); });
+    });
+  });
+  if (streams) finish_streams();
+}
+
+template <typename T>
+void batch_norm_sums_rows(const BatchNormSumsArgs<T>& args, int64_t begin, int64_t end) {
+  choose(args.y != nullptr, [&](auto relu) { batch_norm_sums_rows_as<T, relu.value>(args, begin, end); });
 }
 
 template <typename T>
 void batch_norm_grad_rows(const BatchNormGradArgs<T>& args, const BatchNormLines& lines) {
-  if (args.slope != nullptr) {
-    if (args.y != nullptr) return batch_norm_grad_rows_as<T, true, true>(args, lines);
-    return batch_norm_grad_rows_as<T, false, true>(args, lines);
-  }
-  if (args.y != nullptr) return batch_norm_grad_rows_as<T, true, false>(args, lines);
-  batch_norm_grad_rows_as<T, false, false>(args, lines);
+  const bool aligned = args.dresidual == nullptr || can_stream(args.dresidual, args.shape.channels);
+  const bool streams = aligned && can_stream_lines(args.streams, args.dx, lines, args.shape.channels);
+  choose(args.slope != nullptr, [&](auto centred) {
+    choose(args.y != nullptr, [&](auto relu) {
+      choose(streams,
+             [&](auto stream) { batch_norm_grad_rows_as<T, relu.value, centred.value, stream.value>(args, lines); });
+    });
+  });
+  if (streams) finish_streams();
 }
 
 template <typename T>

@@ -54,6 +54,7 @@ struct BatchNormApplyArgs {
   const Acc<T>* scale;  // [channels] weight * rstd
   const Acc<T>* shift;  // [channels] bias
   bool relu;
+  bool streams;  // y goes past the caches
   BatchNormShape shape;
 };
 
@@ -82,6 +83,7 @@ struct BatchNormGradArgs {
   const Acc<T>* scale;   // [channels] weight * rstd
   const Acc<T>* mean_g;  // [channels]
   const Acc<T>* slope;   // [channels] rstd^2 * mean(g * (x - mean)), or null
+  bool streams;          // dx and dresidual go past the caches
   BatchNormShape shape;
 };
 

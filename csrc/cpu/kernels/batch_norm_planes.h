@@ -90,7 +90,7 @@ void batch_norm_stats_planes(const BatchNormStatsArgs<T>& args, int64_t task_beg
   }
 }
 
-template <typename T, bool kRelu, bool kResidual>
+template <typename T, bool kRelu, bool kResidual, bool kStream>
 void batch_norm_apply_planes_as(const BatchNormApplyArgs<T>& args, const BatchNormLines& lines) {
   using A = Acc<T>;
   const T *x = args.x, *residual = args.residual;
@@ -104,7 +104,7 @@ void batch_norm_apply_planes_as(const BatchNormApplyArgs<T>& args, const BatchNo
     for_each_vector_in_chains<A>(offset, lines.to - lines.from, [&](int, int64_t o, int64_t n) TILEWRIGHT_INLINE {
       Vec<A> v = (load(x + o, n) - mean) * scale + shift;
       if constexpr (kResidual) v += load(residual + o, n);
-      store(y + o, kRelu ? relu(v) : v, n);
+      store_or_stream<kStream>(y + o, kRelu ? relu(v) : v, n);
     });
   }
 }
@@ -131,7 +131,7 @@ void batch_norm_sums_planes_as(const BatchNormSumsArgs<T>& args, int64_t task_be
   }
 }
 
-template <typename T, bool kRelu, bool kCentred>
+template <typename T, bool kRelu, bool kCentred, bool kStream>
 void batch_norm_grad_planes_as(const BatchNormGradArgs<T>& args, const BatchNormLines& lines) {
   using A = Acc<T>;
   const T *dy = args.dy, *x = args.x, *y = args.y;
@@ -145,11 +145,11 @@ void batch_norm_grad_planes_as(const BatchNormGradArgs<T>& args, const BatchNorm
     for_each_vector_in_chains<A>(offset, lines.to - lines.from, [&](int, int64_t o, int64_t n) TILEWRIGHT_INLINE {
       const Vec<A> g = load_gradient<T, kRelu>(dy, y, o, n);
       if constexpr (kRelu) {
-        if (dresidual != nullptr) store(dresidual + o, g, n);
+        if (dresidual != nullptr) store_or_stream<kStream>(dresidual + o, g, n);
       }
       Vec<A> v = g;
       if constexpr (kCentred) v = g - mean_g - (load(x + o, n) - mean) * slope;
-      store(dx + o, v * scale, n);
+      store_or_stream<kStream>(dx + o, v * scale, n);
     });
   }
 }

@@ -103,7 +103,7 @@ void batch_norm_stats_rows(const BatchNormStatsArgs<T>& args, int64_t task_begin
   }
 }
 
-template <typename T, bool kRelu, bool kResidual>
+template <typename T, bool kRelu, bool kResidual, bool kStream>
 void batch_norm_apply_rows_as(const BatchNormApplyArgs<T>& args, const BatchNormLines& lines) {
   using A = Acc<T>;
   const T *x = args.x, *residual = args.residual;
@@ -118,7 +118,7 @@ void batch_norm_apply_rows_as(const BatchNormApplyArgs<T>& args, const BatchNorm
                              for (int r = 0; r < kRows; ++r) {
                                Vec<A> v = (load(x + o + r * stride, n) - mean) * scale + shift;
                                if constexpr (kResidual) v += load(residual + o + r * stride, n);
-                               store(y + o + r * stride, kRelu ? relu(v) : v, n);
+                               store_or_stream<kStream>(y + o + r * stride, kRelu ? relu(v) : v, n);
                              }
                            });
 }
@@ -152,7 +152,7 @@ void batch_norm_sums_rows_as(const BatchNormSumsArgs<T>& args, int64_t task_begi
   }
 }
 
-template <typename T, bool kRelu, bool kCentred>
+template <typename T, bool kRelu, bool kCentred, bool kStream>
 void batch_norm_grad_rows_as(const BatchNormGradArgs<T>& args, const BatchNormLines& lines) {
   using A = Acc<T>;
   const T *dy = args.dy, *x = args.x, *y = args.y;
@@ -172,11 +172,11 @@ void batch_norm_grad_rows_as(const BatchNormGradArgs<T>& args, const BatchNormLi
                                const int64_t at = o + r * stride;
                                const Vec<A> g = load_gradient<T, kRelu>(dy, y, at, n);
                                if constexpr (kRelu) {
-                                 if (dresidual != nullptr) store(dresidual + at, g, n);
+                                 if (dresidual != nullptr) store_or_stream<kStream>(dresidual + at, g, n);
                                }
                                Vec<A> v = g;
                                if constexpr (kCentred) v = g - mean_g - (load(x + at, n) - mean) * slope;
-                               store(dx + at, v * scale, n);
+                               store_or_stream<kStream>(dx + at, v * scale, n);
                              }
                            });
 }

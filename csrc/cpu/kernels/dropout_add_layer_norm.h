@@ -39,7 +39,7 @@ void dropout_add_layer_norm_forward_rows(const DropoutAddLayerNormForwardArgs<T>
     dropout_add_span(DropoutArgs<T>{args.x + first, args.residual + first, nullptr, z, args.cols, args.rule}, first,
                      rows * args.cols);
     layer_norm_forward_rows(LayerNormForwardArgs<T>{z, args.weight, args.bias, args.y + first, args.mean + row,
-                                                    args.rstd + row, args.cols, args.eps},
+                                                    args.rstd + row, args.cols, args.eps, false},
                             0, rows);
   }
 }
@@ -71,7 +71,7 @@ template <typename T>
 void dropout_add_layer_norm_backward_rows(const DropoutAddLayerNormBackwardArgs<T>& args, int64_t row_begin,
                                           int64_t row_end) {
   const LayerNormBackwardArgs<T> norm{args.dy, args.z,       args.weight, args.mean, args.rstd,
-                                      args.dz, args.dweight, args.dbias,  args.cols};
+                                      args.dz, args.dweight, args.dbias,  args.cols, false};
   for (int64_t row = row_begin; row < row_end; row += args.block_rows) {
     const int64_t rows = row_end - row < args.block_rows ? row_end - row : args.block_rows;
     const int64_t first = row * args.cols, n = rows * args.cols;

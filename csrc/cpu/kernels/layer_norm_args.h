@@ -15,6 +15,7 @@ struct LayerNormForwardArgs {
   Acc<T>* rstd;          // [rows]
   int64_t cols;
   Acc<T> eps;
+  bool streams;  // y goes past the caches
 };
 
 template <typename T>
@@ -28,6 +29,7 @@ struct LayerNormBackwardArgs {
   Acc<T>* dweight;       // [cols], added to; or null together with dbias: not wanted
   Acc<T>* dbias;         // [cols], added to
   int64_t cols;
+  bool streams;  // dx goes past the caches
 };
 
 template <typename T>

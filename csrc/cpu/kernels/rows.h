@@ -6,6 +6,48 @@
 namespace tilewright {
 namespace {
 
+// Calls body(Flag<true>{}) or body(Flag<false>{}): a run-time choice made once, outside the loop, which then is
+// compiled for either.
+template <bool kValue>
+struct Flag {
+  static constexpr bool value = kValue;
+};
+template <typename Body>
+inline TILEWRIGHT_INLINE void choose(bool flag, const Body& body) {
+  if (flag) return body(Flag<true>{});
+  body(Flag<false>{});
+}
+
+// May lines of `length` elements, one behind the other from p on, be written by stream()?
+template <typename T>
+inline bool can_stream(const T* p, int64_t length) {
+  constexpr uint64_t kBytes = static_cast<uint64_t>(kLanes<Acc<T>>) * sizeof(T);
+  return reinterpret_cast<uint64_t>(p) % kBytes == 0 && length % kLanes<Acc<T>> == 0;
+}
+
+template <bool kStream, typename T, typename V>
+inline TILEWRIGHT_INLINE void store_or_stream(T* p, V v, int64_t n) {
+  if constexpr (kStream) {
+    stream(p, v);
+  } else {
+    store(p, v, n);
+  }
+}
+
+// Calls body(Index<0>{}), ..., body(Index<kCount - 1>{}). An array indexed so is known to be registers before the
+// optimiser looks at it; indexed by a loop variable, it is written back to the stack in every round.
+template <int kIndex>
+struct Index {
+  constexpr operator int() const { return kIndex; }
+};
+template <int kCount, int kFirst = 0, typename Body>
+inline TILEWRIGHT_INLINE void unrolled(const Body& body) {
+  if constexpr (kFirst < kCount) {
+    body(Index<kFirst>{});
+    unrolled<kCount, kFirst + 1>(body);
+  }
+}
+
 // Calls step(offset, n): n is the constant kLanes for whole vectors and the rest for the one tail.
 template <typename A, typename Step>
 inline TILEWRIGHT_INLINE void for_each_vector(int64_t cols, const Step& step) {
