@@ -48,6 +48,28 @@ def test_own_kernels_do_the_work():
     assert not any("bernoulli" in name or "native_dropout" in name for name in called)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_inputs_keep_their_bits(isa, dtype):
+    x, dy = torch.randn(2, 100, 333, dtype=dtype)
+    leaf = x.clone().requires_grad_()
+    mask = _next_mask(0.3, x.shape)
+    saved: list[int] = []
+
+    def count(t: Tensor) -> Tensor:
+        saved.append(t.nbytes)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+        y = TF.dropout(leaf, 0.3)
+    assert x.numel() / 8 <= sum(saved) <= x.numel() / 8 + 16  # native keeps a mask of x's size
+    y.backward(dy, retain_graph=True)
+    assert torch.equal(leaf.grad != 0, mask & (dy != 0))
+    contiguous, leaf.grad = leaf.grad, None
+    # A gradient that lies otherwise in memory finds its bits from the seed.
+    y.backward(dy.t().contiguous().t())
+    assert torch.equal(leaf.grad, contiguous)
+
+
 @pytest.mark.parametrize("p", [0.5, 1.0])
 def test_not_finite_like_native(isa, p):
     x = torch.tensor([float("inf"), float("-inf"), float("nan"), -1.0] * 16)
@@ -227,6 +249,9 @@ def test_opcheck():
         for tensor in (x, x.t(), torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)):
             torch.library.opcheck(op.default, (tensor, seed, 0.3))
     torch.library.opcheck(OPS.dropout_forward_.default, (x, seed, 0.3))
+    torch.library.opcheck(OPS.dropout_forward_keeping.default, (x, seed, 0.3))
+    keep_bits = OPS.dropout_forward_keeping(x, seed, 0.3)[1]
+    torch.library.opcheck(OPS.dropout_backward.default, (x, seed, 0.3, keep_bits))
     torch.library.opcheck(OPS.dropout.default, (x.requires_grad_(), 0.3, True))
 
 

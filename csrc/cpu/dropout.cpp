@@ -57,8 +57,8 @@ int64_t find_transposed(const MergedDims& dims, TransposedLayout& layout) {
   const int64_t major = dims.sizes[rank - 2], minor = dims.sizes[rank - 1];
   if (dims.strides[rank - 2] != 1 || dims.strides[rank - 1] != major) return 0;
   if (rank == 3 && dims.strides[0] != major * minor) return 0;
-  // The bits of a tile should stay in L2; a tile of 256 positions still fills the vectors of every channel.
-  constexpr int64_t kTileElements = 1 << 18, kMinPositions = 256;
+  // The bits of a tile should stay in L1; a tile of 256 positions still fills the vectors of every channel.
+  constexpr int64_t kTileElements = 1 << 16, kMinPositions = 256;
   const int64_t positions = std::max(kMinPositions, kTileElements / major / 8 * 8);
   layout = {major, minor, std::min(minor, positions), 0};
   const int64_t tiles = (minor + layout.tile - 1) / layout.tile;
@@ -89,15 +89,23 @@ void run_typed(const DropoutArgs<T>& args, const MergedDims& dims, int64_t numel
 }  // namespace
 
 void run_dropout(const Tensor& input, const Tensor& residual, const Tensor& bias, const Tensor& output,
-                 const Tensor& seed, double p, const char* op) {
+                 const Tensor& seed, double p, const char* op, KeepBits bits) {
   const DropoutRule rule = dropout_rule_of(seed, p, op);
   const int64_t numel = input.numel();
   if (numel == 0) return;
   const MergedDims dims = merged_dims(input);
+  const bool streams = streams_past_cache(input.nbytes() * (residual.defined() ? 3 : 2)) && !output.is_same(input);
   dispatch_floating(input.scalar_type(), op, [&](auto element) {
     using T = decltype(element);
-    const DropoutArgs<T> args{const_data<T>(input),    const_data<T>(residual),           const_data<Acc<T>>(bias),
-                              mutable_data<T>(output), bias.defined() ? bias.numel() : 0, rule};
+    const DropoutArgs<T> args{const_data<T>(input),
+                              const_data<T>(residual),
+                              const_data<Acc<T>>(bias),
+                              mutable_data<T>(output),
+                              bias.defined() ? bias.numel() : 0,
+                              streams,
+                              rule,
+                              bits.write,
+                              bits.read};
     run_typed(args, dims, numel);
   });
 }
@@ -125,8 +133,28 @@ void dropout_forward_inplace_cpu(Tensor& input, const Tensor& seed, double p) {
   input.copy_(dropout_forward_cpu(input, seed, p));
 }
 
-Tensor dropout_backward_cpu(const Tensor& grad_output, const Tensor& seed, double p) {
-  return dropout_forward_cpu(grad_output, seed, p);
+std::tuple<Tensor, Tensor> dropout_forward_keeping_cpu(const Tensor& input, const Tensor& seed, double p) {
+  TORCH_CHECK(input.is_contiguous(), "dropout_forward_keeping: input must be contiguous, got strides ",
+              input.strides());
+  Tensor output = empty_cpu(input.sizes(), input.scalar_type());
+  Tensor keep_bits = empty_cpu({keep_bits_size(input.numel())}, at::kByte);
+  const int64_t size = keep_bits.numel();
+  std::fill_n(mutable_data<uint8_t>(keep_bits) + size - kKeepBitsSpare, kKeepBitsSpare, uint8_t{0});
+  run_dropout(input, Tensor(), Tensor(), output, seed, p, "dropout", {mutable_data<uint8_t>(keep_bits), nullptr});
+  return {output, keep_bits};
+}
+
+Tensor dropout_backward_cpu(const Tensor& grad_output, const Tensor& seed, double p, const OptionalTensor& keep_bits) {
+  if (!is_defined(keep_bits) || !grad_output.is_contiguous()) return dropout_forward_cpu(grad_output, seed, p);
+  TORCH_CHECK(keep_bits->scalar_type() == at::kByte && keep_bits->is_contiguous() &&
+                  keep_bits->numel() == keep_bits_size(grad_output.numel()),
+              "dropout_backward: keep_bits must be uint8 [", keep_bits_size(grad_output.numel()),
+              "] as dropout_forward_keeping makes it for grad_output's shape ", grad_output.sizes(), ", got ",
+              keep_bits->scalar_type(), " ", keep_bits->sizes());
+  Tensor grad_input = empty_cpu(grad_output.sizes(), grad_output.scalar_type());
+  run_dropout(grad_output, Tensor(), Tensor(), grad_input, seed, p, "dropout",
+              {nullptr, const_data<uint8_t>(*keep_bits)});
+  return grad_input;
 }
 
 Tensor dropout_mask_cpu(const Tensor& like, const Tensor& seed, double p) {
@@ -144,6 +172,7 @@ Tensor dropout_mask_cpu(const Tensor& like, const Tensor& seed, double p) {
 TORCH_LIBRARY_IMPL(tilewright, CPU, m) {
   m.impl("dropout_seed", tilewright::dropout_seed_cpu);
   m.impl("dropout_forward", tilewright::dropout_forward_cpu);
+  m.impl("dropout_forward_keeping", tilewright::dropout_forward_keeping_cpu);
   m.impl("dropout_forward_", tilewright::dropout_forward_inplace_cpu);
   m.impl("dropout_backward", tilewright::dropout_backward_cpu);
   m.impl("dropout_mask", tilewright::dropout_mask_cpu);

@@ -23,9 +23,14 @@ void dropout_forward_(Tensor& input, const Tensor& seed, double p) {
   op.call(input, seed, p);
 }
 
-Tensor dropout_backward(const Tensor& grad_output, const Tensor& seed, double p) {
+std::tuple<Tensor, Tensor> dropout_forward_keeping(const Tensor& input, const Tensor& seed, double p) {
+  static const auto op = find_op<decltype(dropout_forward_keeping)>("tilewright::dropout_forward_keeping");
+  return op.call(input, seed, p);
+}
+
+Tensor dropout_backward(const Tensor& grad_output, const Tensor& seed, double p, const OptionalTensor& keep_bits) {
   static const auto op = find_op<decltype(dropout_backward)>("tilewright::dropout_backward");
-  return op.call(grad_output, seed, p);
+  return op.call(grad_output, seed, p, keep_bits);
 }
 
 Tensor dropout_mask(const Tensor& like, const Tensor& seed, double p) {
@@ -48,6 +53,9 @@ TORCH_LIBRARY_FRAGMENT(tilewright, m) {
   m.def("dropout_seed(Tensor input) -> Tensor", {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded});
   m.def("dropout_forward(Tensor input, Tensor seed, float p) -> Tensor", {at::Tag::pt2_compliant_tag});
   m.def("dropout_forward_(Tensor(a!) input, Tensor seed, float p) -> ()", {at::Tag::pt2_compliant_tag});
-  m.def("dropout_backward(Tensor grad_output, Tensor seed, float p) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def("dropout_forward_keeping(Tensor input, Tensor seed, float p) -> (Tensor output, Tensor keep_bits)",
+        {at::Tag::pt2_compliant_tag});
+  m.def("dropout_backward(Tensor grad_output, Tensor seed, float p, Tensor? keep_bits=None) -> Tensor",
+        {at::Tag::pt2_compliant_tag});
   m.def("dropout_mask(Tensor like, Tensor seed, float p) -> Tensor", {at::Tag::pt2_compliant_tag});
 }

@@ -17,7 +17,15 @@ inline bool draws_mask(double p, bool train) { return train && p > 0 && p < 1; }
 Tensor dropout_seed(const Tensor& input);
 Tensor dropout_forward(const Tensor& input, const Tensor& seed, double p);
 void dropout_forward_(Tensor& input, const Tensor& seed, double p);
-Tensor dropout_backward(const Tensor& grad_output, const Tensor& seed, double p);
+
+// Contiguous input only: (output, keep_bits). keep_bits is uint8 [keep_bits_size(numel)]; bit i % 8 of byte i / 8 says
+// whether element i was kept. The spare bytes behind are zero: kernels read bits by words.
+std::tuple<Tensor, Tensor> dropout_forward_keeping(const Tensor& input, const Tensor& seed, double p);
+constexpr int64_t kKeepBitsSpare = 4;
+inline int64_t keep_bits_size(int64_t numel) { return (numel + 7) / 8 + kKeepBitsSpare; }
+
+// keep_bits spare the Philox rounds where grad_output is contiguous; elsewhere the mask is made again from the seed.
+Tensor dropout_backward(const Tensor& grad_output, const Tensor& seed, double p, const OptionalTensor& keep_bits = {});
 
 // bool, contiguous, of like's shape: true where an element is kept.
 Tensor dropout_mask(const Tensor& like, const Tensor& seed, double p);

@@ -4,7 +4,7 @@
 // z is rounded to the storage type before it is normalised, as the separate ops do: y is the norm of the z that the
 // caller sees.
 #pragma once
-#include "cpu/kernels/dropout.h"
+#include "cpu/kernels/dropout_spans.h"
 #include "cpu/kernels/layer_norm.h"
 
 namespace tilewright {
@@ -36,8 +36,8 @@ void dropout_add_layer_norm_forward_rows(const DropoutAddLayerNormForwardArgs<T>
     const int64_t rows = row_end - row < args.block_rows ? row_end - row : args.block_rows;
     const int64_t first = row * args.cols;
     T* z = args.z_is_scratch ? args.z : args.z + first;
-    dropout_add_span(DropoutArgs<T>{args.x + first, args.residual + first, nullptr, z, args.cols, args.rule}, first,
-                     rows * args.cols);
+    dropout_add_span(DropoutArgs<T>{args.x + first, args.residual + first, nullptr, z, args.cols, false, args.rule},
+                     first, rows * args.cols);
     layer_norm_forward_rows(LayerNormForwardArgs<T>{z, args.weight, args.bias, args.y + first, args.mean + row,
                                                     args.rstd + row, args.cols, args.eps, false},
                             0, rows);

@@ -13,7 +13,10 @@ struct DropoutArgs {
   const Acc<T>* bias;  // [cols] or null: 0; contiguous layout only
   T* y;                // may be x
   int64_t cols;        // size of the last dimension; read with bias only
+  bool streams;        // y goes past the caches
   DropoutRule rule;
+  uint8_t* keep = nullptr;        // contiguous layout only: where the keep bits go, bit i % 8 of byte i / 8
+  const uint8_t* kept = nullptr;  // contiguous layout only: the keep bits, made before; they are not made again
 };
 
 // A dense tensor whose memory is [batch, minor, major] where its logical order is [batch, major, minor]: channels_last

@@ -24,8 +24,13 @@ def _forward_inplace(input: Tensor, seed: Tensor, p: float) -> None:
     return None
 
 
+@torch.library.register_fake("tilewright::dropout_forward_keeping")
+def _forward_keeping(input: Tensor, seed: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(input), input.new_empty([(input.numel() + 7) // 8 + 4], dtype=torch.uint8)
+
+
 @torch.library.register_fake("tilewright::dropout_backward")
-def _backward(grad_output: Tensor, seed: Tensor, p: float) -> Tensor:
+def _backward(grad_output: Tensor, seed: Tensor, p: float, keep_bits: Tensor | None = None) -> Tensor:
     return empty_pointwise(grad_output)
 
 
