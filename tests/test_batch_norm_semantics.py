@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tilewright.functional as TF
+from tilewright.testing import ops_called
 
 from .test_batch_norm import LAST, SHAPES, make_input, run
 
@@ -56,16 +57,17 @@ def test_double_backward_leaves_the_running_statistics(training):
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST], ids=["nchw", "nhwc"])
-def test_opcheck(training, memory_format):
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_opcheck(activation, training, memory_format):
     ops, inputs = torch.ops.tilewright, _double_inputs(memory_format)
     x, w, b, residual = inputs
     torch.library.opcheck(ops.batch_norm.default, (x, *_fresh(), w, b, training, 0.1, 1e-5))
-    fused = {"activation": "relu", "residual": residual}
+    fused = {"activation": activation, "residual": residual}
     torch.library.opcheck(ops.batch_norm_act.default, (x, *_fresh(), w, b, training, 0.1, 1e-5), fused)
     x, w, b, residual = (t.detach() for t in inputs)
-    arguments = (x, w, b, *([None, None] if training else _fresh()), 1e-5, residual, True)
+    arguments = (x, w, b, *([None, None] if training else _fresh()), 1e-5, residual, activation, True)
     torch.library.opcheck(ops.batch_norm_forward.default, arguments)
-    y, mean, var = ops.batch_norm_forward.default(*arguments)
+    y, mean, var, _ = ops.batch_norm_forward.default(*arguments)
     arguments = (torch.randn_like(y), x, mean, var, w, y, 1e-5, training, [True] * 4)
     torch.library.opcheck(ops.batch_norm_backward.default, arguments)
     torch.library.opcheck(ops.batch_norm_update_stats_.default, (*_fresh(), mean, var, 12, 0.1))
@@ -188,3 +190,23 @@ def test_bad_input_raises_what_native_raises(kind):
 def test_unknown_activation():
     with pytest.raises(ValueError, match=r"activation must be .* got 'tanh'"):
         TF.batch_norm_act(torch.randn(3, 4), None, None, training=True, activation="tanh")
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("shape", [(3, 1, 1), (4, 1, 5, 1), (1,), ()], ids=str)
+def test_residuals_broadcast_in_the_kernel(shape, activation):
+    x = torch.randn(4, 3, 5, 6, requires_grad=True)
+    skip = torch.randn(shape, requires_grad=True)
+    results = []
+    for function in (TF.batch_norm_act, _separate):
+        y = function(x, None, None, training=True, activation=activation, residual=skip)
+        results.append((y, *torch.autograd.grad(y.sin().sum(), (x, skip))))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+    called = ops_called(lambda: TF.batch_norm_act(x, None, None, training=True, activation=activation, residual=skip))
+    assert "tilewright::batch_norm_forward" in called
+    assert not any(name in called for name in ("aten::add.Tensor", "aten::gelu", "aten::relu"))
+
+
+def _separate(x, mean, var, *, training, activation, residual):
+    y = F.batch_norm(x, mean, var, training=training) + residual
+    return {"relu": F.relu, "gelu": F.gelu}[activation](y)

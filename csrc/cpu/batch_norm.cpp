@@ -4,6 +4,7 @@
 #include "ops/batch_norm.h"
 
 #include "cpu/batch_norm_plan.h"
+#include "ops/linear.h"
 
 namespace tilewright {
 namespace {
@@ -16,9 +17,10 @@ double reciprocal_deviation(double var, double eps, bool training) {
 template <typename T>
 struct BatchNormForward {
   const BatchNormPlan& plan;
-  Tensor x, weight, bias, residual, output, mean, var;
+  Tensor x, weight, bias, residual, output, pre, mean, var;
   double eps;
-  bool relu, training;
+  Activation activation;
+  bool training;
 
   void run() {
     using A = Acc<T>;
@@ -34,8 +36,9 @@ struct BatchNormForward {
                                       const_data<A>(mean),
                                       scale,
                                       shift,
-                                      relu,
-                                      streams_past_cache(x.nbytes() * (residual.defined() ? 3 : 2)),
+                                      mutable_data<T>(pre),
+                                      activation,
+                                      streams_past_cache(x.nbytes() * (2 + residual.defined() + pre.defined())),
                                       shape};
     const A *w = const_data<A>(weight), *b = const_data<A>(bias);
     A *mean_out = mutable_data<A>(mean), *var_out = mutable_data<A>(var);
@@ -74,17 +77,21 @@ void check_residual(const Tensor& residual, const Tensor& input) {
       residual.sizes(), " and ", residual.scalar_type());
 }
 
-std::tuple<Tensor, Tensor, Tensor> batch_norm_forward_cpu(const Tensor& input, const OptionalTensor& weight,
-                                                          const OptionalTensor& bias, const OptionalTensor& given_mean,
-                                                          const OptionalTensor& given_var, double eps,
-                                                          const OptionalTensor& residual_opt, bool relu) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward_cpu(const Tensor& input, const OptionalTensor& weight,
+                                                                  const OptionalTensor& bias,
+                                                                  const OptionalTensor& given_mean,
+                                                                  const OptionalTensor& given_var, double eps,
+                                                                  const OptionalTensor& residual_opt,
+                                                                  c10::string_view activation_name, bool saves) {
   const bool training = !is_defined(given_mean);
   check_batch_norm(input, weight, bias, given_mean, given_var, training);
   const Tensor residual = value_or_undefined(residual_opt);
   check_residual(residual, input);
+  const Activation activation = activation_from_name(activation_name);
   const auto dtype = input.scalar_type();
   const BatchNormPlan plan = plan_batch_norm(input);
   Tensor output = empty_cpu(input.sizes(), dtype, plan.format);
+  Tensor pre = saves && gradient_reads_input(activation) ? empty_cpu(input.sizes(), dtype, plan.format) : Tensor();
   Tensor mean = empty_cpu({plan.shape.channels}, accumulation_dtype(dtype)),
          var = empty_cpu(mean.sizes(), mean.scalar_type());
   if (!training) {
@@ -93,7 +100,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_forward_cpu(const Tensor& input, c
   }
   if (input.numel() == 0) {
     if (training) mean.zero_(), var.zero_();
-    return {output, mean, var};
+    return {output, mean, var, pre};
   }
   dispatch_floating(dtype, "batch_norm", [&](auto element) {
     BatchNormForward<decltype(element)>{plan,
@@ -102,14 +109,15 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_forward_cpu(const Tensor& input, c
                                         as_accumulator(value_or_undefined(bias), dtype),
                                         residual.defined() ? residual.contiguous(plan.format) : residual,
                                         output,
+                                        pre,
                                         mean,
                                         var,
                                         eps,
-                                        relu,
+                                        activation,
                                         training}
         .run();
   });
-  return {output, mean, var};
+  return {output, mean, var, pre};
 }
 
 template <typename T>

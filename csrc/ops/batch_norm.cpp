@@ -49,12 +49,13 @@ void check_batch_norm(const Tensor& input, const OptionalTensor& weight, const O
   check_dtype("running_var", var, expected, input);
 }
 
-std::tuple<Tensor, Tensor, Tensor> batch_norm_forward(const Tensor& input, const OptionalTensor& weight,
-                                                      const OptionalTensor& bias, const OptionalTensor& mean,
-                                                      const OptionalTensor& var, double eps,
-                                                      const OptionalTensor& residual, bool relu) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward(const Tensor& input, const OptionalTensor& weight,
+                                                              const OptionalTensor& bias, const OptionalTensor& mean,
+                                                              const OptionalTensor& var, double eps,
+                                                              const OptionalTensor& residual,
+                                                              c10::string_view activation, bool saves) {
   static const auto op = find_op<decltype(batch_norm_forward)>("tilewright::batch_norm_forward");
-  return op.call(input, weight, bias, mean, var, eps, residual, relu);
+  return op.call(input, weight, bias, mean, var, eps, residual, activation, saves);
 }
 
 void batch_norm_update_stats(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean,
@@ -86,7 +87,7 @@ TORCH_LIBRARY_FRAGMENT(tilewright, m) {
       {at::Tag::pt2_compliant_tag});
   m.def(
       "batch_norm_forward(Tensor input, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, float eps, "
-      "Tensor? residual, bool relu) -> (Tensor output, Tensor mean, Tensor var)",
+      "Tensor? residual, str activation, bool saves) -> (Tensor output, Tensor mean, Tensor var, Tensor saved)",
       {at::Tag::pt2_compliant_tag});
   m.def(
       "batch_norm_update_stats_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, "

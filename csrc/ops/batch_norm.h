@@ -1,8 +1,10 @@
 // batch_norm: y = (x - mean) * rstd * weight + bias per channel, rstd = 1 / sqrt(var + eps), over all other dimensions
 // of x [N, C, ...]. In training mean and var are the batch's (var biased), else they are given.
 //
-// batch_norm_forward adds a residual and applies relu where asked, and returns mean and var as used, [C] in the
-// accumulation type. The running statistics are updated by an op of its own, so that every other op here is pure.
+// batch_norm_forward adds a residual and applies an activation where asked, and returns mean and var as used, [C] in
+// the accumulation type, and what the gradient of the activation reads: undefined unless `saves` and it is neither none
+// nor relu (whose gradient reads the output). The running statistics are updated by an op of its own, so that every
+// other op here is pure.
 #pragma once
 #include "ops/library.h"
 
@@ -13,10 +15,11 @@ void check_batch_norm(const Tensor& input, const OptionalTensor& weight, const O
                       const OptionalTensor& mean, const OptionalTensor& var, bool training);
 
 // mean and var: both given (evaluation), or neither: the batch's statistics. residual: like input.
-std::tuple<Tensor, Tensor, Tensor> batch_norm_forward(const Tensor& input, const OptionalTensor& weight,
-                                                      const OptionalTensor& bias, const OptionalTensor& mean,
-                                                      const OptionalTensor& var, double eps,
-                                                      const OptionalTensor& residual, bool relu);
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward(const Tensor& input, const OptionalTensor& weight,
+                                                              const OptionalTensor& bias, const OptionalTensor& mean,
+                                                              const OptionalTensor& var, double eps,
+                                                              const OptionalTensor& residual,
+                                                              c10::string_view activation, bool saves);
 
 // running = (1 - momentum) * running + momentum * batch, with the unbiased variance of count values; nothing for count
 // 0.

@@ -14,6 +14,11 @@ Tensor native_activation(const Tensor& input, Activation activation);
 // Raises what native raises for arguments that do not fit together.
 void check_linear(const char* op, const Tensor& input, const Tensor& weight, const Tensor& bias);
 
+// Is the activation's gradient read from its input? That of relu is read from the output, which autograd keeps anyway.
+inline bool gradient_reads_input(Activation activation) {
+  return activation != Activation::kNone && activation != Activation::kRelu;
+}
+
 // (output, saved): saved is what the gradient of the activation reads, undefined unless `saves` and the activation
 // needs it (for relu and none it is the output).
 std::tuple<Tensor, Tensor> linear_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,

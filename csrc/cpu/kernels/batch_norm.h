@@ -1,6 +1,7 @@
 // Batch norm over the two layouts of batch_norm_args.h.
 //   forward   stats: per block, mean and sum of squared distances;  apply: y = act((x - mean) * scale + shift +
-//   residual) backward  sums: per block, sum(g) and sum(g * (x - mean));      grad:  dx = (g - mean_g - (x - mean) *
+//             residual)
+//   backward  sums: per block, sum(g) and sum(g * (x - mean));      grad:  dx = (g - mean_g - (x - mean) *
 //   slope) * scale
 //
 // A block's statistics take one pass around an estimate of its mean from a few of its values, and where that estimate
@@ -21,11 +22,12 @@ inline bool can_stream_lines(bool streams, const T* y, const BatchNormLines& lin
 
 template <typename T>
 void batch_norm_apply_planes(const BatchNormApplyArgs<T>& args, const BatchNormLines& lines) {
-  const bool streams = can_stream_lines(args.streams, args.y, lines, args.shape.size);
+  const bool streams = can_stream_lines(args.streams, args.y, lines, args.shape.size) &&
+                       (args.pre == nullptr || can_stream(args.pre, args.shape.size));
   choose(args.residual != nullptr, [&](auto residual) {
-    choose(args.relu, [&](auto relu) {
+    choose_activation(args.activation, [&](auto activation) {
       choose(streams, [&](auto stream) {
-        batch_norm_apply_planes_as<T, relu.value, residual.value, stream.value>(args, lines);
+        batch_norm_apply_planes_as<T, activation, residual.value, stream.value>(args, lines);
       });
     });
   });
@@ -52,11 +54,12 @@ void batch_norm_grad_planes(const BatchNormGradArgs<T>& args, const BatchNormLin
 
 template <typename T>
 void batch_norm_apply_rows(const BatchNormApplyArgs<T>& args, const BatchNormLines& lines) {
-  const bool streams = can_stream_lines(args.streams, args.y, lines, args.shape.channels);
+  const bool streams = can_stream_lines(args.streams, args.y, lines, args.shape.channels) &&
+                       (args.pre == nullptr || can_stream(args.pre, args.shape.channels));
   choose(args.residual != nullptr, [&](auto residual) {
-    choose(args.relu, [&](auto relu) {
+    choose_activation(args.activation, [&](auto activation) {
       choose(streams,
-             [&](auto stream) { batch_norm_apply_rows_as<T, relu.value, residual.value, stream.value>(args, lines); });
+             [&](auto stream) { batch_norm_apply_rows_as<T, activation, residual.value, stream.value>(args, lines); });
     });
   });
   if (streams) finish_streams();

@@ -11,6 +11,7 @@
 //   planes  line = image * channels + channel, of `size` elements;      rows  line = row, of `channels` elements
 #pragma once
 #include "common/types.h"
+#include "cpu/kernels/activation_args.h"
 
 namespace tilewright {
 
@@ -53,8 +54,9 @@ struct BatchNormApplyArgs {
   const Acc<T>* mean;   // [channels]
   const Acc<T>* scale;  // [channels] weight * rstd
   const Acc<T>* shift;  // [channels] bias
-  bool relu;
-  bool streams;  // y goes past the caches
+  T* pre;               // like x: what the activation is applied to; or null: not wanted
+  Activation activation;
+  bool streams;  // y and pre go past the caches
   BatchNormShape shape;
 };
 

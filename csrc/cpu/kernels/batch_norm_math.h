@@ -2,6 +2,8 @@
 // statistics.
 #pragma once
 #include "common/macros.h"
+#include "cpu/kernels/activation.h"
+#include "cpu/kernels/rows.h"
 #include "cpu/kernels/typed_kernels.h"
 
 namespace tilewright {
@@ -31,6 +33,28 @@ inline void store_block_stats(double estimate, double sum_d, double sum_dd, doub
 template <typename V>
 inline V relu(V v) {
   return v < V{} ? V{} : v;
+}
+
+// How a loop is compiled for the activation behind it: relu costs nothing, the others are worth a call and a test.
+enum : int { kNoActivation, kReluActivation, kOtherActivation };
+
+template <typename Body>
+inline void choose_activation(Activation activation, const Body& body) {
+  if (activation == Activation::kNone) return body(Index<kNoActivation>{});
+  if (activation == Activation::kRelu) return body(Index<kReluActivation>{});
+  body(Index<kOtherActivation>{});
+}
+
+// y = act(v), and v itself to pre where that is wanted.
+template <int kActivation, bool kStream, typename T>
+inline TILEWRIGHT_INLINE void store_activated(const BatchNormApplyArgs<T>& args, int64_t offset, Vec<Acc<T>> v,
+                                              int64_t n) {
+  if constexpr (kActivation == kReluActivation) v = relu(v);
+  if constexpr (kActivation == kOtherActivation) {
+    if (args.pre != nullptr) store_or_stream<kStream>(args.pre + offset, v, n);
+    v = activate<Acc<T>>(args.activation, v);
+  }
+  store_or_stream<kStream>(args.y + offset, v, n);
 }
 
 // The gradient that passes an optional relu with output y: native's rule, which lets a NaN through.

@@ -90,11 +90,10 @@ void batch_norm_stats_planes(const BatchNormStatsArgs<T>& args, int64_t task_beg
   }
 }
 
-template <typename T, bool kRelu, bool kResidual, bool kStream>
+template <typename T, int kActivation, bool kResidual, bool kStream>
 void batch_norm_apply_planes_as(const BatchNormApplyArgs<T>& args, const BatchNormLines& lines) {
   using A = Acc<T>;
   const T *x = args.x, *residual = args.residual;
-  T* y = args.y;
   const BatchNormShape& shape = args.shape;
   for (int64_t line = lines.begin; line < lines.end; line += lines.step) {
     const int64_t c = line % shape.channels;
@@ -104,7 +103,7 @@ void batch_norm_apply_planes_as(const BatchNormApplyArgs<T>& args, const BatchNo
     for_each_vector_in_chains<A>(offset, lines.to - lines.from, [&](int, int64_t o, int64_t n) TILEWRIGHT_INLINE {
       Vec<A> v = (load(x + o, n) - mean) * scale + shift;
       if constexpr (kResidual) v += load(residual + o, n);
-      store_or_stream<kStream>(y + o, kRelu ? relu(v) : v, n);
+      store_activated<kActivation, kStream>(args, o, v, n);
     });
   }
 }

@@ -103,11 +103,10 @@ void batch_norm_stats_rows(const BatchNormStatsArgs<T>& args, int64_t task_begin
   }
 }
 
-template <typename T, bool kRelu, bool kResidual, bool kStream>
+template <typename T, int kActivation, bool kResidual, bool kStream>
 void batch_norm_apply_rows_as(const BatchNormApplyArgs<T>& args, const BatchNormLines& lines) {
   using A = Acc<T>;
   const T *x = args.x, *residual = args.residual;
-  T* y = args.y;
   const int64_t stride = args.shape.channels;
   const A *means = args.mean + lines.from, *scales = args.scale + lines.from, *shifts = args.shift + lines.from;
   for_each_row_group<A, 4>(stride, lines.begin, lines.end, lines.from, lines.to,
@@ -118,7 +117,7 @@ void batch_norm_apply_rows_as(const BatchNormApplyArgs<T>& args, const BatchNorm
                              for (int r = 0; r < kRows; ++r) {
                                Vec<A> v = (load(x + o + r * stride, n) - mean) * scale + shift;
                                if constexpr (kResidual) v += load(residual + o + r * stride, n);
-                               store_or_stream<kStream>(y + o + r * stride, kRelu ? relu(v) : v, n);
+                               store_activated<kActivation, kStream>(args, o + r * stride, v, n);
                              }
                            });
 }

@@ -25,9 +25,11 @@ def _forward(
     var: Tensor | None,
     eps: float,
     residual: Tensor | None,
-    relu: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _like(input), _per_channel(input), _per_channel(input)
+    activation: str,
+    saves: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    pre = _like(input) if saves and activation not in ("none", "relu") else None
+    return _like(input), _per_channel(input), _per_channel(input), pre
 
 
 @torch.library.register_fake("tilewright::batch_norm_update_stats_")

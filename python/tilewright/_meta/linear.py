@@ -32,4 +32,4 @@ def _backward(
 
 @torch.library.register_fake("tilewright::activation_backward")
 def _activation_backward(grad_output: Tensor, saved: Tensor, activation: str) -> Tensor:
-    return saved.new_empty(saved.shape)
+    return torch.empty_like(saved)

@@ -95,7 +95,7 @@ def batch_norm_act(
     activation: str = "relu",
     residual: Tensor | None = None,
 ) -> Tensor:
-    """activation(batch_norm(input) + residual): a block's end as one function, with relu in one pass over memory.
+    """activation(batch_norm(input) + residual): a block's end in one pass over memory.
 
     Args:
         input: as :func:`batch_norm`, like all arguments up to eps.
@@ -107,7 +107,7 @@ def batch_norm_act(
         momentum: as batch_norm.
         eps: as batch_norm.
         activation: "none", "relu", "gelu", "gelu_tanh" or "silu".
-        residual: added before the activation; input's shape (others broadcast, in more passes), or None.
+        residual: added before the activation; input's shape, or one that broadcasts to it, or None.
 
     Returns:
         Tensor of input's shape, dtype and memory format.
