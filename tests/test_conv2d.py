@@ -327,8 +327,8 @@ def test_opcheck(memory_format, groups):
     torch.library.opcheck(ops.conv2d.default, (x, w, b, *options))
     torch.library.opcheck(ops.conv2d_act.default, (x, w, b, *options), {"residual": y.clone().requires_grad_()})
     x, w, b = x.detach(), w.detach(), b.detach()
-    torch.library.opcheck(ops.conv2d_forward.default, (x, w, b, *options, True, y))
-    torch.library.opcheck(ops.conv2d_forward.default, (x[:0], w, None, *options, False, None))
+    torch.library.opcheck(ops.conv2d_forward.default, (x, w, b, *options, "gelu", True, y))
+    torch.library.opcheck(ops.conv2d_forward.default, (x[:0], w, None, *options, "silu", True, None))
     torch.library.opcheck(ops.conv2d_backward.default, (y, x, w, *options, [True, True, True]))
     torch.library.opcheck(ops.conv2d_backward.default, (y, x, w, *options, [False, True, False]))
 

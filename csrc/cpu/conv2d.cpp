@@ -6,6 +6,7 @@
 #include <ATen/ops/tensor.h>
 
 #include "cpu/conv2d_depthwise.h"
+#include "ops/linear.h"
 
 namespace tilewright {
 namespace {
@@ -56,32 +57,39 @@ Tensor result_in(const Tensor& result, at::MemoryFormat computed, at::MemoryForm
   return at::empty(result.sizes(), result.options().memory_format(promised)).copy_(result);
 }
 
-Tensor conv2d_forward_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias_opt,
-                          at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-                          bool relu, const OptionalTensor& residual_opt) {
+std::tuple<Tensor, Tensor> conv2d_forward_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias_opt,
+                                              at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                                              int64_t groups, c10::string_view activation_name, bool saves,
+                                              const OptionalTensor& residual_opt) {
   const Tensor bias_in = value_or_undefined(bias_opt), residual_in = value_or_undefined(residual_opt);
+  const Activation activation = activation_from_name(activation_name);
   Conv2dShape shape = check_conv2d(input, weight, bias_in, stride, padding, dilation, groups);
   const auto dtype = input.scalar_type();
   const std::array<int64_t, 4> size{shape.images, shape.filters, shape.out[0], shape.out[1]};
   TORCH_CHECK(!residual_in.defined() || (residual_in.sizes().equals(size) && residual_in.scalar_type() == dtype),
-              "conv2d_act: residual must have the convolution's shape ", at::IntArrayRef(size), " and dtype ", dtype,
-              ", got ", residual_in.sizes(), " and ", residual_in.scalar_type());
-  if (shape.empty()) return at::empty(size, input.options());
+              "conv2d_act: residual must have (or broadcast to) the convolution's shape ", at::IntArrayRef(size),
+              " and have dtype ", dtype, ", got ", residual_in.sizes(), " and ", residual_in.scalar_type());
+  const bool saves_pre = saves && activation != Activation::kNone && activation != Activation::kRelu;
+  if (shape.empty()) {
+    return {at::empty(size, input.options()), saves_pre ? at::empty(size, input.options()) : Tensor()};
+  }
   const auto result_format = shape.format;
   shape.format = working_format(shape);
 
   Tensor output = at::empty(size, input.options().memory_format(shape.format));
+  Tensor pre = saves_pre ? at::empty_like(output) : Tensor();
   const Tensor x = in_format(input, shape.format);
   const Tensor bias = as_accumulator(bias_in, dtype);
   // The kernels read the residual at the output's offsets.
   const Tensor residual = residual_in.defined() ? residual_in.contiguous(shape.format) : residual_in;
   dispatch_floating(dtype, "conv2d", [&](auto element) {
     using T = decltype(element);
-    if (is_depthwise(shape)) return depthwise_forward<T>(shape, x, weight, bias, residual, relu, output);
+    const ConvEpilogue<T> epilogue{const_data<Acc<T>>(bias), const_data<T>(residual), activation, mutable_data<T>(pre)};
+    if (is_depthwise(shape)) return depthwise_forward<T>(shape, x, weight, epilogue, output);
     const auto [packed_from, weight_last] = dense_weight(weight);
-    dense_forward<T>(shape, x, packed_from, weight_last, bias, residual, relu, output);
+    dense_forward<T>(shape, x, packed_from, weight_last, epilogue, output);
   });
-  return result_in(output, shape.format, result_format);
+  return {result_in(output, shape.format, result_format), result_in(pre, shape.format, result_format)};
 }
 
 Tensor input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight) {

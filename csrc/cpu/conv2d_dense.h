@@ -72,8 +72,9 @@ ConvGemmArgs<T> args_of_group(const ConvGemmArgs<T>& first, int64_t group, const
   ConvGemmArgs<T> args = first;
   args.in.data += group * steps.in;
   args.out.data += group * steps.out;
-  if (args.residual != nullptr) args.residual += group * steps.out;
-  if (args.bias != nullptr) args.bias += group * steps.filters;
+  if (args.epilogue.residual != nullptr) args.epilogue.residual += group * steps.out;
+  if (args.epilogue.pre != nullptr) args.epilogue.pre += group * steps.out;
+  if (args.epilogue.bias != nullptr) args.epilogue.bias += group * steps.filters;
   args.weight += group * divide_up(first.filters, panel) * panel * K;
   return args;
 }
@@ -146,7 +147,7 @@ inline ConvOrder order_of(const Conv2dShape& shape) {
 
 template <typename T>
 void dense_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& weight, bool weight_last,
-                   const Tensor& bias, const Tensor& residual, bool relu, const Tensor& output) {
+                   const ConvEpilogue<T>& epilogue, const Tensor& output) {
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
   const int64_t K = C * shape.kernel[0] * shape.kernel[1];
   const WeightLayout layout = forward_weights(shape, weight_last, order_of(shape));
@@ -160,9 +161,7 @@ void dense_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& weig
                        C,
                        F,
                        const_data<Acc<T>>(packed),
-                       const_data<Acc<T>>(bias),
-                       const_data<T>(residual),
-                       relu};
+                       epilogue};
   const GroupSteps steps{C * args.in.c_stride, F * args.out.c_stride, F};
   join_rows(args.in, args.out, args.window);
   run_conv_gemm(args, shape.groups, steps);
@@ -188,9 +187,7 @@ void dense_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& 
                          F,
                          C,
                          const_data<Acc<T>>(packed),
-                         nullptr,
-                         nullptr,
-                         false};
+                         {}};
     args.out.height = part.y.pixels;
     args.out.width = part.x.pixels;
     const GroupSteps steps{F * args.in.c_stride, C * args.out.c_stride, C};

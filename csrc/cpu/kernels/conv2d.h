@@ -72,13 +72,12 @@ void conv_gemm_rows(const ConvGemmArgs<T>& args, int64_t pixel, int64_t pixels, 
                   args.weight + (filter + f) * K + k * kTileCols<A>, block + f, block_row, b > 0);
     }
   }
-  if (direct && args.bias == nullptr && args.residual == nullptr && !args.relu) return;
-  const A* bias = args.bias != nullptr ? args.bias + filter : nullptr;
+  if (direct && args.epilogue.empty()) return;
+  const A* bias = args.epilogue.bias != nullptr ? args.epilogue.bias + filter : nullptr;
   for_each_pixel_run(out, window, pixel, pixels, [&](int64_t offset, int64_t at, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t place = offset + i * out.x_stride + filter;
-      const T* residual = args.residual != nullptr ? args.residual + place : nullptr;
-      finish_row(block + (at + i) * block_row, filters, bias, A(0), residual, args.relu, out.data + place, 1);
+      finish_row<T>(args.epilogue, block + (at + i) * block_row, filters, bias, A(0), place, out.data, 1);
     }
   });
 }
@@ -115,14 +114,12 @@ void conv_gemm_columns(const ConvGemmArgs<T>& args, int64_t pixel, int64_t pixel
                   block + f * block_row, block_row, b > 0);
     }
   }
-  if (direct && args.bias == nullptr && args.residual == nullptr && !args.relu) return;
+  if (direct && args.epilogue.empty()) return;
   for_each_pixel_run(out, window, pixel, pixels, [&](int64_t offset, int64_t at, int64_t count) {
     for (int64_t f = 0; f < filters; ++f) {
       const int64_t place = offset + (filter + f) * out.c_stride;
-      const T* residual = args.residual != nullptr ? args.residual + place : nullptr;
-      const A bias = args.bias != nullptr ? args.bias[filter + f] : A(0);
-      finish_row<T>(block + f * block_row + at, count, nullptr, bias, residual, args.relu, out.data + place,
-                    out.x_stride);
+      const A bias = args.epilogue.bias != nullptr ? args.epilogue.bias[filter + f] : A(0);
+      finish_row<T>(args.epilogue, block + f * block_row + at, count, nullptr, bias, place, out.data, out.x_stride);
     }
   });
 }

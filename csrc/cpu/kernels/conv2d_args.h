@@ -4,6 +4,7 @@
 // index of the sum over taps and channels. Strides and offsets count elements.
 #pragma once
 #include "common/types.h"
+#include "cpu/kernels/activation_args.h"
 
 namespace tilewright {
 
@@ -42,6 +43,16 @@ struct ConvWeights {
   const int32_t* row_of;  // [run_length]
 };
 
+// What becomes of a sum on its way to out: out = activation(sum + bias + residual).
+template <typename T>
+struct ConvEpilogue {
+  const Acc<T>* bias;  // [filters] or null
+  const T* residual;   // at out's offsets, or null
+  Activation activation;
+  T* pre;  // what the activation is applied to, at out's offsets, or null
+  bool empty() const { return bias == nullptr && residual == nullptr && activation == Activation::kNone; }
+};
+
 template <typename T>
 struct ConvGemmArgs {
   ConvImages<const T> in;
@@ -50,9 +61,7 @@ struct ConvGemmArgs {
   ConvOrder order;
   int64_t images, channels, filters;
   const Acc<T>* weight;  // [panels of filters][taps * channels][panel]
-  const Acc<T>* bias;    // [filters] or null
-  const T* residual;     // at out's offsets, or null
-  bool relu;
+  ConvEpilogue<T> epilogue;
 };
 
 template <typename T>
@@ -76,9 +85,7 @@ struct ConvDepthwiseArgs {
   int64_t images, channels;
   int64_t multiplier;  // planes only: filters per channel read (forward); plane f reads channel f / multiplier
   const Acc<T>* weight;
-  const Acc<T>* bias;
-  const T* residual;
-  bool relu;
+  ConvEpilogue<T> epilogue;
 };
 
 template <typename T>
