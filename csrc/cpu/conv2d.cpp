@@ -6,6 +6,7 @@
 #include <ATen/ops/tensor.h>
 
 #include "cpu/conv2d_depthwise.h"
+#include "cpu/conv2d_winograd.h"
 #include "ops/linear.h"
 
 namespace tilewright {
@@ -87,6 +88,10 @@ std::tuple<Tensor, Tensor> conv2d_forward_cpu(const Tensor& input, const Tensor&
     const ConvEpilogue<T> epilogue{const_data<Acc<T>>(bias), const_data<T>(residual), activation, mutable_data<T>(pre)};
     if (is_depthwise(shape)) return depthwise_forward<T>(shape, x, weight, epilogue, output);
     const auto [packed_from, weight_last] = dense_weight(weight);
+    if (winograd_suits<T>(shape, shape.out[0], shape.out[1]) &&
+        winograd_forward<T>(shape, x, packed_from, weight_last, epilogue, output)) {
+      return;
+    }
     dense_forward<T>(shape, x, packed_from, weight_last, epilogue, output);
   });
   return {result_in(output, shape.format, result_format), result_in(pre, shape.format, result_format)};
@@ -105,6 +110,10 @@ Tensor input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weig
     using T = decltype(element);
     if (depthwise) return depthwise_input_grad<T>(shape, dy, weight, dx);
     const auto [packed_from, weight_last] = dense_weight(weight);
+    if (winograd_suits<T>(shape, shape.height, shape.width) &&
+        winograd_input_grad<T>(shape, dy, packed_from, weight_last, dx)) {
+      return;
+    }
     dense_input_grad<T>(shape, dy, packed_from, weight_last, dx);
   });
   if (size[1] == shape.channels) return dx;
@@ -129,7 +138,8 @@ Tensor weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, 
     using T = decltype(element);
     if (is_depthwise(shape)) {
       dweight.copy_(depthwise_weight_grad<T>(shape, dy, x).reshape(weight.sizes()));
-    } else {
+    } else if (!winograd_suits<T>(shape, shape.out[0], shape.out[1]) ||
+               !winograd_weight_grad<T>(shape, dy, x, dweight)) {
       dense_weight_grad<T>(shape, dy, x, dweight);
     }
   });

@@ -196,6 +196,19 @@ void dense_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& 
   }
 }
 
+// The chunks' sums of one group, [chunk][k][stride], to its weights' gradient.
+template <typename T>
+void unpack_conv_weights(const WeightLayout& layout, const Acc<T>* sums, int64_t stride, int64_t chunks, int64_t K,
+                         int64_t filters, T* weights) {
+  const auto& kernel = kernels<T>().conv2d;
+  const Cut parts{filters, divide_up(filters, kernel.panel), kernel.panel};
+  parallel_for_cost(parts.pieces, K * kernel.panel * chunks, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      kernel.unpack_weights(layout.at(weights), K, sums, stride, chunks, parts.at(part), parts.at(part + 1));
+    }
+  });
+}
+
 template <typename T>
 void dense_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& dweight) {
   const auto& kernel = kernels<T>().conv2d;
@@ -237,15 +250,10 @@ void dense_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor&
     }
   });
   const WeightLayout layout = forward_weights(shape, shape.format == at::MemoryFormat::ChannelsLast, first.order);
-  const Cut parts{F, divide_up(F, kernel.panel), kernel.panel};
-  parallel_for_cost(groups * parts.pieces, K * kernel.panel * chunks.pieces, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t group = i / parts.pieces, part = i % parts.pieces;
-      kernel.unpack_weights(layout.at(mutable_data<T>(dweight) + group * F * K), K,
-                            const_data<Acc<T>>(sums) + group * chunks.pieces * K * stride, stride, chunks.pieces,
-                            parts.at(part), parts.at(part + 1));
-    }
-  });
+  for (int64_t group = 0; group < groups; ++group) {
+    unpack_conv_weights(layout, const_data<Acc<T>>(sums) + group * chunks.pieces * K * stride, stride, chunks.pieces, K,
+                        F, mutable_data<T>(dweight) + group * F * K);
+  }
 }
 
 // In the accumulation type.
