@@ -42,18 +42,16 @@ struct WinogradCut {
 // sets.
 inline int64_t spread(int64_t elements) { return (divide_up(elements, 16) | 1) * 16; }
 
-// Whether the product pays: enough channels and filters to outweigh the transforms of the images, enough tiles to
-// outweigh those of the weights, and not too many pixels computed and dropped.
-// Not for float64: who asks for it asks for the last digit.
-template <typename T>
-bool winograd_suits(const Conv2dShape& shape, int64_t height, int64_t width) {
-  if (sizeof(Acc<T>) == 8) return false;
+// Whether the products pay: enough channels and filters to outweigh the transforms of the images, enough tiles to
+// outweigh those of the weights, and not too many pixels computed and dropped. One answer for all three passes. Not for
+// float64: who asks for it asks for the last digit.
+inline bool winograd_suits(const Conv2dShape& shape, at::ScalarType dtype) {
   constexpr int64_t kFewestChannels = 24, kFewestTiles = 96;
   const bool fits = shape.kernel[0] == 3 && shape.kernel[1] == 3 && shape.stride[0] == 1 && shape.stride[1] == 1 &&
                     shape.dilation[0] == 1 && shape.dilation[1] == 1 && shape.groups == 1;
-  if (!fits || std::min(shape.channels, shape.filters) < kFewestChannels) return false;
-  const int64_t tiles = divide_up(height, 2) * divide_up(width, 2);
-  return tiles * shape.images >= kFewestTiles && tiles * 4 * 2 <= height * width * 3;
+  if (!fits || dtype == at::kDouble || std::min(shape.channels, shape.filters) < kFewestChannels) return false;
+  const int64_t tiles = divide_up(shape.out[0], 2) * divide_up(shape.out[1], 2);
+  return tiles * shape.images >= kFewestTiles && tiles * 4 * 2 <= shape.out[0] * shape.out[1] * 3;
 }
 
 // Transformed weights [point][panel][K = channels read][panel width].
@@ -251,43 +249,104 @@ bool winograd_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tenso
                                       weights.point_stride, {}});
 }
 
-// The weights' gradient: stretches of tiles, transformed on all threads and then multiplied, point by point.
+// A weights' gradient on its way: sums [chunk][point][channel][stride] of the products of tiles.
+template <typename T>
+struct WinogradWeightGrad {
+  ConvImages<const T> in, grad;
+  ConvWindow window;
+  int64_t images, channels, filters;
+  int64_t stride;  // of a row of sums: whole panels of filters
+  int64_t chunks;
+  Acc<T>* sums;
+
+  int64_t matrix() const { return channels * stride; }
+  int64_t tile_row() const { return spread(channels); }
+  // Tiles of a block or a stretch: left is what read_tiles wrote, right what read_gradients wrote.
+  WinogradProduct<Acc<T>> product(const Acc<T>* left, int64_t left_point, const Acc<T>* right, int64_t tiles,
+                                  int64_t filter_begin, int64_t filter_end, int64_t chunk, bool accumulate) const {
+    return {channels, filter_end - filter_begin, tiles, left, left_point, 1, tile_row(), right + filter_begin * tiles,
+            tiles * stride, sums + chunk * kWinogradPoints * matrix() + filter_begin, matrix(), stride, accumulate};
+  }
+};
+
+// Sums that stay in cache: every chunk of blocks has its own, and one core takes a block through all steps.
+template <typename T>
+void weight_grad_in_blocks(const WinogradWeightGrad<T>& args, const WinogradCut& cut) {
+  using A = Acc<T>;
+  const auto& kernel = kernels<T>().winograd;
+  const int64_t most = cut.largest().tiles(), tile_point = spread(most * args.tile_row());
+  const int64_t cost = cut.count() / args.chunks * most * args.matrix() / 2;
+  parallel_for_cost(args.chunks, cost, [&](int64_t begin, int64_t end) {
+    const int64_t region = kernel.scratch(cut.largest(), std::max(args.channels, args.filters));
+    const int64_t elements = kWinogradPoints * (tile_point + most * args.stride) + region;
+    A* scratch = static_cast<A*>(thread_scratch(kConvScratchSlot, elements * sizeof(A)));
+    A *tiles = scratch + region, *gradients = tiles + kWinogradPoints * tile_point;
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      const int64_t first = cut.count() * chunk / args.chunks, last = cut.count() * (chunk + 1) / args.chunks;
+      for (int64_t i = first; i < last; ++i) {
+        const WinogradBlock block = cut.at(i);
+        kernel.read_tiles(args.in, args.window, args.channels, block, {tiles, tile_point, args.tile_row()}, scratch);
+        kernel.read_gradients(args.grad, args.filters, block, 0, block.tiles(), gradients, scratch);
+        kernel.multiply(
+            args.product(tiles, tile_point, gradients, block.tiles(), 0, args.filters, chunk, /*accumulate=*/i > first),
+            0, kWinogradPoints);
+      }
+    }
+  });
+}
+
+// Sums beyond the cache: all threads take a stretch of tiles through one step after the other.
+template <typename T>
+void weight_grad_in_steps(const WinogradWeightGrad<T>& args, const WinogradCut& cut) {
+  using A = Acc<T>;
+  const auto& kernel = kernels<T>().winograd;
+  const int64_t most_tiles = kWinogradStretchElements / kWinogradPoints / (args.tile_row() + args.stride);
+  for_each_stretch(cut, most_tiles, [&](const WinogradStretch& stretch) {
+    const int64_t tile_point = spread(stretch.tiles * args.tile_row());
+    A* tiles = winograd_shared<A>(kWinogradPoints * (tile_point + stretch.tiles * args.stride));
+    A* gradients = tiles + kWinogradPoints * tile_point;
+    const int64_t most_channels = std::max(args.channels, args.filters);
+    for_each_block<T>(cut, stretch, most_channels, [&](const WinogradBlock& block, int64_t first, A* scratch) {
+      kernel.read_tiles(args.in, args.window, args.channels, block,
+                        {tiles + first * args.tile_row(), tile_point, args.tile_row()}, scratch);
+      kernel.read_gradients(args.grad, args.filters, block, first, stretch.tiles, gradients, scratch);
+    });
+    const Cut filters{args.filters, divide_up(args.filters, kWinogradFilters), kernels<T>().conv2d.panel};
+    const int64_t cost = stretch.tiles * args.matrix() / filters.pieces / 32;
+    parallel_for_cost(kWinogradPoints * filters.pieces, cost, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t point = i / filters.pieces, piece = i % filters.pieces;
+        kernel.multiply(args.product(tiles, tile_point, gradients, stretch.tiles, filters.at(piece),
+                                     filters.at(piece + 1), 0, /*accumulate=*/stretch.begin > 0),
+                        point, point + 1);
+      }
+    });
+  });
+}
+
+// False where a sum was not finite.
 template <typename T>
 bool winograd_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& dweight) {
   using A = Acc<T>;
   const auto& kernel = kernels<T>();
-  const int64_t C = shape.channels, F = shape.filters, width = kernel.conv2d.panel, panels = divide_up(F, width);
-  const int64_t stride = panels * width, matrix = C * stride, tile_row = spread(C);
+  constexpr int64_t kCachedSums = 300 * 1000, kChunks = 8, kFewestChunkTiles = 96;
+  const int64_t C = shape.channels, F = shape.filters, width = kernel.conv2d.panel;
+  const int64_t stride = divide_up(F, width) * width;
+  const int64_t target = kWinogradPoints * C * F <= kCachedSums / 2 ? 2 * kWinogradFewestTiles : kWinogradFewestTiles;
+  const WinogradCut cut(shape.out[0], shape.out[1], shape.images, target);
+  const bool in_blocks = kWinogradPoints * C * F <= kCachedSums &&
+                         cut.rows * cut.cols >= kChunks * kFewestChunkTiles && cut.count() >= kChunks;
+  const int64_t chunks = in_blocks ? kChunks : 1;
   const auto options = x.options().dtype(accumulation_dtype(x.scalar_type()));
-  const Tensor sums = at::empty({kWinogradPoints * matrix}, options);
-  const auto in = images_of(x, const_data<T>(x), 0, shape.format);
-  const auto grad = images_of(dy, const_data<T>(dy), 0, shape.format);
-  const ConvWindow window = forward_window(shape);
-  const WinogradCut cut(shape.out[0], shape.out[1], shape.images, 2 * kWinogradFewestTiles);
-  for_each_stretch(cut, kWinogradStretchElements / kWinogradPoints / (tile_row + stride), [&](const auto& stretch) {
-    const int64_t tile_point = spread(stretch.tiles * tile_row), grad_point = stretch.tiles * stride;
-    A* data = winograd_shared<A>(kWinogradPoints * (tile_point + grad_point));
-    A* gradients = data + kWinogradPoints * tile_point;
-    for_each_block<T>(cut, stretch, std::max(C, F), [&](const WinogradBlock& block, int64_t first, A* scratch) {
-      kernel.winograd.read_tiles(in, window, C, block, {data + first * tile_row, tile_point, tile_row}, scratch);
-      kernel.winograd.read_gradients(grad, F, block, first, stretch.tiles, gradients, scratch);
-    });
-    const Cut filters{F, divide_up(F, kWinogradFilters), width};
-    const int64_t cost = stretch.tiles * C * F / filters.pieces / 32;
-    parallel_for_cost(kWinogradPoints * filters.pieces, cost, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t point = i / filters.pieces, f = filters.at(i % filters.pieces);
-        kernel.winograd.multiply({C, filters.at(i % filters.pieces + 1) - f, stretch.tiles, data, tile_point, 1,
-                                  tile_row, gradients + f * stretch.tiles, grad_point, mutable_data<A>(sums) + f,
-                                  matrix, stride, stretch.begin > 0},
-                                 point, point + 1);
-      }
-    });
-  });
-  const Tensor reduced = at::empty({9 * matrix}, options);
+  const Tensor sums = at::empty({chunks, kWinogradPoints, C, stride}, options);
+  const WinogradWeightGrad<T> args{images_of(x, const_data<T>(x), 0, shape.format),
+                                   images_of(dy, const_data<T>(dy), 0, shape.format), forward_window(shape),
+                                   shape.images, C, F, stride, chunks, mutable_data<A>(sums)};
+  in_blocks ? weight_grad_in_blocks(args, cut) : weight_grad_in_steps(args, cut);
+  const Tensor reduced = at::empty({9, C, stride}, options);
   std::atomic<bool> finite{true};
-  parallel_for_cost(C, 2 * kWinogradPoints * stride, [&](int64_t begin, int64_t end) {
-    if (!kernel.winograd.reduce_weights(const_data<A>(sums), C, stride, begin, end, mutable_data<A>(reduced))) {
+  parallel_for_cost(C, 2 * kWinogradPoints * stride * chunks, [&](int64_t begin, int64_t end) {
+    if (!kernel.winograd.reduce_weights(args.sums, chunks, C, stride, begin, end, mutable_data<A>(reduced))) {
       finite = false;
     }
   });

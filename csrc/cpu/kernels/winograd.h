@@ -122,20 +122,24 @@ inline bool all_finite(Vec<A> zero_or_nan) {
 }
 
 template <typename A>
-bool winograd_reduce_weights(const A* sums, int64_t channels, int64_t stride, int64_t channel_begin,
+bool winograd_reduce_weights(const A* sums, int64_t chunks, int64_t channels, int64_t stride, int64_t channel_begin,
                              int64_t channel_end, A* reduced) {
   const int64_t matrix = channels * stride, begin = channel_begin * stride;
   Vec<A> check{};
   for_each_vector<A>((channel_end - channel_begin) * stride, [&](int64_t e, int64_t n) TILEWRIGHT_INLINE {
+    const auto sum_of = [&](int64_t point) TILEWRIGHT_INLINE {
+      const A* from = sums + point * matrix + begin + e;
+      Vec<A> sum = load(from, n);
+      for (int64_t chunk = 1; chunk < chunks; ++chunk) sum += load(from + chunk * kWinogradPoints * matrix, n);
+      return sum;
+    };
     Vec<A> half[3][4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
-      const A* point = sums + j * matrix + begin + e;
-      const Vec<A> s1 = load(point + 4 * matrix, n), s2 = load(point + 8 * matrix, n);
-      const Vec<A> even = (s1 + s2) * A(0.5);
-      half[0][j] = load(point, n) + even;
+      const Vec<A> s1 = sum_of(4 + j), s2 = sum_of(8 + j), even = (s1 + s2) * A(0.5);
+      half[0][j] = sum_of(j) + even;
       half[1][j] = (s1 - s2) * A(0.5);
-      half[2][j] = even + load(point + 12 * matrix, n);
+      half[2][j] = even + sum_of(12 + j);
     }
 #pragma GCC unroll 3
     for (int i = 0; i < 3; ++i) {

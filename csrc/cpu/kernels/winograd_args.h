@@ -41,9 +41,9 @@ struct WinogradKernels {
   // One panel of weights packed for taps-outer order, [9 * channels][panel width], to [channel][panel width] of each
   // point; the points lie point_stride apart.
   void (*transform_weights)(const Acc<T>* packed, int64_t channels, Acc<T>* transformed, int64_t point_stride);
-  // The reverse for the weights' gradient: sums [point][channel][stride] to [tap][channel][stride] for a range of
-  // channels. Returns whether all of them are finite.
-  bool (*reduce_weights)(const Acc<T>* sums, int64_t channels, int64_t stride, int64_t channel_begin,
+  // The reverse for the weights' gradient: sums [chunk][point][channel][stride], added up, to [tap][channel][stride] for
+  // a range of channels. Returns whether all of them are finite.
+  bool (*reduce_weights)(const Acc<T>* sums, int64_t chunks, int64_t channels, int64_t stride, int64_t channel_begin,
                          int64_t channel_end, Acc<T>* reduced);
   // Elements of scratch that read_tiles, read_gradients and write_tiles need for a block of that many channels.
   int64_t (*scratch)(const WinogradBlock&, int64_t channels);
