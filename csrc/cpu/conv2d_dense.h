@@ -33,7 +33,7 @@ struct PixelCut {
       per_image *= images;
       images = 1;
     }
-    const int64_t largest = rows ? kConvBlockPixels : kConvBlockColumns, unit = rows ? 1 : 32;
+    const int64_t largest = rows ? kConvBlockPixels : conv_block_columns(window), unit = rows ? 1 : 32;
     block = std::min(largest, divide_up(divide_up(per_image, divide_up(per_image, largest)), unit) * unit);
     blocks_per_image = divide_up(per_image, block);
   }

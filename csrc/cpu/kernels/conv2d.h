@@ -13,8 +13,8 @@
 namespace tilewright {
 namespace {
 
-// Equal blocks of at most kConvBlockK; one empty block where no tap reaches (the product is then zeros).
-inline int64_t k_block_count(int64_t K) { return larger(1, (K + kConvBlockK - 1) / kConvBlockK); }
+// Equal blocks of at most `most`; one empty block where no tap reaches (the product is then zeros).
+inline int64_t k_block_count(int64_t K, int64_t most) { return larger(1, (K + most - 1) / most); }
 
 // Calls body(offset of the first pixel in the images, first pixel in the block, pixels) for every piece of one row.
 template <typename T, typename Body>
@@ -42,7 +42,7 @@ void conv_gemm_rows(const ConvGemmArgs<T>& args, int64_t pixel, int64_t pixels, 
   const ConvWindow& window = args.window;
   const ConvImages<const T>& in = args.in;
   const ConvImages<T>& out = args.out;
-  const int64_t K = window.rows * window.cols * args.channels, blocks = k_block_count(K);
+  const int64_t K = window.rows * window.cols * args.channels, blocks = k_block_count(K, kConvBlockK);
   constexpr int64_t kRow = kConvBlockK + kConvPatchPadding;
   A* patches = scratch;
   A* block = scratch + kConvBlockPixels * kRow;
@@ -67,6 +67,10 @@ void conv_gemm_rows(const ConvGemmArgs<T>& args, int64_t pixel, int64_t pixels, 
     if (!in_place) pack_patch_rows(in, window, args.channels, pixel, pixels, k, k + k_count, patches, kRow);
     const A* left = in_place ? source + k : patches;
     const int64_t left_row = in_place ? in.x_stride : kRow;
+    if (blocks == 1) {  // row by row: the result is written front to back
+      gemm_panels(pixels, filters, K, left, left_row, 1, args.weight + filter * K, block, block_row, false);
+      continue;
+    }
     for (int64_t f = 0; f < filters; f += kTileCols<A>) {
       gemm_panels(pixels, smaller(filters - f, kTileCols<A>), k_count, left, left_row, 1,
                   args.weight + (filter + f) * K + k * kTileCols<A>, block + f, block_row, b > 0);
@@ -89,10 +93,11 @@ void conv_gemm_columns(const ConvGemmArgs<T>& args, int64_t pixel, int64_t pixel
   using A = Acc<T>;
   const ConvWindow& window = args.window;
   const ConvImages<T>& out = args.out;
-  const int64_t K = window.rows * window.cols * args.channels, blocks = k_block_count(K);
+  const int64_t K = window.rows * window.cols * args.channels, columns = conv_block_columns(window);
+  const int64_t blocks = k_block_count(K, columns == kConvPointColumns ? kConvPointK : kConvBlockK);
   A* panels = scratch;
   A* block = scratch + kConvBlockColumns * kConvBlockK;
-  int64_t block_row = kConvBlockColumns;
+  int64_t block_row = columns;
   bool direct = false;
   if constexpr (sizeof(T) == sizeof(A)) {
     const int64_t plane = window.width * window.height, at = pixel % plane;
@@ -128,7 +133,7 @@ template <typename T>
 void conv_gemm(const ConvGemmArgs<T>& args, int64_t pixel_begin, int64_t pixel_end, int64_t filter_begin,
                int64_t filter_end, Acc<T>* scratch) {
   const bool rows = args.order == ConvOrder::kTapsOuter;
-  const int64_t step = rows ? kConvBlockPixels : kConvBlockColumns;
+  const int64_t step = rows ? kConvBlockPixels : conv_block_columns(args.window);
   for (int64_t pixel = pixel_begin; pixel < pixel_end; pixel += step) {
     const int64_t pixels = smaller(step, pixel_end - pixel);
     for (int64_t f = filter_begin; f < filter_end; f += kConvBlockFilters) {

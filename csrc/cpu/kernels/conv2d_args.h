@@ -102,11 +102,20 @@ struct ConvDepthwiseGradArgs {
 constexpr int64_t kConvBlockPixels = 112;  // a whole number of 14-row tiles and of 6-row ones but for two
 constexpr int64_t kConvBlockColumns = 128;
 constexpr int64_t kConvBlockK = 256;
+// Large planes read by one tap: long runs of few channels, because every channel is another page.
+constexpr int64_t kConvPointColumns = 512;
+constexpr int64_t kConvPointK = 64;
+inline int64_t conv_block_columns(const ConvWindow& window) {
+  const bool large = window.rows * window.cols == 1 && window.width * window.height >= kConvPointColumns;
+  return large ? kConvPointColumns : kConvBlockColumns;
+}
 constexpr int64_t kConvBlockFilters = 256;
 constexpr int64_t kConvPatchPadding =
     16;  // patch rows are kConvBlockK + 16 apart: no two rows of a tile share an L1 set
 constexpr int64_t kConvGradPixels = 256;
-constexpr int64_t kConvScratchElements = 2 * kConvGradPixels * (kConvBlockK + kConvPatchPadding) + 64;
+constexpr int64_t kConvScratchElements = kConvPointColumns * (kConvPointK + kConvBlockFilters) + 64;
+static_assert(kConvBlockColumns * kConvBlockK == kConvPointColumns * kConvPointK);
+static_assert(kConvScratchElements >= 2 * kConvGradPixels * (kConvBlockK + kConvPatchPadding));
 
 template <typename T>
 struct Conv2dKernels {
