@@ -107,9 +107,16 @@ void conv_gemm_columns(const ConvGemmArgs<T>& args, int64_t pixel, int64_t pixel
       block_row = out.c_stride;
     }
   }
+  const bool point = window.rows * window.cols == 1 && window.height == 1 && window.width == args.in.width &&
+                     window.stride_x == 1 && window.first_x == 0 && window.first_y == 0 && args.in.x_stride == 1 &&
+                     pixel % window.width + pixels <= window.width;
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t k = K * b / blocks, k_count = K * (b + 1) / blocks - k;
-    for (int64_t p = 0; p < pixels; p += kTileCols<A>) {
+    if (point) {
+      const T* image = args.in.data + pixel / window.width * args.in.n_stride + pixel % window.width;
+      pack_point_columns(image + k * args.in.c_stride, args.in.c_stride, pixels, k_count, panels);
+    }
+    for (int64_t p = 0; p < pixels && !point; p += kTileCols<A>) {
       pack_patch_columns(args.in, window, pixel + p, smaller(pixels - p, kTileCols<A>), kTileCols<A>, k, k + k_count,
                          panels + p * k_count, kTileCols<A>);
     }

@@ -215,6 +215,18 @@ void pack_patch_columns(const ConvImages<const T>& in, const ConvWindow& window,
   }
 }
 
+// The same for all panels of a block of `count` pixels that lie side by side in every plane and are read by one tap: a
+// plane's stretch is read front to back before the next plane's.
+template <typename T>
+void pack_point_columns(const T* src, int64_t c_stride, int64_t count, int64_t k_count, Acc<T>* panels) {
+  constexpr int64_t kWidth = kTileCols<Acc<T>>;
+  for (int64_t k = 0; k < k_count; ++k) {
+    for (int64_t p = 0; p < count; p += kWidth) {
+      pack_rows(1, smaller(kWidth, count - p), src + k * c_stride + p, 0, panels + p * k_count + k * kWidth);
+    }
+  }
+}
+
 // Weights to panels: kLanes filters at a time, a block of a run is transposed in registers and its rows go to their k.
 template <typename T>
 void pack_weights(const ConvWeights<const T>& weights, int64_t K, int64_t panel_begin, int64_t panel_end,
