@@ -132,10 +132,14 @@ Tensor run_any_rank(const Tensor& input, const Tensor& weight, const OptionalTen
       .squeeze(0);
 }
 
+// Without an element there is nothing to compute, and what native makes of it (the shape of a result without channels,
+// the strides of gradients, which arguments it looks at) is best asked of native.
+bool has_no_work(const Tensor& input) { return input.defined() && input.sym_numel() == 0; }
+
 Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, c10::SymIntArrayRef stride,
               c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups) {
   const Conv2dOptions options{stride, padding, dilation, groups};
-  if (use_native(input, weight, bias)) return native_conv2d(input, weight, bias, options);
+  if (use_native(input, weight, bias) || has_no_work(input)) return native_conv2d(input, weight, bias, options);
   return run_any_rank(input, weight, bias, options, "none", /*residual=*/{});
 }
 
@@ -164,7 +168,7 @@ Tensor conv2d_act(const Tensor& input, const Tensor& weight, const OptionalTenso
                   c10::string_view activation, const OptionalTensor& residual) {
   const Conv2dOptions options{stride, padding, dilation, groups};
   const Activation kind = activation_from_name(activation);
-  if (use_native(input, weight, bias, residual)) {
+  if (use_native(input, weight, bias, residual) || has_no_work(input)) {
     const Tensor sum = native_conv2d(input, weight, bias, options);
     return native_activation(is_defined(residual) ? at::add(sum, *residual) : sum, kind);
   }

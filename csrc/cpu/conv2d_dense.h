@@ -29,7 +29,7 @@ struct PixelCut {
       : per_image(window.height * window.width), images(image_count) {
     constexpr int64_t kLargePlane = 512;
     const bool rows = order == ConvOrder::kTapsOuter;
-    if (rows || per_image < kLargePlane) {
+    if (rows || (per_image < kLargePlane && !conv_reads_runs(window))) {
       per_image *= images;
       images = 1;
     }

@@ -102,12 +102,15 @@ struct ConvDepthwiseGradArgs {
 constexpr int64_t kConvBlockPixels = 112;  // a whole number of 14-row tiles and of 6-row ones but for two
 constexpr int64_t kConvBlockColumns = 128;
 constexpr int64_t kConvBlockK = 256;
-// Large planes read by one tap: long runs of few channels, because every channel is another page.
+// Planes read by one tap: long runs of few channels, because every channel is another page.
 constexpr int64_t kConvPointColumns = 512;
 constexpr int64_t kConvPointK = 64;
+inline bool conv_reads_runs(const ConvWindow& window) {
+  constexpr int64_t kShortestRun = 96;
+  return window.rows * window.cols == 1 && window.width * window.height >= kShortestRun;
+}
 inline int64_t conv_block_columns(const ConvWindow& window) {
-  const bool large = window.rows * window.cols == 1 && window.width * window.height >= kConvPointColumns;
-  return large ? kConvPointColumns : kConvBlockColumns;
+  return conv_reads_runs(window) ? kConvPointColumns : kConvBlockColumns;
 }
 constexpr int64_t kConvBlockFilters = 256;
 constexpr int64_t kConvPatchPadding =

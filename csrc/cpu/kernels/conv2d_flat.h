@@ -71,35 +71,14 @@ void copy_phases(const ConvImages<const T>& in, const T* plane, const ConvWindow
 template <typename A, int kRows, int kVectors>
 void flat_tile(int64_t channels, int64_t taps, const A* weight, const A* phases, int64_t channel_step,
                const int32_t* offsets, A* block, int64_t block_row, bool accumulate) {
-  Vec<A> sum[kRows][kVectors];
-#pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sum[i][v] = Vec<A>{};
-  }
+  TileSums<A, kRows, kVectors> sums;
   for (int64_t c = 0; c < channels; ++c) {
     for (int64_t t = 0; t < taps; ++t) {
-      const A* from = phases + c * channel_step + offsets[t];
-      Vec<A> right[kVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) right[v] = load(from + v * kLanes<A>);
-#pragma GCC unroll 16
-      for (int i = 0; i < kRows; ++i) {
-        const Vec<A> value = broadcast<A>(weight[i]);
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sum[i][v] = fma(value, right[v], sum[i][v]);
-      }
+      sums.add(weight, 1, phases + c * channel_step + offsets[t]);
       weight += kTileCols<A>;
     }
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      A* out = block + i * block_row + v * kLanes<A>;
-      store(out, accumulate ? load(out) + sum[i][v] : sum[i][v]);
-    }
-  }
+  sums.store_to(block, block_row, kVectors * kLanes<A>, accumulate);
 }
 
 template <typename A>
