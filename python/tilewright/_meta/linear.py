@@ -32,5 +32,4 @@ def _backward(
 
 @torch.library.register_fake("tilewright::activation_backward")
 def _activation_backward(grad_output: Tensor, saved: Tensor, activation: str) -> Tensor:
-    dense = torch._prims_common.is_non_overlapping_and_dense(saved)
-    return torch.empty_like(saved, memory_format=torch.preserve_format if dense else torch.contiguous_format)
+    return torch.empty_like(saved)
