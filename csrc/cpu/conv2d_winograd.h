@@ -261,7 +261,8 @@ struct WinogradWeightGrad {
 
   int64_t matrix() const { return channels * stride; }
   int64_t tile_row() const { return spread(channels); }
-  // Tiles of a block or a stretch: left is what read_tiles wrote, right what read_gradients wrote.
+  // Tiles of a block or a stretch: left is what read_tiles wrote, right what read_gradients wrote. Filters are columns of
+  // sums, the zeros behind the last filter among them.
   WinogradProduct<Acc<T>> product(const Acc<T>* left, int64_t left_point, const Acc<T>* right, int64_t tiles,
                                   int64_t filter_begin, int64_t filter_end, int64_t chunk, bool accumulate) const {
     return {channels, filter_end - filter_begin, tiles, left, left_point, 1, tile_row(), right + filter_begin * tiles,
@@ -288,7 +289,7 @@ void weight_grad_in_blocks(const WinogradWeightGrad<T>& args, const WinogradCut&
         kernel.read_tiles(args.in, args.window, args.channels, block, {tiles, tile_point, args.tile_row()}, scratch);
         kernel.read_gradients(args.grad, args.filters, block, 0, block.tiles(), gradients, scratch);
         kernel.multiply(
-            args.product(tiles, tile_point, gradients, block.tiles(), 0, args.filters, chunk, /*accumulate=*/i > first),
+            args.product(tiles, tile_point, gradients, block.tiles(), 0, args.stride, chunk, /*accumulate=*/i > first),
             0, kWinogradPoints);
       }
     }
@@ -311,7 +312,7 @@ void weight_grad_in_steps(const WinogradWeightGrad<T>& args, const WinogradCut& 
                         {tiles + first * args.tile_row(), tile_point, args.tile_row()}, scratch);
       kernel.read_gradients(args.grad, args.filters, block, first, stretch.tiles, gradients, scratch);
     });
-    const Cut filters{args.filters, divide_up(args.filters, kWinogradFilters), kernels<T>().conv2d.panel};
+    const Cut filters{args.stride, divide_up(args.stride, kWinogradFilters), kernels<T>().conv2d.panel};
     const int64_t cost = stretch.tiles * args.matrix() / filters.pieces / 32;
     parallel_for_cost(kWinogradPoints * filters.pieces, cost, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
