@@ -1,18 +1,18 @@
 // conv2d's gradient. With y = conv(x, w) + b + r and dz = dy where act(y) is the identity, dz = dy * [y > 0] for relu:
 //   dx = dz convolved with w flipped (strides spread dz),  dw[f, c, i, j] = sum over n, y, x of dz * x,
 //   db[f] = sum over n, y, x of dz,  dr = dz
+// For the other activations the fused kernel gives z and y = act(z) at once and two Functions, one behind the other, hold
+// what native's separate ops would hold: x and w, and z.
 #include "ops/conv2d.h"
 
-#include <ATen/autocast_mode.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/conv2d.h>
-#include <ATen/ops/gelu.h>
-#include <ATen/ops/relu.h>
-#include <ATen/ops/silu.h>
 #include <ATen/ops/threshold_backward.h>
 
+#include "autograd/autocast.h"
 #include "autograd/native_backward.h"
 #include "ops/delegate.h"
+#include "ops/linear.h"
 
 namespace tilewright {
 namespace {
@@ -27,13 +27,22 @@ Tensor native_conv2d(const Tensor& input, const Tensor& weight, const OptionalTe
   return at::conv2d_symint(input, weight, bias, options.stride, options.padding, options.dilation, options.groups);
 }
 
+// A result that was computed before its Function: not one of the Function's inputs.
+struct Computed {
+  Tensor value;
+};
+
 class Conv2dFunction : public torch::autograd::Function<Conv2dFunction> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                         c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
-                        const c10::SymInt& groups, bool relu, const OptionalTensor& residual) {
+                        const c10::SymInt& groups, bool relu, const OptionalTensor& residual,
+                        const Computed& computed) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
-    Tensor output = conv2d_forward(input, weight, bias, stride, padding, dilation, groups, relu, residual);
+    const Tensor output = computed.value.defined()
+                              ? computed.value
+                              : std::get<0>(conv2d_forward(input, weight, bias, stride, padding, dilation, groups,
+                                                           relu ? "relu" : "none", /*saves=*/true, residual));
     const bool has_residual = is_defined(residual);
     ctx->save_for_backward({input, weight, value_or_undefined(bias), relu ? output : Tensor()});
     ctx->saved_data["stride"] = stride.vec();
@@ -53,7 +62,7 @@ class Conv2dFunction : public torch::autograd::Function<Conv2dFunction> {
     const c10::SymInt groups = ctx->saved_data["groups"].toSymInt();
     const bool has_residual = ctx->saved_data["has_residual"].toBool();
     const auto needs = inputs_needing_grad(ctx, {true, true, bias.defined(), has_residual});
-    variable_list result(9);
+    variable_list result(10);
     if (!grad_outputs[0].defined()) return result;
     // Differentiable in itself: the gradient of relu needs no replay.
     const Tensor grad = output.defined() ? at::threshold_backward(grad_outputs[0], output, 0) : grad_outputs[0];
@@ -72,99 +81,137 @@ class Conv2dFunction : public torch::autograd::Function<Conv2dFunction> {
   }
 };
 
-// The op on our kernels: relu and residual fused.
+class ActivationFunction : public torch::autograd::Function<ActivationFunction> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& pre, const std::string& activation,
+                        const Computed& computed) {
+    ctx->save_for_backward({pre});
+    ctx->saved_data["activation"] = activation;
+    return computed.value;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
+    const Tensor pre = ctx->get_saved_variables()[0];
+    const std::string activation = ctx->saved_data["activation"].toStringRef();
+    if (!at::GradMode::is_enabled()) {
+      return {activation_backward(grad_outputs[0], pre, activation), Tensor(), Tensor()};
+    }
+    const auto grads =
+        native_backward({pre}, {true}, grad_outputs, [&](const variable_list& in) -> variable_list {
+          return {native_activation(in[0], activation_from_name(activation))};
+        });
+    return {grads[0], Tensor(), Tensor()};
+  }
+};
+
+// The op on our kernels, for batched input and a residual of the output's shape.
 Tensor run_conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const Conv2dOptions& options,
-                  bool relu, const OptionalTensor& residual) {
-  if (input.dim() == 3) {
-    OptionalTensor batched_residual;
-    if (is_defined(residual)) batched_residual = residual->unsqueeze(0);
-    return run_conv2d(input.unsqueeze(0), weight, bias, options, relu, batched_residual).squeeze(0);
-  }
-  if (records_grad(input, weight, bias, residual)) {
+                  c10::string_view activation, const OptionalTensor& residual) {
+  const bool differentiates = records_grad(input, weight, bias, residual);
+  const bool relu = activation == "relu";
+  const auto apply = [&](const Tensor& computed) {
     return Conv2dFunction::apply(input, weight, bias, options.stride, options.padding, options.dilation, options.groups,
-                                 relu, residual);
-  }
-  at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return conv2d_forward(input, weight, bias, options.stride, options.padding, options.dilation, options.groups, relu,
-                        residual);
+                                 relu, residual, Computed{computed});
+  };
+  if (differentiates && (relu || activation == "none")) return apply(Tensor());
+  const auto [output, pre] = [&] {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    return conv2d_forward(input, weight, bias, options.stride, options.padding, options.dilation, options.groups,
+                          activation, differentiates, residual);
+  }();
+  return differentiates ? ActivationFunction::apply(apply(pre), std::string(activation), Computed{output}) : output;
 }
+
+// Unbatched input is a batch of one.
+Tensor run_any_rank(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const Conv2dOptions& options,
+                    c10::string_view activation, const OptionalTensor& residual) {
+  if (input.dim() != 3) return run_conv2d(input, weight, bias, options, activation, residual);
+  const bool lacks_batch = is_defined(residual) && residual->dim() == 3;
+  return run_conv2d(input.unsqueeze(0), weight, bias, options, activation,
+                    lacks_batch ? OptionalTensor(residual->unsqueeze(0)) : residual)
+      .squeeze(0);
+}
+
+// Without an element there is nothing to compute, and what native makes of it (the shape of a result without channels,
+// the strides of gradients, which arguments it looks at) is best asked of native.
+bool has_no_work(const Tensor& input) { return input.defined() && input.sym_numel() == 0; }
 
 Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, c10::SymIntArrayRef stride,
               c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups) {
   const Conv2dOptions options{stride, padding, dilation, groups};
-  if (use_native(input, weight, bias)) return native_conv2d(input, weight, bias, options);
-  return run_conv2d(input, weight, bias, options, /*relu=*/false, /*residual=*/{});
+  if (use_native(input, weight, bias) || has_no_work(input)) return native_conv2d(input, weight, bias, options);
+  return run_any_rank(input, weight, bias, options, "none", /*residual=*/{});
 }
 
-Tensor activate(const Tensor& value, c10::string_view activation) {
-  if (activation == "none") return value;
-  if (activation == "relu") return at::relu(value);
-  if (activation == "gelu") return at::gelu(value);
-  if (activation == "gelu_tanh") return at::gelu(value, "tanh");
-  TORCH_CHECK_VALUE(activation == "silu", "conv2d_act: activation must be none, relu, gelu, gelu_tanh or silu, got ",
-                    activation);
-  return at::silu(value);
+// The residual in the output's shape, where it broadcasts to it; else as it is: conv2d_forward says what is wrong.
+Tensor broadcast_residual(const Tensor& residual, const Tensor& input, const Tensor& weight,
+                          const Conv2dOptions& options) {
+  if (weight.dim() != 4 || input.dim() < 3 || input.dim() > 4 || residual.dim() > input.dim()) return residual;
+  c10::SymDimVector size{weight.sym_size(0)};
+  if (input.dim() == 4) size.insert(size.begin(), input.sym_size(0));
+  const auto of = [](c10::SymIntArrayRef values, int64_t d) { return values.empty() ? 1 : values[d % values.size()]; };
+  for (int64_t d = 0; d < 2; ++d) {
+    const c10::SymInt step = of(options.stride, d), reach = of(options.dilation, d) * (weight.sym_size(2 + d) - 1);
+    if (step <= 0) return residual;
+    size.push_back((input.sym_size(input.dim() - 2 + d) + of(options.padding, d) * 2 - reach - 1) / step + 1);
+  }
+  const auto own = residual.sym_sizes();
+  if (own.equals(size)) return residual;
+  for (size_t d = 0; d < own.size(); ++d) {
+    if (own[d] != 1 && own[d] != size[size.size() - own.size() + d]) return residual;
+  }
+  return residual.expand_symint(size);
 }
 
 Tensor conv2d_act(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, c10::SymIntArrayRef stride,
                   c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
                   c10::string_view activation, const OptionalTensor& residual) {
   const Conv2dOptions options{stride, padding, dilation, groups};
-  if (use_native(input, weight, bias, residual)) {
+  const Activation kind = activation_from_name(activation);
+  if (use_native(input, weight, bias, residual) || has_no_work(input)) {
     const Tensor sum = native_conv2d(input, weight, bias, options);
-    return activate(is_defined(residual) ? at::add(sum, *residual) : sum, activation);
+    return native_activation(is_defined(residual) ? at::add(sum, *residual) : sum, kind);
   }
-  const bool fused = activation == "relu";
-  const Tensor sum = run_conv2d(input, weight, bias, options, fused, residual);
-  return fused ? sum : activate(sum, activation);
+  OptionalTensor added;
+  if (is_defined(residual)) added = broadcast_residual(*residual, input, weight, options);
+  return run_any_rank(input, weight, bias, options, activation, added);
 }
 
-// --- autocast: native runs conv2d in the lower precision ---
-
-template <c10::DispatchKey kKey, c10::DeviceType kDevice>
-struct Autocast {
-  static OptionalTensor cast(const OptionalTensor& tensor) {
-    if (!is_defined(tensor)) return tensor;
-    return at::autocast::cached_cast(at::autocast::get_autocast_dtype(kDevice), *tensor, kDevice);
-  }
-  static Tensor cast(const Tensor& tensor) {
-    return at::autocast::cached_cast(at::autocast::get_autocast_dtype(kDevice), tensor, kDevice);
-  }
-  static Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+template <at::DeviceType kDevice>
+Tensor conv2d_autocast(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                        c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                        c10::SymInt groups) {
-    c10::impl::ExcludeDispatchKeyGuard no_autocast(kKey);
-    static const auto op = find_op<decltype(tilewright::conv2d)>("tilewright::conv2d");
-    return op.call(cast(input), cast(weight), cast(bias), stride, padding, dilation, std::move(groups));
-  }
-  static Tensor conv2d_act(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+  const AutocastOff off(kDevice);
+  static const auto op = find_op<decltype(conv2d)>("tilewright::conv2d");
+  return op.call(lower_precision<kDevice>(input), lower_precision<kDevice>(weight), lower_precision<kDevice>(bias),
+                 stride, padding, dilation, std::move(groups));
+}
+
+template <at::DeviceType kDevice>
+Tensor conv2d_act_autocast(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                            c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                            c10::SymInt groups, c10::string_view activation, const OptionalTensor& residual) {
-    c10::impl::ExcludeDispatchKeyGuard no_autocast(kKey);
-    static const auto op = find_op<decltype(tilewright::conv2d_act)>("tilewright::conv2d_act");
-    return op.call(cast(input), cast(weight), cast(bias), stride, padding, dilation, std::move(groups), activation,
-                   cast(residual));
-  }
-};
-using AutocastOnCPU = Autocast<c10::DispatchKey::AutocastCPU, c10::DeviceType::CPU>;
-using AutocastOnCUDA = Autocast<c10::DispatchKey::AutocastCUDA, c10::DeviceType::CUDA>;
+  const AutocastOff off(kDevice);
+  static const auto op = find_op<decltype(conv2d_act)>("tilewright::conv2d_act");
+  return op.call(lower_precision<kDevice>(input), lower_precision<kDevice>(weight), lower_precision<kDevice>(bias),
+                 stride, padding, dilation, std::move(groups), activation, lower_precision<kDevice>(residual));
+}
+
+void register_composite(torch::Library& m) {
+  m.impl("conv2d", conv2d);
+  m.impl("conv2d_act", conv2d_act);
+}
+
+template <at::DeviceType kDevice>
+void register_autocast(torch::Library& m) {
+  m.impl("conv2d", conv2d_autocast<kDevice>);
+  m.impl("conv2d_act", conv2d_act_autocast<kDevice>);
+}
 
 }  // namespace
 }  // namespace tilewright
 
-TORCH_LIBRARY_IMPL(tilewright, CompositeImplicitAutograd, m) {
-  m.impl("conv2d", tilewright::conv2d);
-  m.impl("conv2d_act", tilewright::conv2d_act);
-}
-TORCH_LIBRARY_IMPL(tilewright, FuncTorchBatched, m) {
-  m.impl("conv2d", tilewright::conv2d);
-  m.impl("conv2d_act", tilewright::conv2d_act);
-}
-TORCH_LIBRARY_IMPL(tilewright, AutocastCPU, m) {
-  m.impl("conv2d", tilewright::AutocastOnCPU::conv2d);
-  m.impl("conv2d_act", tilewright::AutocastOnCPU::conv2d_act);
-}
-TORCH_LIBRARY_IMPL(tilewright, AutocastCUDA, m) {
-  m.impl("conv2d", tilewright::AutocastOnCUDA::conv2d);
-  m.impl("conv2d_act", tilewright::AutocastOnCUDA::conv2d_act);
-}
+TORCH_LIBRARY_IMPL(tilewright, CompositeImplicitAutograd, m) { tilewright::register_composite(m); }
+TORCH_LIBRARY_IMPL(tilewright, FuncTorchBatched, m) { tilewright::register_composite(m); }
+TORCH_LIBRARY_IMPL(tilewright, AutocastCPU, m) { tilewright::register_autocast<at::kCPU>(m); }
+TORCH_LIBRARY_IMPL(tilewright, AutocastCUDA, m) { tilewright::register_autocast<at::kCUDA>(m); }

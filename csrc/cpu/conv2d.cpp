@@ -6,6 +6,8 @@
 #include <ATen/ops/tensor.h>
 
 #include "cpu/conv2d_depthwise.h"
+#include "cpu/conv2d_winograd.h"
+#include "ops/linear.h"
 
 namespace tilewright {
 namespace {
@@ -36,8 +38,7 @@ bool prefers_planes(const Conv2dShape& shape) {
 }
 
 // Planes of narrow images waste a block's columns at every row's end: with enough channels to fill vectors of filters,
-// copying such images to channels_last and back costs less. Measured on Zen 4, 3x3 forward and backward with two
-// threads, planes against copies: 64 x 64 x 8 x 8, 11.6 and 10.0 ms; 8 x 512 x 7 x 7, 39.4 and 31.0 ms.
+// copying such images to channels_last and back costs less.
 bool prefers_channels_last(const Conv2dShape& shape) {
   constexpr int64_t kNarrow = 8, kManyChannels = 32;
   return shape.format == kPlanes && shape.groups == 1 && shape.out[1] <= kNarrow &&
@@ -45,7 +46,8 @@ bool prefers_channels_last(const Conv2dShape& shape) {
 }
 
 // The format the kernels work in, whatever the result is promised in.
-at::MemoryFormat working_format(const Conv2dShape& shape) {
+at::MemoryFormat working_format(const Conv2dShape& shape, at::ScalarType dtype) {
+  if (winograd_suits(shape, dtype)) return shape.format;
   if (prefers_planes(shape)) return kPlanes;
   return prefers_channels_last(shape) ? at::MemoryFormat::ChannelsLast : shape.format;
 }
@@ -56,32 +58,43 @@ Tensor result_in(const Tensor& result, at::MemoryFormat computed, at::MemoryForm
   return at::empty(result.sizes(), result.options().memory_format(promised)).copy_(result);
 }
 
-Tensor conv2d_forward_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias_opt,
-                          at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-                          bool relu, const OptionalTensor& residual_opt) {
+std::tuple<Tensor, Tensor> conv2d_forward_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias_opt,
+                                              at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                                              int64_t groups, c10::string_view activation_name, bool saves,
+                                              const OptionalTensor& residual_opt) {
   const Tensor bias_in = value_or_undefined(bias_opt), residual_in = value_or_undefined(residual_opt);
+  const Activation activation = activation_from_name(activation_name);
   Conv2dShape shape = check_conv2d(input, weight, bias_in, stride, padding, dilation, groups);
   const auto dtype = input.scalar_type();
   const std::array<int64_t, 4> size{shape.images, shape.filters, shape.out[0], shape.out[1]};
   TORCH_CHECK(!residual_in.defined() || (residual_in.sizes().equals(size) && residual_in.scalar_type() == dtype),
-              "conv2d_act: residual must have the convolution's shape ", at::IntArrayRef(size), " and dtype ", dtype,
-              ", got ", residual_in.sizes(), " and ", residual_in.scalar_type());
-  if (shape.empty()) return at::empty(size, input.options());
+              "conv2d_act: residual must have (or broadcast to) the convolution's shape ", at::IntArrayRef(size),
+              " and have dtype ", dtype, ", got ", residual_in.sizes(), " and ", residual_in.scalar_type());
+  const bool saves_pre = saves && gradient_reads_input(activation);
+  if (shape.empty()) {
+    return {at::empty(size, input.options()), saves_pre ? at::empty(size, input.options()) : Tensor()};
+  }
   const auto result_format = shape.format;
-  shape.format = working_format(shape);
+  shape.format = working_format(shape, input.scalar_type());
 
   Tensor output = at::empty(size, input.options().memory_format(shape.format));
+  Tensor pre = saves_pre ? at::empty_like(output) : Tensor();
   const Tensor x = in_format(input, shape.format);
   const Tensor bias = as_accumulator(bias_in, dtype);
   // The kernels read the residual at the output's offsets.
   const Tensor residual = residual_in.defined() ? residual_in.contiguous(shape.format) : residual_in;
   dispatch_floating(dtype, "conv2d", [&](auto element) {
     using T = decltype(element);
-    if (is_depthwise(shape)) return depthwise_forward<T>(shape, x, weight, bias, residual, relu, output);
+    const ConvEpilogue<T> epilogue{const_data<Acc<T>>(bias), const_data<T>(residual), activation, mutable_data<T>(pre)};
+    if (is_depthwise(shape)) return depthwise_forward<T>(shape, x, weight, epilogue, output);
     const auto [packed_from, weight_last] = dense_weight(weight);
-    dense_forward<T>(shape, x, packed_from, weight_last, bias, residual, relu, output);
+    if (winograd_suits(shape, dtype) &&
+        winograd_forward<T>(shape, x, packed_from, weight_last, epilogue, output)) {
+      return;
+    }
+    dense_forward<T>(shape, x, packed_from, weight_last, epilogue, output);
   });
-  return result_in(output, shape.format, result_format);
+  return {result_in(output, shape.format, result_format), result_in(pre, shape.format, result_format)};
 }
 
 Tensor input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight) {
@@ -97,6 +110,10 @@ Tensor input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weig
     using T = decltype(element);
     if (depthwise) return depthwise_input_grad<T>(shape, dy, weight, dx);
     const auto [packed_from, weight_last] = dense_weight(weight);
+    if (winograd_suits(shape, dy.scalar_type()) &&
+        winograd_input_grad<T>(shape, dy, packed_from, weight_last, dx)) {
+      return;
+    }
     dense_input_grad<T>(shape, dy, packed_from, weight_last, dx);
   });
   if (size[1] == shape.channels) return dx;
@@ -121,7 +138,8 @@ Tensor weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, 
     using T = decltype(element);
     if (is_depthwise(shape)) {
       dweight.copy_(depthwise_weight_grad<T>(shape, dy, x).reshape(weight.sizes()));
-    } else {
+    } else if (!winograd_suits(shape, dy.scalar_type()) ||
+               !winograd_weight_grad<T>(shape, dy, x, dweight)) {
       dense_weight_grad<T>(shape, dy, x, dweight);
     }
   });
@@ -145,7 +163,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
     if (output_mask[2]) dbias = at::zeros({shape.filters}, weight.options());
     return {dx, dweight, dbias};
   }
-  shape.format = working_format(shape);
+  shape.format = working_format(shape, input.scalar_type());
   const Tensor dy = in_format(grad_output, shape.format);
   if (output_mask[0]) dx = result_in(input_grad(shape, dy, weight), shape.format, result_format);
   if (output_mask[1]) {

@@ -29,11 +29,11 @@ struct PixelCut {
       : per_image(window.height * window.width), images(image_count) {
     constexpr int64_t kLargePlane = 512;
     const bool rows = order == ConvOrder::kTapsOuter;
-    if (rows || per_image < kLargePlane) {
+    if (rows || (per_image < kLargePlane && !conv_reads_runs(window))) {
       per_image *= images;
       images = 1;
     }
-    const int64_t largest = rows ? kConvBlockPixels : kConvBlockColumns, unit = rows ? 1 : 32;
+    const int64_t largest = rows ? kConvBlockPixels : conv_block_columns(window), unit = rows ? 1 : 32;
     block = std::min(largest, divide_up(divide_up(per_image, divide_up(per_image, largest)), unit) * unit);
     blocks_per_image = divide_up(per_image, block);
   }
@@ -72,8 +72,9 @@ ConvGemmArgs<T> args_of_group(const ConvGemmArgs<T>& first, int64_t group, const
   ConvGemmArgs<T> args = first;
   args.in.data += group * steps.in;
   args.out.data += group * steps.out;
-  if (args.residual != nullptr) args.residual += group * steps.out;
-  if (args.bias != nullptr) args.bias += group * steps.filters;
+  if (args.epilogue.residual != nullptr) args.epilogue.residual += group * steps.out;
+  if (args.epilogue.pre != nullptr) args.epilogue.pre += group * steps.out;
+  if (args.epilogue.bias != nullptr) args.epilogue.bias += group * steps.filters;
   args.weight += group * divide_up(first.filters, panel) * panel * K;
   return args;
 }
@@ -146,7 +147,7 @@ inline ConvOrder order_of(const Conv2dShape& shape) {
 
 template <typename T>
 void dense_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& weight, bool weight_last,
-                   const Tensor& bias, const Tensor& residual, bool relu, const Tensor& output) {
+                   const ConvEpilogue<T>& epilogue, const Tensor& output) {
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
   const int64_t K = C * shape.kernel[0] * shape.kernel[1];
   const WeightLayout layout = forward_weights(shape, weight_last, order_of(shape));
@@ -160,9 +161,7 @@ void dense_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& weig
                        C,
                        F,
                        const_data<Acc<T>>(packed),
-                       const_data<Acc<T>>(bias),
-                       const_data<T>(residual),
-                       relu};
+                       epilogue};
   const GroupSteps steps{C * args.in.c_stride, F * args.out.c_stride, F};
   join_rows(args.in, args.out, args.window);
   run_conv_gemm(args, shape.groups, steps);
@@ -188,15 +187,26 @@ void dense_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& 
                          F,
                          C,
                          const_data<Acc<T>>(packed),
-                         nullptr,
-                         nullptr,
-                         false};
+                         {}};
     args.out.height = part.y.pixels;
     args.out.width = part.x.pixels;
     const GroupSteps steps{F * args.in.c_stride, C * args.out.c_stride, C};
     join_rows(args.in, args.out, args.window);
     run_conv_gemm(args, shape.groups, steps);
   }
+}
+
+// The chunks' sums of one group, [chunk][k][stride], to its weights' gradient.
+template <typename T>
+void unpack_conv_weights(const WeightLayout& layout, const Acc<T>* sums, int64_t stride, int64_t chunks, int64_t K,
+                         int64_t filters, T* weights) {
+  const auto& kernel = kernels<T>().conv2d;
+  const Cut parts{filters, divide_up(filters, kernel.panel), kernel.panel};
+  parallel_for_cost(parts.pieces, K * kernel.panel * chunks, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      kernel.unpack_weights(layout.at(weights), K, sums, stride, chunks, parts.at(part), parts.at(part + 1));
+    }
+  });
 }
 
 template <typename T>
@@ -240,15 +250,10 @@ void dense_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor&
     }
   });
   const WeightLayout layout = forward_weights(shape, shape.format == at::MemoryFormat::ChannelsLast, first.order);
-  const Cut parts{F, divide_up(F, kernel.panel), kernel.panel};
-  parallel_for_cost(groups * parts.pieces, K * kernel.panel * chunks.pieces, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t group = i / parts.pieces, part = i % parts.pieces;
-      kernel.unpack_weights(layout.at(mutable_data<T>(dweight) + group * F * K), K,
-                            const_data<Acc<T>>(sums) + group * chunks.pieces * K * stride, stride, chunks.pieces,
-                            parts.at(part), parts.at(part + 1));
-    }
-  });
+  for (int64_t group = 0; group < groups; ++group) {
+    unpack_conv_weights(layout, const_data<Acc<T>>(sums) + group * chunks.pieces * K * stride, stride, chunks.pieces, K,
+                        F, mutable_data<T>(dweight) + group * F * K);
+  }
 }
 
 // In the accumulation type.

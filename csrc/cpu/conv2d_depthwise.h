@@ -61,8 +61,8 @@ inline Tensor repeat_channels(const Conv2dShape& shape, const Tensor& x) {
 }
 
 template <typename T>
-void depthwise_forward(const Conv2dShape& shape, const Tensor& x_in, const Tensor& weight_in, const Tensor& bias,
-                       const Tensor& residual, bool relu, const Tensor& output) {
+void depthwise_forward(const Conv2dShape& shape, const Tensor& x_in, const Tensor& weight_in,
+                       const ConvEpilogue<T>& epilogue, const Tensor& output) {
   const bool last = shape.format == at::MemoryFormat::ChannelsLast;
   const Tensor x = last ? repeat_channels(shape, x_in) : x_in;
   const Tensor weight = depthwise_weights(shape, weight_in, {});
@@ -74,9 +74,7 @@ void depthwise_forward(const Conv2dShape& shape, const Tensor& x_in, const Tenso
                                   shape.filters / multiplier,
                                   multiplier,
                                   const_data<Acc<T>>(weight),
-                                  const_data<Acc<T>>(bias),
-                                  const_data<T>(residual),
-                                  relu};
+                                  epilogue};
   last ? run_last(args) : run_planes(args);
 }
 
@@ -101,9 +99,7 @@ void depthwise_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tens
                                     shape.filters,
                                     1,
                                     const_data<Acc<T>>(weight),
-                                    nullptr,
-                                    nullptr,
-                                    false};
+                                    {}};
     last ? run_last(args) : run_planes(args);
   }
 }

@@ -118,10 +118,12 @@ Tensor activation_backward_cpu(const Tensor& grad_output, const Tensor& saved, c
   TORCH_CHECK(grad_output.sizes().equals(saved.sizes()) && grad_output.scalar_type() == saved.scalar_type(),
               "activation_backward: saved must have grad_output's shape ", grad_output.sizes(), " and dtype ",
               grad_output.scalar_type(), ", got ", saved.sizes(), " and ", saved.scalar_type());
-  // Any dense layout will do, as long as it is one: channels_last stays channels_last.
-  const Tensor x = saved.is_non_overlapping_and_dense() ? saved : saved.contiguous();
-  const Tensor dy = grad_output.strides().equals(x.strides()) ? grad_output : at::empty_like(x).copy_(grad_output);
-  Tensor dx = at::empty_like(x);
+  // Any dense layout will do, as long as all three have it: channels_last stays channels_last.
+  const Tensor dx = at::empty_like(saved);
+  const auto in_layout = [&dx](const Tensor& tensor) {
+    return tensor.strides().equals(dx.strides()) ? tensor : at::empty_like(dx).copy_(tensor);
+  };
+  const Tensor x = in_layout(saved), dy = in_layout(grad_output);
   dispatch_floating(x.scalar_type(), "activation_backward", [&](auto element) {
     using T = decltype(element);
     const auto kernel = kernels<T>().activation.backward;

@@ -61,11 +61,12 @@ Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const Tensor
   return shape;
 }
 
-Tensor conv2d_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, c10::SymIntArrayRef stride,
-                      c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups, bool relu,
-                      const OptionalTensor& residual) {
+std::tuple<Tensor, Tensor> conv2d_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                                          c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                          c10::SymIntArrayRef dilation, c10::SymInt groups, c10::string_view activation,
+                                          bool saves, const OptionalTensor& residual) {
   static const auto op = find_op<decltype(conv2d_forward)>("tilewright::conv2d_forward");
-  return op.call(input, weight, bias, stride, padding, dilation, std::move(groups), relu, residual);
+  return op.call(input, weight, bias, stride, padding, dilation, std::move(groups), activation, saves, residual);
 }
 
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
@@ -89,7 +90,8 @@ TORCH_LIBRARY_FRAGMENT(tilewright, m) {
       {at::Tag::pt2_compliant_tag});
   m.def(
       "conv2d_forward(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, "
-      "SymInt[2] dilation, SymInt groups, bool relu, Tensor? residual) -> Tensor",
+      "SymInt[2] dilation, SymInt groups, str activation, bool saves, Tensor? residual) -> "
+      "(Tensor output, Tensor saved)",
       {at::Tag::pt2_compliant_tag});
   m.def(
       "conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, SymInt[2] stride, SymInt[2] padding, "

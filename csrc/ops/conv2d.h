@@ -22,9 +22,12 @@ struct Conv2dShape {
 Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const Tensor& bias, at::IntArrayRef stride,
                          at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups);
 
-Tensor conv2d_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, c10::SymIntArrayRef stride,
-                      c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups, bool relu,
-                      const OptionalTensor& residual);
+// (output, saved): saved is what the activation is applied to, undefined unless `saves` and its gradient reads it (that
+// of relu reads the output). residual has the output's shape.
+std::tuple<Tensor, Tensor> conv2d_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                                          c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                          c10::SymIntArrayRef dilation, c10::SymInt groups, c10::string_view activation,
+                                          bool saves, const OptionalTensor& residual);
 
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
                                                    c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,

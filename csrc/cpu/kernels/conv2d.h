@@ -13,8 +13,8 @@
 namespace tilewright {
 namespace {
 
-// Equal blocks of at most kConvBlockK; one empty block where no tap reaches (the product is then zeros).
-inline int64_t k_block_count(int64_t K) { return larger(1, (K + kConvBlockK - 1) / kConvBlockK); }
+// Equal blocks of at most `most`; one empty block where no tap reaches (the product is then zeros).
+inline int64_t k_block_count(int64_t K, int64_t most) { return larger(1, (K + most - 1) / most); }
 
 // Calls body(offset of the first pixel in the images, first pixel in the block, pixels) for every piece of one row.
 template <typename T, typename Body>
@@ -42,7 +42,7 @@ void conv_gemm_rows(const ConvGemmArgs<T>& args, int64_t pixel, int64_t pixels, 
   const ConvWindow& window = args.window;
   const ConvImages<const T>& in = args.in;
   const ConvImages<T>& out = args.out;
-  const int64_t K = window.rows * window.cols * args.channels, blocks = k_block_count(K);
+  const int64_t K = window.rows * window.cols * args.channels, blocks = k_block_count(K, kConvBlockK);
   constexpr int64_t kRow = kConvBlockK + kConvPatchPadding;
   A* patches = scratch;
   A* block = scratch + kConvBlockPixels * kRow;
@@ -67,18 +67,21 @@ void conv_gemm_rows(const ConvGemmArgs<T>& args, int64_t pixel, int64_t pixels, 
     if (!in_place) pack_patch_rows(in, window, args.channels, pixel, pixels, k, k + k_count, patches, kRow);
     const A* left = in_place ? source + k : patches;
     const int64_t left_row = in_place ? in.x_stride : kRow;
+    if (blocks == 1) {  // row by row: the result is written front to back
+      gemm_panels(pixels, filters, K, left, left_row, 1, args.weight + filter * K, block, block_row, false);
+      continue;
+    }
     for (int64_t f = 0; f < filters; f += kTileCols<A>) {
       gemm_panels(pixels, smaller(filters - f, kTileCols<A>), k_count, left, left_row, 1,
                   args.weight + (filter + f) * K + k * kTileCols<A>, block + f, block_row, b > 0);
     }
   }
-  if (direct && args.bias == nullptr && args.residual == nullptr && !args.relu) return;
-  const A* bias = args.bias != nullptr ? args.bias + filter : nullptr;
+  if (direct && args.epilogue.empty()) return;
+  const A* bias = args.epilogue.bias != nullptr ? args.epilogue.bias + filter : nullptr;
   for_each_pixel_run(out, window, pixel, pixels, [&](int64_t offset, int64_t at, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t place = offset + i * out.x_stride + filter;
-      const T* residual = args.residual != nullptr ? args.residual + place : nullptr;
-      finish_row(block + (at + i) * block_row, filters, bias, A(0), residual, args.relu, out.data + place, 1);
+      finish_row<T>(args.epilogue, block + (at + i) * block_row, filters, bias, A(0), place, out.data, 1);
     }
   });
 }
@@ -90,10 +93,11 @@ void conv_gemm_columns(const ConvGemmArgs<T>& args, int64_t pixel, int64_t pixel
   using A = Acc<T>;
   const ConvWindow& window = args.window;
   const ConvImages<T>& out = args.out;
-  const int64_t K = window.rows * window.cols * args.channels, blocks = k_block_count(K);
+  const int64_t K = window.rows * window.cols * args.channels, columns = conv_block_columns(window);
+  const int64_t blocks = k_block_count(K, columns == kConvPointColumns ? kConvPointK : kConvBlockK);
   A* panels = scratch;
   A* block = scratch + kConvBlockColumns * kConvBlockK;
-  int64_t block_row = kConvBlockColumns;
+  int64_t block_row = columns;
   bool direct = false;
   if constexpr (sizeof(T) == sizeof(A)) {
     const int64_t plane = window.width * window.height, at = pixel % plane;
@@ -103,9 +107,16 @@ void conv_gemm_columns(const ConvGemmArgs<T>& args, int64_t pixel, int64_t pixel
       block_row = out.c_stride;
     }
   }
+  const bool point = window.rows * window.cols == 1 && window.height == 1 && window.width == args.in.width &&
+                     window.stride_x == 1 && window.first_x == 0 && window.first_y == 0 && args.in.x_stride == 1 &&
+                     pixel % window.width + pixels <= window.width;
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t k = K * b / blocks, k_count = K * (b + 1) / blocks - k;
-    for (int64_t p = 0; p < pixels; p += kTileCols<A>) {
+    if (point) {
+      const T* image = args.in.data + pixel / window.width * args.in.n_stride + pixel % window.width;
+      pack_point_columns(image + k * args.in.c_stride, args.in.c_stride, pixels, k_count, panels);
+    }
+    for (int64_t p = 0; p < pixels && !point; p += kTileCols<A>) {
       pack_patch_columns(args.in, window, pixel + p, smaller(pixels - p, kTileCols<A>), kTileCols<A>, k, k + k_count,
                          panels + p * k_count, kTileCols<A>);
     }
@@ -115,14 +126,12 @@ void conv_gemm_columns(const ConvGemmArgs<T>& args, int64_t pixel, int64_t pixel
                   block + f * block_row, block_row, b > 0);
     }
   }
-  if (direct && args.bias == nullptr && args.residual == nullptr && !args.relu) return;
+  if (direct && args.epilogue.empty()) return;
   for_each_pixel_run(out, window, pixel, pixels, [&](int64_t offset, int64_t at, int64_t count) {
     for (int64_t f = 0; f < filters; ++f) {
       const int64_t place = offset + (filter + f) * out.c_stride;
-      const T* residual = args.residual != nullptr ? args.residual + place : nullptr;
-      const A bias = args.bias != nullptr ? args.bias[filter + f] : A(0);
-      finish_row<T>(block + f * block_row + at, count, nullptr, bias, residual, args.relu, out.data + place,
-                    out.x_stride);
+      const A bias = args.epilogue.bias != nullptr ? args.epilogue.bias[filter + f] : A(0);
+      finish_row<T>(args.epilogue, block + f * block_row + at, count, nullptr, bias, place, out.data, out.x_stride);
     }
   });
 }
@@ -131,7 +140,7 @@ template <typename T>
 void conv_gemm(const ConvGemmArgs<T>& args, int64_t pixel_begin, int64_t pixel_end, int64_t filter_begin,
                int64_t filter_end, Acc<T>* scratch) {
   const bool rows = args.order == ConvOrder::kTapsOuter;
-  const int64_t step = rows ? kConvBlockPixels : kConvBlockColumns;
+  const int64_t step = rows ? kConvBlockPixels : conv_block_columns(args.window);
   for (int64_t pixel = pixel_begin; pixel < pixel_end; pixel += step) {
     const int64_t pixels = smaller(step, pixel_end - pixel);
     for (int64_t f = filter_begin; f < filter_end; f += kConvBlockFilters) {

@@ -4,6 +4,7 @@
 // index of the sum over taps and channels. Strides and offsets count elements.
 #pragma once
 #include "common/types.h"
+#include "cpu/kernels/activation_args.h"
 
 namespace tilewright {
 
@@ -42,6 +43,16 @@ struct ConvWeights {
   const int32_t* row_of;  // [run_length]
 };
 
+// What becomes of a sum on its way to out: out = activation(sum + bias + residual).
+template <typename T>
+struct ConvEpilogue {
+  const Acc<T>* bias;  // [filters] or null
+  const T* residual;   // at out's offsets, or null
+  Activation activation;
+  T* pre;  // what the activation is applied to, at out's offsets, or null
+  bool empty() const { return bias == nullptr && residual == nullptr && activation == Activation::kNone; }
+};
+
 template <typename T>
 struct ConvGemmArgs {
   ConvImages<const T> in;
@@ -50,9 +61,7 @@ struct ConvGemmArgs {
   ConvOrder order;
   int64_t images, channels, filters;
   const Acc<T>* weight;  // [panels of filters][taps * channels][panel]
-  const Acc<T>* bias;    // [filters] or null
-  const T* residual;     // at out's offsets, or null
-  bool relu;
+  ConvEpilogue<T> epilogue;
 };
 
 template <typename T>
@@ -76,9 +85,7 @@ struct ConvDepthwiseArgs {
   int64_t images, channels;
   int64_t multiplier;  // planes only: filters per channel read (forward); plane f reads channel f / multiplier
   const Acc<T>* weight;
-  const Acc<T>* bias;
-  const T* residual;
-  bool relu;
+  ConvEpilogue<T> epilogue;
 };
 
 template <typename T>
@@ -95,11 +102,23 @@ struct ConvDepthwiseGradArgs {
 constexpr int64_t kConvBlockPixels = 112;  // a whole number of 14-row tiles and of 6-row ones but for two
 constexpr int64_t kConvBlockColumns = 128;
 constexpr int64_t kConvBlockK = 256;
+// Planes read by one tap: long runs of few channels, because every channel is another page.
+constexpr int64_t kConvPointColumns = 512;
+constexpr int64_t kConvPointK = 64;
+inline bool conv_reads_runs(const ConvWindow& window) {
+  constexpr int64_t kShortestRun = 96;
+  return window.rows * window.cols == 1 && window.width * window.height >= kShortestRun;
+}
+inline int64_t conv_block_columns(const ConvWindow& window) {
+  return conv_reads_runs(window) ? kConvPointColumns : kConvBlockColumns;
+}
 constexpr int64_t kConvBlockFilters = 256;
 constexpr int64_t kConvPatchPadding =
     16;  // patch rows are kConvBlockK + 16 apart: no two rows of a tile share an L1 set
 constexpr int64_t kConvGradPixels = 256;
-constexpr int64_t kConvScratchElements = 2 * kConvGradPixels * (kConvBlockK + kConvPatchPadding) + 64;
+constexpr int64_t kConvScratchElements = kConvPointColumns * (kConvPointK + kConvBlockFilters) + 64;
+static_assert(kConvBlockColumns * kConvBlockK == kConvPointColumns * kConvPointK);
+static_assert(kConvScratchElements >= 2 * kConvGradPixels * (kConvBlockK + kConvPatchPadding));
 
 template <typename T>
 struct Conv2dKernels {

@@ -5,34 +5,11 @@
 // right operand of the product is read in place, from rows that start anywhere. The price are the columns between two
 // rows of pixels (pitch - width of each), which are computed and dropped.
 #pragma once
+#include "cpu/kernels/conv2d_epilogue.h"
 #include "cpu/kernels/conv2d_pack.h"
-#include "cpu/kernels/typed_kernels.h"
 
 namespace tilewright {
 namespace {
-
-// v = act(block + bias + residual), stored as T. Rows of n elements, contiguous in the block; the element stride of out
-// may be larger (strided data gradients).
-template <typename T>
-inline void finish_row(const Acc<T>* block, int64_t n, const Acc<T>* bias, Acc<T> row_bias, const T* residual,
-                       bool relu, T* out, int64_t out_stride) {
-  using A = Acc<T>;
-  const auto value = [=](int64_t i, int64_t width) TILEWRIGHT_INLINE {
-    Vec<A> v = load(block + i, width) + row_bias;
-    if (bias != nullptr) v += load(bias + i, width);
-    if (residual != nullptr) v += load(residual + i, width);
-    return relu ? (v < Vec<A>{} ? Vec<A>{} : v) : v;  // NaN stays NaN
-  };
-  if (out_stride == 1) {
-    return for_each_vector<A>(
-        n, [&](int64_t i, int64_t width) TILEWRIGHT_INLINE { store(out + i, value(i, width), width); });
-  }
-  for_each_vector<A>(n, [&](int64_t i, int64_t width) TILEWRIGHT_INLINE {
-    T lanes[kLanes<A>];
-    store(lanes, value(i, width));
-    for (int64_t j = 0; j < width; ++j) out[(i + j) * out_stride] = lanes[j];
-  });
-}
 
 // The phases of one channel for `rows` output rows.
 struct PhaseLayout {
@@ -94,35 +71,14 @@ void copy_phases(const ConvImages<const T>& in, const T* plane, const ConvWindow
 template <typename A, int kRows, int kVectors>
 void flat_tile(int64_t channels, int64_t taps, const A* weight, const A* phases, int64_t channel_step,
                const int32_t* offsets, A* block, int64_t block_row, bool accumulate) {
-  Vec<A> sum[kRows][kVectors];
-#pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sum[i][v] = Vec<A>{};
-  }
+  TileSums<A, kRows, kVectors> sums;
   for (int64_t c = 0; c < channels; ++c) {
     for (int64_t t = 0; t < taps; ++t) {
-      const A* from = phases + c * channel_step + offsets[t];
-      Vec<A> right[kVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) right[v] = load(from + v * kLanes<A>);
-#pragma GCC unroll 16
-      for (int i = 0; i < kRows; ++i) {
-        const Vec<A> value = broadcast<A>(weight[i]);
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sum[i][v] = fma(value, right[v], sum[i][v]);
-      }
+      sums.add(weight, 1, phases + c * channel_step + offsets[t]);
       weight += kTileCols<A>;
     }
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      A* out = block + i * block_row + v * kLanes<A>;
-      store(out, accumulate ? load(out) + sum[i][v] : sum[i][v]);
-    }
-  }
+  sums.store_to(block, block_row, kVectors * kLanes<A>, accumulate);
 }
 
 template <typename A>
@@ -186,13 +142,12 @@ void conv_flat_rows(const ConvGemmArgs<T>& args, int64_t n, int64_t row_begin, i
       }
     }
     for (int64_t f = 0; f < filters; ++f) {
-      const A bias = args.bias != nullptr ? args.bias[filter + f] : A(0);
+      const A bias = args.epilogue.bias != nullptr ? args.epilogue.bias[filter + f] : A(0);
       for (int64_t y = 0; y < rows; ++y) {
         const int64_t place =
             n * args.out.n_stride + (filter + f) * args.out.c_stride + (row_begin + y) * args.out.y_stride;
-        const T* residual = args.residual != nullptr ? args.residual + place : nullptr;
-        finish_row<T>(block + f * block_row + y * layout.pitch, window.width, nullptr, bias, residual, args.relu,
-                      args.out.data + place, args.out.x_stride);
+        finish_row<T>(args.epilogue, block + f * block_row + y * layout.pitch, window.width, nullptr, bias, place,
+                      args.out.data, args.out.x_stride);
       }
     }
   }

@@ -41,40 +41,78 @@ inline void copy_clipped(Acc<T>* dst, const T* src, int64_t begin, int64_t end, 
   if (to < end) fill_zero(dst + (to - begin), end - to);
 }
 
+// How patches of channels_last images are cut into runs: taps next to each other in memory make one run.
+struct PatchRuns {
+  int64_t taps, length, cols, count;  // taps and elements of a run, runs in a row of taps, runs in all
+};
+template <typename T>
+inline PatchRuns patch_runs(const ConvImages<const T>& in, const ConvWindow& window, int64_t channels) {
+  const int64_t taps = window.step_x == 1 && in.x_stride == channels ? window.cols : 1;
+  return {taps, taps * channels, window.cols / taps, window.rows * window.cols / taps};
+}
+
+// One pixel's patch where parts of it lie outside the image: runs from `first` on, k from k_begin to k_end.
+template <typename T>
+void pack_clipped_patch(const ConvImages<const T>& in, const ConvWindow& window, int64_t channels,
+                        const PatchRuns& runs, const T* image, int64_t y, int64_t x, int64_t k_begin, int64_t k_end,
+                        Acc<T>* out) {
+  const int64_t first = k_begin / runs.length;
+  int64_t row = first / runs.cols, col = first % runs.cols, offset = k_begin - first * runs.length;
+  for (int64_t k = k_begin; k < k_end;) {
+    const int64_t end = smaller(runs.length, offset + k_end - k);
+    const int64_t iy = y + row * window.step_y, ix = x + col * window.step_x;
+    const bool inside = iy >= 0 && iy < in.height;
+    const int64_t low = larger(0, -ix), high = inside ? smaller(runs.taps, in.width - ix) : 0;
+    copy_clipped(out, image + iy * in.y_stride + ix * in.x_stride, offset, end, low * channels, high * channels);
+    out += end - offset;
+    k += end - offset;
+    offset = 0;
+    if (++col == runs.cols) {
+      col = 0;
+      ++row;
+    }
+  }
+}
+
+// A stretch of a run, where the first pixel's is, and the length it has in a block of k.
+struct PatchPiece {
+  int64_t offset, length;
+};
+constexpr int64_t kPatchPieces = kConvBlockK + 1;
+
 // Patches of `count` pixels from `pixel` on, k in [k_begin, k_end), k = (tap row, tap column, channel). Rows of dst
 // have room for a vector behind their last k.
 template <typename T>
 void pack_patch_rows(const ConvImages<const T>& in, const ConvWindow& window, int64_t channels, int64_t pixel,
                      int64_t count, int64_t k_begin, int64_t k_end, Acc<T>* dst, int64_t dst_row) {
-  // Taps next to each other in memory make one run of cols * channels.
-  const bool merged = window.step_x == 1 && in.x_stride == channels;
-  const int64_t run_taps = merged ? window.cols : 1, run = run_taps * channels, runs = window.cols / run_taps;
-  const int64_t first_run = k_begin / run, first_row = first_run / runs, first_col = first_run % runs;
+  using A = Acc<T>;
+  const PatchRuns runs = patch_runs(in, window, channels);
+  // The pieces that a patch inside the image is made of, the same for all of them.
+  PatchPiece pieces[kPatchPieces];
+  int64_t piece_count = 0;
+  for (int64_t k = k_begin; k < k_end; ++piece_count) {
+    const int64_t run = k / runs.length, offset = k - run * runs.length;
+    const int64_t length = smaller(runs.length - offset, k_end - k);
+    const int64_t place = run / runs.cols * window.step_y * in.y_stride +
+                          run % runs.cols * window.step_x * in.x_stride + offset;
+    pieces[piece_count] = {place, length};
+    k += length;
+  }
+  const int64_t reach_y = (window.rows - 1) * window.step_y, reach_x = (window.cols - 1) * window.step_x;
   int64_t x = pixel % window.width, y = pixel / window.width % window.height;
   int64_t n = pixel / (window.width * window.height);
   for (int64_t i = 0; i < count; ++i) {
+    const int64_t iy = y * window.stride_y + window.first_y, ix = x * window.stride_x + window.first_x;
     const T* image = in.data + n * in.n_stride;
-    Acc<T>* out = dst + i * dst_row;
-    int64_t row = first_row, col = first_col, offset = k_begin - first_run * run;
-    for (int64_t k = k_begin; k < k_end;) {
-      const int64_t end = smaller(run, offset + k_end - k);
-      const int64_t iy = y * window.stride_y + window.first_y + row * window.step_y;
-      const int64_t ix = x * window.stride_x + window.first_x + col * window.step_x;
-      const bool inside = iy >= 0 && iy < in.height;
-      const int64_t low = larger(0, -ix), high = inside ? smaller(run_taps, in.width - ix) : 0;
-      const T* src = image + iy * in.y_stride + ix * in.x_stride;
-      if (low == 0 && high == run_taps) {
-        copy_over(out, src + offset, end - offset);
-      } else {
-        copy_clipped(out, src, offset, end, low * channels, high * channels);
+    A* out = dst + i * dst_row;
+    if (iy >= 0 && iy + reach_y < in.height && ix >= 0 && ix + reach_x < in.width) {
+      const T* from = image + iy * in.y_stride + ix * in.x_stride;
+      for (int64_t p = 0; p < piece_count; ++p) {
+        copy_over(out, from + pieces[p].offset, pieces[p].length);
+        out += pieces[p].length;
       }
-      out += end - offset;
-      k += end - offset;
-      offset = 0;
-      if (++col == runs) {
-        col = 0;
-        ++row;
-      }
+    } else {
+      pack_clipped_patch(in, window, channels, runs, image, iy, ix, k_begin, k_end, out);
     }
     if (++x == window.width) {
       x = 0;
@@ -173,6 +211,18 @@ void pack_patch_columns(const ConvImages<const T>& in, const ConvWindow& window,
         row = 0;
         ++c;
       }
+    }
+  }
+}
+
+// The same for all panels of a block of `count` pixels that lie side by side in every plane and are read by one tap: a
+// plane's stretch is read front to back before the next plane's.
+template <typename T>
+void pack_point_columns(const T* src, int64_t c_stride, int64_t count, int64_t k_count, Acc<T>* panels) {
+  constexpr int64_t kWidth = kTileCols<Acc<T>>;
+  for (int64_t k = 0; k < k_count; ++k) {
+    for (int64_t p = 0; p < count; p += kWidth) {
+      pack_rows(1, smaller(kWidth, count - p), src + k * c_stride + p, 0, panels + p * k_count + k * kWidth);
     }
   }
 }

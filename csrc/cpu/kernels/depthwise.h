@@ -26,7 +26,7 @@ inline void depthwise_last_pixels(const ConvDepthwiseArgs<T>& args, const T* ima
   const int64_t iy0 = y * window.stride_y + window.first_y;
   const T* at = image + (x * window.stride_x + window.first_x) * in.x_stride;
   for_each_vector<A>(C, [&](int64_t c, int64_t n) TILEWRIGHT_INLINE {
-    const Vec<A> bias = args.bias != nullptr ? load(args.bias + c, n) : Vec<A>{};
+    const Vec<A> bias = args.epilogue.bias != nullptr ? load(args.epilogue.bias + c, n) : Vec<A>{};
     Vec<A> sum[kPixels];
 #pragma GCC unroll 8
     for (int p = 0; p < kPixels; ++p) sum[p] = bias;
@@ -44,9 +44,7 @@ inline void depthwise_last_pixels(const ConvDepthwiseArgs<T>& args, const T* ima
 #pragma GCC unroll 8
     for (int p = 0; p < kPixels; ++p) {
       const int64_t offset = place + p * args.out.x_stride + c;
-      if (args.residual != nullptr) sum[p] += load(args.residual + offset, n);
-      if (args.relu) sum[p] = sum[p] < Vec<A>{} ? Vec<A>{} : sum[p];
-      store(args.out.data + offset, sum[p], n);
+      store(args.out.data + offset, finish_vector<T>(args.epilogue, sum[p], offset, n), n);
     }
   });
 }
@@ -216,11 +214,10 @@ void depthwise_planes(const ConvDepthwiseArgs<T>& args, int64_t plane_begin, int
     for (; p + 3 * kLanes<A> < length; p += 4 * kLanes<A>)
       flat_block<A, 4>(phases + p, offsets, weight, taps, flat + p);
     for (; p < length; p += kLanes<A>) flat_block<A, 1>(phases + p, offsets, weight, taps, flat + p);
-    const A bias = args.bias != nullptr ? args.bias[f] : A(0);
+    const A bias = args.epilogue.bias != nullptr ? args.epilogue.bias[f] : A(0);
     for (int64_t y = 0; y < rows; ++y) {
       const int64_t place = n * args.out.n_stride + f * args.out.c_stride + (row_begin + y) * args.out.y_stride;
-      const T* residual = args.residual != nullptr ? args.residual + place : nullptr;
-      finish_row<T>(flat + y * layout.pitch, window.width, nullptr, bias, residual, args.relu, args.out.data + place,
+      finish_row<T>(args.epilogue, flat + y * layout.pitch, window.width, nullptr, bias, place, args.out.data,
                     args.out.x_stride);
     }
   }

@@ -23,43 +23,59 @@ namespace {
 template <typename A>
 constexpr int64_t kTileCols = kTileVectors * kLanes<A>;
 
-// Precondition: 1 <= n <= kVectors * kLanes; b has kVectors whole vectors in every row. c_row in elements.
-// B is A, or a 16-bit type that is widened on load: for a right operand that is read once, in place.
-template <typename A, int kRows, int kVectors, typename B = A>
-void gemm_tile(int64_t K, const A* a, int64_t a_row, int64_t a_col, const B* b, int64_t b_row, A* c, int64_t c_row,
-               int64_t n, bool accumulate) {
-  constexpr int64_t kStep = kLanes<A>;
-  Vec<A> acc[kRows][kVectors];
-#pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) acc[i][v] = Vec<A>{};
-  }
-  for (int64_t k = 0; k < K; ++k) {
-    Vec<A> right[kVectors];
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) right[v] = load(b + k * b_row + v * kStep);
-    const A* left = a + k * a_col;
+// The accumulators of a register tile, and its three steps: clear, add one k after the other, store.
+template <typename A, int kRows, int kVectors>
+struct TileSums {
+  Vec<A> at[kRows][kVectors];
+
+  TILEWRIGHT_INLINE TileSums() {
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
-      const Vec<A> value = broadcast<A>(left[i * a_row]);
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) acc[i][v] = fma(value, right[v], acc[i][v]);
+      for (int v = 0; v < kVectors; ++v) at[i][v] = Vec<A>{};
     }
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i) {
+
+  // One k: rows of left are left_row apart, right is kVectors vectors of B, A itself or a 16-bit type.
+  template <typename B>
+  TILEWRIGHT_INLINE void add(const A* left, int64_t left_row, const B* from) {
+    Vec<A> right[kVectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      A* out = c + i * c_row + v * kStep;
-      const int64_t width = n - v * kStep;
-      if (width >= kStep) {
-        store(out, accumulate ? load(out) + acc[i][v] : acc[i][v]);
-      } else if (width > 0) {
-        store(out, accumulate ? load(out, width) + acc[i][v] : acc[i][v], width);
+    for (int v = 0; v < kVectors; ++v) right[v] = load(from + v * kLanes<A>);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      const Vec<A> value = broadcast<A>(left[i * left_row]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) at[i][v] = fma(value, right[v], at[i][v]);
+    }
+  }
+
+  // n: columns of the tile that are there, 1 <= n <= kVectors * kLanes.
+  TILEWRIGHT_INLINE void store_to(A* c, int64_t c_row, int64_t n, bool accumulate) const {
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        A* out = c + i * c_row + v * kLanes<A>;
+        const int64_t width = n - v * kLanes<A>;
+        if (width >= kLanes<A>) {
+          store(out, accumulate ? load(out) + at[i][v] : at[i][v]);
+        } else if (width > 0) {
+          store(out, accumulate ? load(out, width) + at[i][v] : at[i][v], width);
+        }
       }
     }
   }
+};
+
+// b has kVectors whole vectors in every row; c_row in elements. B is A, or a 16-bit type that is widened on load: for a
+// right operand that is read once, in place.
+template <typename A, int kRows, int kVectors, typename B = A>
+void gemm_tile(int64_t K, const A* a, int64_t a_row, int64_t a_col, const B* b, int64_t b_row, A* c, int64_t c_row,
+               int64_t n, bool accumulate) {
+  TileSums<A, kRows, kVectors> sums;
+  for (int64_t k = 0; k < K; ++k) sums.add(a + k * a_col, a_row, b + k * b_row);
+  sums.store_to(c, c_row, n, accumulate);
 }
 
 template <typename A>

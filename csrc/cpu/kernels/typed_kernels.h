@@ -12,6 +12,7 @@
 #include "cpu/kernels/masked_scale_args.h"
 #include "cpu/kernels/matmul_args.h"
 #include "cpu/kernels/roofline_args.h"
+#include "cpu/kernels/winograd_args.h"
 
 // Each family has kernels/<family>.h with a function fill_<family>(TypedKernels<T>&).
 #define TILEWRIGHT_FAMILIES(X) \
@@ -25,7 +26,8 @@
   X(layer_norm)                \
   X(masked_scale)              \
   X(matmul)                    \
-  X(roofline)
+  X(roofline)                  \
+  X(winograd)
 
 namespace tilewright {
 
@@ -42,6 +44,7 @@ struct TypedKernels {
   MaskedScaleKernels<T> masked_scale;
   MatmulKernels<T> matmul;
   RooflineKernels<T> roofline;
+  WinogradKernels<T> winograd;
 };
 
 struct KernelTable {

@@ -62,17 +62,19 @@ def _forward(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-    relu: bool,
+    activation: str,
+    saves: bool,
     residual: Tensor | None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor | None]:
     size, empty = _check(input, weight, stride, padding, dilation, groups)
     torch._check(
         bias is None or (bias.dim() == 1 and bias.shape[0] == weight.shape[0]),
         lambda: f"conv2d: bias must have shape [{weight.shape[0]}], got {bias.shape if bias is not None else None}",
     )
-    if empty:
-        return input.new_empty(size)
-    return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=_memory_format(input, weight))
+    memory_format = torch.contiguous_format if empty else _memory_format(input, weight)
+    output = torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format)
+    saves_pre = saves and activation not in ("none", "relu")
+    return output, torch.empty_like(output) if saves_pre else None
 
 
 @torch.library.register_fake("tilewright::conv2d_backward")

@@ -18,3 +18,18 @@ def call_override(
     subclassed = any(type(tensor) is not Tensor for tensor in _get_overloaded_args(tensors))
     function = native if subclassed else ours
     return handle_torch_function(function, tensors, *args, **kwargs)
+
+
+def call_override_by_name(
+    native: Callable[..., Tensor], ours: Callable[..., Tensor], tensors: Sequence[Any], arguments: dict[str, Any]
+) -> Any:
+    """call_override for long signatures. arguments: the function's locals() at its first line.
+
+    The leading tensors travel by position, as in calls of torch's functions, everything behind them by name.
+    """
+    leading = 0
+    names = list(arguments)
+    while leading < min(len(names), len(tensors)) and arguments[names[leading]] is tensors[leading]:
+        leading += 1
+    by_name = {name: arguments[name] for name in names[leading:]}
+    return call_override(native, ours, tensors, *tensors[:leading], **by_name)

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.overrides import has_torch_function_variadic
 
 from ._errors import native_type_errors
-from ._overrides import call_override
+from ._overrides import call_override_by_name
 
 _batch_norm = torch.ops.tilewright.batch_norm.default
 _batch_norm_act = torch.ops.tilewright.batch_norm_act.default
@@ -64,18 +64,8 @@ def batch_norm(
         >>> y = tilewright.functional.batch_norm(x, None, None, training=True)
     """
     if has_torch_function_variadic(input, running_mean, running_var, weight, bias):
-        return call_override(
-            torch.nn.functional.batch_norm,
-            batch_norm,
-            (input, running_mean, running_var, weight, bias),
-            input,
-            running_mean,
-            running_var,
-            weight=weight,
-            bias=bias,
-            training=training,
-            momentum=momentum,
-            eps=eps,
+        return call_override_by_name(
+            torch.nn.functional.batch_norm, batch_norm, (input, running_mean, running_var, weight, bias), locals()
         )
     _check(input, training, eps)
     return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
@@ -119,22 +109,9 @@ def batch_norm_act(
         >>> x, skip = torch.randn(2, 8, 64, 56, 56)
         >>> y = tilewright.functional.batch_norm_act(x, None, None, training=True, residual=skip)
     """
-    tensors = (input, running_mean, running_var, weight, bias, residual)
-    if has_torch_function_variadic(*tensors):
-        return call_override(
-            batch_norm_act,
-            batch_norm_act,
-            tensors,
-            input,
-            running_mean,
-            running_var,
-            weight=weight,
-            bias=bias,
-            training=training,
-            momentum=momentum,
-            eps=eps,
-            activation=activation,
-            residual=residual,
+    if has_torch_function_variadic(input, running_mean, running_var, weight, bias, residual):
+        return call_override_by_name(
+            batch_norm_act, batch_norm_act, (input, running_mean, running_var, weight, bias, residual), locals()
         )
     _check(input, training, eps)
     return _batch_norm_act(

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import has_torch_function_variadic
 
 from ._errors import native_type_errors
-from ._overrides import call_override
+from ._overrides import call_override_by_name
 
 _conv2d = torch.ops.tilewright.conv2d.default
 _conv2d_act = torch.ops.tilewright.conv2d_act.default
@@ -74,19 +74,8 @@ def conv2d(
     Example:
         >>> y = tilewright.functional.conv2d(torch.randn(8, 3, 224, 224), torch.randn(64, 3, 7, 7), stride=2, padding=3)
     """
-    if has_torch_function((input, weight, bias)):
-        return call_override(
-            torch.nn.functional.conv2d,
-            conv2d,
-            (input, weight, bias),
-            input,
-            weight,
-            bias,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=groups,
-        )
+    if has_torch_function_variadic(input, weight, bias):
+        return call_override_by_name(torch.nn.functional.conv2d, conv2d, (input, weight, bias), locals())
     if isinstance(padding, str):
         input, padding = _resolve_padding(input, weight, stride, padding, dilation)
     return _conv2d(input, weight, bias, _both(stride), _both(padding), _both(dilation), groups)
@@ -105,37 +94,25 @@ def conv2d_act(
     activation: str = "relu",
     residual: Tensor | None = None,
 ) -> Tensor:
-    """activation(conv2d(input, ...) + residual); bias, residual and relu are applied while the result is in cache.
+    """activation(conv2d(input, ...) + residual), all of it applied while the result is in cache.
 
     Args:
         input: as are weight, bias, stride, padding, dilation and groups: those of :func:`conv2d`.
         activation: "none", "relu", "gelu", "gelu_tanh" or "silu".
-        residual: a tensor of the result's shape and dtype, added before the activation.
+        residual: a tensor of the result's dtype that has its shape or broadcasts to it, added before the activation.
 
     Returns:
         What conv2d returns.
 
     Raises:
         ValueError: an unknown activation.
-        RuntimeError: as conv2d; residual has another shape or dtype than the result.
+        RuntimeError: as conv2d; residual has another dtype than the result, or a shape that does not broadcast to it.
 
     Example:
         >>> y = tilewright.functional.conv2d_act(x, weight, bias, padding=1, activation="relu", residual=x)
     """
-    if has_torch_function((input, weight, bias, residual)):
-        return handle_torch_function(
-            conv2d_act,
-            (input, weight, bias, residual),
-            input,
-            weight,
-            bias,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=groups,
-            activation=activation,
-            residual=residual,
-        )
+    if has_torch_function_variadic(input, weight, bias, residual):
+        return call_override_by_name(conv2d_act, conv2d_act, (input, weight, bias, residual), locals())
     if isinstance(padding, str):
         input, padding = _resolve_padding(input, weight, stride, padding, dilation)
     return _conv2d_act(

@@ -1,0 +1,95 @@
+"""Shapes of convolutions, and what the tests do with each: run it, compare it with float64 and with native."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import tilewright.functional as TF
+from tilewright.testing import assert_as_accurate, references
+
+FORMATS = {"planes": torch.contiguous_format, "channels_last": torch.channels_last}
+
+# name: input, weight, options. The sizes are around tiles and vectors, and those that other libraries got wrong.
+
+
+CASES = {
+    "one of everything": ((1, 1, 1, 1), (1, 1, 1, 1), {}),
+    "3x3": ((2, 5, 9, 11), (7, 5, 3, 3), {"padding": 1}),
+    "tile and panel tails": ((2, 33, 13, 9), (37, 33, 3, 3), {"padding": 1}),
+    "several blocks of k, filters and pixels": ((2, 40, 16, 15), (270, 40, 3, 3), {"padding": 1}),
+    "several blocks of k, filters and pixels, dilated": (
+        (2, 40, 16, 15),
+        (270, 40, 3, 3),
+        {"padding": 2, "dilation": 2},
+    ),
+    "minimal filtering, tails": ((4, 33, 13, 15), (37, 33, 3, 3), {"padding": 1}),
+    "minimal filtering, padding 3": ((2, 24, 14, 15), (25, 24, 3, 3), {"padding": 3}),
+    "minimal filtering, no padding": ((3, 32, 16, 17), (32, 32, 3, 3), {}),
+    "minimal filtering, many tiles": ((16, 24, 14, 14), (24, 24, 3, 3), {"padding": 1}),
+    "minimal filtering, one row of many tiles": ((1, 24, 4, 350), (24, 24, 3, 3), {"padding": 1}),
+    "minimal filtering, many channels": ((2, 144, 14, 14), (150, 144, 3, 3), {"padding": 1}),
+    "large plane": ((1, 3, 40, 50), (20, 3, 3, 3), {"padding": 1}),
+    "7x7 images": ((3, 20, 7, 7), (18, 20, 3, 3), {"padding": 1}),
+    "5x5 kernel on one channel": ((4, 1, 12, 12), (6, 1, 5, 5), {}),
+    "stem": ((2, 3, 31, 33), (16, 3, 7, 7), {"padding": 3, "stride": 2}),
+    "1x1": ((2, 16, 6, 7), (33, 16, 1, 1), {}),
+    "1x1 on large planes": ((2, 70, 30, 33), (40, 70, 1, 1), {}),
+    "1x1 of a power of two": ((1, 256, 4, 4), (16, 256, 1, 1), {}),
+    "1x1 stride 2, few channels": ((2, 8, 9, 10), (32, 8, 1, 1), {"stride": 2}),
+    "1x1 with padding": ((1, 4, 5, 5), (3, 4, 1, 1), {"padding": 1}),
+    "uneven strides": ((2, 4, 13, 17), (5, 4, 3, 4), {"padding": (1, 2), "stride": (3, 2)}),
+    "dilation 3": ((2, 4, 15, 16), (5, 4, 3, 3), {"padding": 3, "dilation": 3}),
+    "dilation and stride": ((2, 4, 15, 16), (5, 4, 3, 2), {"padding": 2, "dilation": (2, 3), "stride": (2, 2)}),
+    "common factor of dilation and stride": ((1, 3, 17, 17), (4, 3, 3, 3), {"dilation": 4, "stride": 6, "padding": 4}),
+    "stride beyond the kernel": ((2, 3, 14, 15), (4, 3, 2, 2), {"stride": 5}),
+    "kernel beyond the image": ((2, 3, 2, 2), (4, 3, 5, 5), {"padding": 2}),
+    "padding beyond the kernel": ((1, 2, 4, 5), (3, 2, 1, 2), {"padding": 3}),
+    "wide row kernel": ((2, 3, 1, 40), (4, 3, 1, 9), {"padding": (0, 4)}),
+    "groups": ((2, 12, 9, 9), (18, 4, 3, 3), {"padding": 1, "groups": 3}),
+    "groups of 24": ((2, 48, 8, 8), (24, 24, 3, 3), {"padding": 1, "groups": 2}),
+    "groups of many filters": ((1, 8, 9, 9), (40, 4, 3, 3), {"padding": 1, "groups": 2, "stride": 2}),
+    "24 groups": ((2, 72, 6, 6), (48, 3, 3, 3), {"padding": 1, "groups": 24}),
+    "depthwise": ((2, 24, 10, 9), (24, 1, 3, 3), {"padding": 1, "groups": 24}),
+    "depthwise stride 2": ((2, 24, 11, 10), (24, 1, 3, 3), {"padding": 1, "groups": 24, "stride": 2}),
+    "depthwise 5x5 dilated": ((2, 17, 14, 13), (17, 1, 5, 5), {"padding": 4, "groups": 17, "dilation": 2}),
+    "depthwise 7x7": ((2, 33, 28, 9), (33, 1, 7, 7), {"padding": 3, "groups": 33}),
+    "depthwise stride beyond kernel": ((2, 5, 9, 9), (5, 1, 2, 2), {"groups": 5, "stride": 3}),
+    "depthwise multiplier": ((2, 6, 9, 9), (18, 1, 3, 3), {"padding": 1, "groups": 6, "stride": 2}),
+    "depthwise in row blocks": ((1, 3, 90, 150), (3, 1, 3, 3), {"padding": 1, "groups": 3}),
+}
+
+
+def make(case: str, dtype: torch.dtype, memory_format: torch.memory_format) -> tuple[Tensor, Tensor, Tensor, dict]:
+    x_shape, weight_shape, options = CASES[case]
+    x = torch.randn(x_shape, dtype=dtype).contiguous(memory_format=memory_format)
+    weight = torch.randn(weight_shape, dtype=dtype).contiguous(memory_format=memory_format)
+    return x, weight, torch.randn(weight_shape[0], dtype=dtype), options
+
+
+def reference(x: Tensor, weight: Tensor, bias: Tensor | None, **options: object) -> Tensor:
+    filled = {"stride": 1, "padding": 0, "dilation": 1} | options
+    groups = filled.pop("groups", 1)
+    pairs = [v if isinstance(v, tuple) else (v, v) for v in (filled[k] for k in ("stride", "padding", "dilation"))]
+    return references.conv2d(x, weight, bias, *pairs, groups)
+
+
+def run(function, leaves: list[Tensor | None], dy: Tensor | None, **options) -> tuple[list[Tensor], Tensor]:
+    """Output and gradients, and the output's gradient (drawn here where none is given)."""
+    leaves = [None if t is None else t.detach().clone().requires_grad_() for t in leaves]
+    y = function(*leaves, **options)
+    dy = torch.randn_like(y) if dy is None else dy
+    y.backward(dy.to(y.dtype))
+    return [y.detach(), *[t.grad for t in leaves if t is not None]], dy
+
+
+def compare(
+    x: Tensor, weight: Tensor, bias: Tensor | None, options: dict, factor: float = 2, native_as_planes: bool = False
+) -> None:
+    native, dy = run(F.conv2d, [x.contiguous() if native_as_planes else x, weight, bias], None, **options)
+    ours, _ = run(TF.conv2d, [x, weight, bias], dy, **options)
+    wide = [None if t is None else t.double() for t in (x, weight, bias)]
+    exact, _ = run(reference, wide, dy, **options)
+    for name, a, b, c in zip(("y", "dx", "dweight", "dbias"), ours, native, exact, strict=False):
+        assert_as_accurate(a, b, c, factor=factor, what=name)
+        same_strides = a.stride() == b.stride() or 1 in a.shape or native_as_planes
+        assert same_strides, f"{name}: strides {a.stride()}, native {b.stride()}"
