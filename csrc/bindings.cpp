@@ -1,8 +1,23 @@
-// What Python asks of the extension beside the torch ops: build facts and ISA control.
+// What Python asks of the extension beside the torch ops: build facts, ISA control, and the short way to the ops.
 #include <torch/csrc/utils/pybind.h>
 
 #include "cpu/kernel_table.h"
 #include "cpu/roofline.h"
+#include "direct_call.h"
+
+namespace {
+
+// One line per op: the name and the signature of its schema.
+void add_direct_calls(pybind11::module_ m) {
+  using at::Scalar, at::Tensor, tilewright::OptionalTensor, tilewright::direct::add;
+  add<"matmul", Tensor(const Tensor&, const Tensor&)>(m);
+  add<"bmm", Tensor(const Tensor&, const Tensor&)>(m);
+  add<"baddbmm", Tensor(const Tensor&, const Tensor&, const Tensor&, const Scalar&, const Scalar&)>(m);
+  add<"linear", Tensor(const Tensor&, const Tensor&, const OptionalTensor&)>(m);
+  add<"linear_act", Tensor(const Tensor&, const Tensor&, const OptionalTensor&, c10::string_view)>(m);
+}
+
+}  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "tilewright's compiled part; the ops are in torch.ops.tilewright";
@@ -13,4 +28,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("force_isa", &tilewright::force_isa, "use the named ISA from now on");
   m.def("measure_fma_peak", &tilewright::measure_fma_peak, pybind11::call_guard<pybind11::gil_scoped_release>(),
         "GFLOP/s of multiply-adds in the named dtype, on the ISA in use and torch's threads");
+  add_direct_calls(m.def_submodule("direct", "the ops' short way from Python: None means take torch.ops' way"));
 }

@@ -1,5 +1,8 @@
 """matmul, bmm and baddbmm against float64 math and against native."""
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -49,6 +52,22 @@ def test_several_blocks(isa, dtype, shape):
     for a in _layouts(rows, depth, dtype).values():
         for b in _layouts(depth, cols, dtype).values():
             _assert_matches(TF.matmul(a, b), torch.matmul(a, b), a, b, str(shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(64, 4096, 64), (5, 70000, 9), (1, 600000, 1), (33, 5001, 40)])
+def test_long_depth_is_summed_in_stretches(isa, dtype, shape):
+    rows, depth, cols = shape
+    extra = torch.randn(2, rows, cols, dtype=dtype)
+    for a in _layouts(rows, depth, dtype).values():
+        for b in _layouts(depth, cols, dtype).values():
+            _assert_matches(TF.matmul(a, b), torch.matmul(a, b), a, b, str(shape))
+            batch = a.expand(2, rows, depth), b.expand(2, depth, cols)
+            ours, native = (f.baddbmm(extra, *batch, beta=2, alpha=0.5) for f in (TF, torch))
+            # The addend is a product with ones, further down the same sum.
+            left = torch.cat([0.5 * batch[0], 2 * extra], 2)
+            right = torch.cat([batch[1], torch.eye(cols, dtype=dtype).expand(2, cols, cols)], 1)
+            _assert_matches(ours, native, left, right, f"baddbmm {shape}")
 
 
 @pytest.mark.parametrize("rows", [3, 40])
@@ -169,6 +188,40 @@ def test_any_rank_stride_and_dtype(operands):
     _assert_matches(TF.matmul(left, right), torch.matmul(left, right), left, right, f"{left.shape} {right.shape}")
 
 
+SCALARS = {
+    "0-D": torch.tensor(2.0),
+    "0-D integer": torch.tensor(3),
+    "0-D bool": torch.tensor(True),
+    "0-D complex": torch.tensor(1j),
+    "0-D with gradient": torch.tensor(2.0, requires_grad=True),
+    "1-D": torch.tensor([2.0]),
+    "numpy": np.float32(0.5),
+    "numpy integer": np.int64(3),
+    "numpy bool": np.bool_(True),
+    "numpy array": np.array(2.0),
+    "numpy str": np.str_("2"),
+    "bool": True,
+    "complex": 1j,
+    "str": "2",
+    "None": None,
+    "list": [2.0],
+    "fraction": Fraction(1, 2),
+}
+
+
+@pytest.mark.parametrize("name", ["beta", "alpha"])
+@pytest.mark.parametrize("kind", SCALARS)
+def test_baddbmm_takes_natives_numbers(kind, name):
+    tensors = torch.randn(2, 3, 5), torch.randn(2, 3, 4), torch.randn(2, 4, 5)
+    try:
+        native = torch.baddbmm(*tensors, **{name: SCALARS[kind]})
+    except Exception as error:
+        with pytest.raises(type(error)):
+            TF.baddbmm(*tensors, **{name: SCALARS[kind]})
+    else:
+        torch.testing.assert_close(TF.baddbmm(*tensors, **{name: SCALARS[kind]}), native)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(5, 18, 40), (18, 40), (40,), (5, 1, 1), (1,), (), (1, 18, 1)])
 def test_baddbmm(isa, dtype, shape):
@@ -203,6 +256,8 @@ def test_same_bits_for_any_thread_count():
         (torch.randn(2, 2000), torch.randn(4000, 2000).T),
         (torch.randn(2, 2000), torch.randn(2000, 4000)),
         (torch.randn(3000, 400).to(torch.bfloat16), torch.randn(400, 130).to(torch.bfloat16)),
+        (torch.randn(64, 4096), torch.randn(4096, 64)),
+        (torch.randn(2, 2048, 30).mT, torch.randn(2, 50, 2048).mT),
     ]
     before = torch.get_num_threads()
     for a, b in cases:

@@ -3,6 +3,7 @@
 #include <ATen/autocast_mode.h>
 
 #include "ops/library.h"
+#include "ops/op_name.h"
 
 namespace tilewright {
 
@@ -23,6 +24,25 @@ Tensor lower_precision(const Tensor& tensor) {
 template <at::DeviceType kDevice>
 OptionalTensor lower_precision(const OptionalTensor& tensor) {
   return is_defined(tensor) ? OptionalTensor(lower_precision<kDevice>(*tensor)) : tensor;
+}
+
+// What is no tensor stays as it is.
+template <at::DeviceType kDevice, typename T>
+const T& lower_precision(const T& argument) {
+  return argument;
+}
+
+template <at::DeviceType kDevice, OpName kName, typename Result, typename... Args>
+Result call_in_lower_precision(Args... args) {
+  const AutocastOff off(kDevice);
+  static const auto op = find_op<Result(Args...)>(kName.qualified().c_str());
+  return op.call(lower_precision<kDevice>(args)...);
+}
+
+// The autocast kernel of op kName, whose signature is that of `function`.
+template <OpName kName, at::DeviceType kDevice, typename Result, typename... Args>
+void register_lower_precision(torch::Library& m, Result (* /*function*/)(Args...)) {
+  m.impl(kName.text, call_in_lower_precision<kDevice, kName, Result, Args...>);
 }
 
 }  // namespace tilewright

@@ -30,6 +30,7 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     const bool has_bias = ctx->saved_data["has_bias"].toBool();
     const auto needs = inputs_needing_grad(ctx, {true, true, has_bias});
     if (!at::GradMode::is_enabled()) {
+      at::AutoDispatchBelowADInplaceOrView below_autograd;
       auto [grad_input, grad_weight, grad_bias] =
           tilewright::linear_backward(grad, input, weight, {needs[0], needs[1], needs[2]});
       return {grad_input, grad_weight, grad_bias};
@@ -71,6 +72,7 @@ class LinearActFunction : public torch::autograd::Function<LinearActFunction> {
           });
       return {grads[0], grads[1], grads[2], Tensor()};
     }
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
     const Tensor grad = tilewright::activation_backward(grad_outputs[0], saved[3], activation);
     auto [grad_input, grad_weight, grad_bias] =
         tilewright::linear_backward(grad, input, weight, {needs[0], needs[1], needs[2]});
@@ -108,22 +110,6 @@ Tensor linear_act(const Tensor& input, const Tensor& weight, const OptionalTenso
   return std::get<0>(tilewright::linear_forward(input, weight, bias, activation, false));
 }
 
-template <at::DeviceType kDevice>
-Tensor linear_autocast(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
-  const AutocastOff off(kDevice);
-  static const auto op = find_op<decltype(linear)>("tilewright::linear");
-  return op.call(lower_precision<kDevice>(input), lower_precision<kDevice>(weight), lower_precision<kDevice>(bias));
-}
-
-template <at::DeviceType kDevice>
-Tensor linear_act_autocast(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                           c10::string_view activation) {
-  const AutocastOff off(kDevice);
-  static const auto op = find_op<decltype(linear_act)>("tilewright::linear_act");
-  return op.call(lower_precision<kDevice>(input), lower_precision<kDevice>(weight), lower_precision<kDevice>(bias),
-                 activation);
-}
-
 void register_composite(torch::Library& m) {
   m.impl("linear", linear);
   m.impl("linear_act", linear_act);
@@ -131,8 +117,8 @@ void register_composite(torch::Library& m) {
 
 template <at::DeviceType kDevice>
 void register_autocast(torch::Library& m) {
-  m.impl("linear", linear_autocast<kDevice>);
-  m.impl("linear_act", linear_act_autocast<kDevice>);
+  register_lower_precision<"linear", kDevice>(m, linear);
+  register_lower_precision<"linear_act", kDevice>(m, linear_act);
 }
 
 }  // namespace

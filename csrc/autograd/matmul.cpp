@@ -22,27 +22,36 @@ Tensor saved_or_zeros(const Tensor& saved, const c10::SymIntArrayRef shape, cons
   return saved.defined() ? saved : at::zeros_symint(shape, like.options());
 }
 
+// An operand's shape, which its gradient needs: saved by itself only where the operand is not.
+void save_shape(AutogradContext* ctx, const char* name, const Tensor& operand, bool is_saved) {
+  if (!is_saved) ctx->saved_data[name] = operand.sym_sizes().vec();
+}
+std::vector<c10::SymInt> saved_shape(AutogradContext* ctx, const char* name, const Tensor& saved) {
+  return saved.defined() ? saved.sym_sizes().vec() : ctx->saved_data[name].toSymIntVector();
+}
+
 class MatmulFunction : public torch::autograd::Function<MatmulFunction> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& other) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     ctx->save_for_backward({needs_grad(other) ? input : Tensor(), needs_grad(input) ? other : Tensor()});
-    ctx->saved_data["input_shape"] = input.sym_sizes().vec();
-    ctx->saved_data["other_shape"] = other.sym_sizes().vec();
+    save_shape(ctx, "input_shape", input, needs_grad(other));
+    save_shape(ctx, "other_shape", other, needs_grad(input));
     return tilewright::matmul_forward(input, other);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
     const auto saved = ctx->get_saved_variables();
     const Tensor& grad = grad_outputs[0];
-    const auto input_shape = ctx->saved_data["input_shape"].toSymIntVector();
-    const auto other_shape = ctx->saved_data["other_shape"].toSymIntVector();
+    const auto input_shape = saved_shape(ctx, "input_shape", saved[0]);
+    const auto other_shape = saved_shape(ctx, "other_shape", saved[1]);
     const auto needs = inputs_needing_grad(ctx, {true, true});
     if (at::GradMode::is_enabled()) {
       return native_backward({saved_or_zeros(saved[0], input_shape, grad), saved_or_zeros(saved[1], other_shape, grad)},
                              needs, grad_outputs,
                              [](const variable_list& in) -> variable_list { return {at::matmul(in[0], in[1])}; });
     }
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
     auto [grad_input, grad_other] =
         tilewright::matmul_backward(grad, saved[0], saved[1], input_shape, other_shape, 1, {needs[0], needs[1]});
     return {grad_input, grad_other};
@@ -56,8 +65,8 @@ class BaddbmmFunction : public torch::autograd::Function<BaddbmmFunction> {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     ctx->save_for_backward({needs_grad(batch2) ? batch1 : Tensor(), needs_grad(batch1) ? batch2 : Tensor()});
     ctx->saved_data["input_shape"] = input.sym_sizes().vec();
-    ctx->saved_data["batch1_shape"] = batch1.sym_sizes().vec();
-    ctx->saved_data["batch2_shape"] = batch2.sym_sizes().vec();
+    save_shape(ctx, "batch1_shape", batch1, needs_grad(batch2));
+    save_shape(ctx, "batch2_shape", batch2, needs_grad(batch1));
     ctx->saved_data["beta"] = beta;
     ctx->saved_data["alpha"] = alpha;
     return tilewright::baddbmm_forward(input, batch1, batch2, beta, alpha);
@@ -67,8 +76,8 @@ class BaddbmmFunction : public torch::autograd::Function<BaddbmmFunction> {
     const auto saved = ctx->get_saved_variables();
     const Tensor& grad = grad_outputs[0];
     const auto input_shape = ctx->saved_data["input_shape"].toSymIntVector();
-    const auto batch1_shape = ctx->saved_data["batch1_shape"].toSymIntVector();
-    const auto batch2_shape = ctx->saved_data["batch2_shape"].toSymIntVector();
+    const auto batch1_shape = saved_shape(ctx, "batch1_shape", saved[0]);
+    const auto batch2_shape = saved_shape(ctx, "batch2_shape", saved[1]);
     const at::Scalar beta = ctx->saved_data["beta"].toScalar(), alpha = ctx->saved_data["alpha"].toScalar();
     const auto needs = inputs_needing_grad(ctx, {true, true, true});
     if (at::GradMode::is_enabled()) {
@@ -79,6 +88,7 @@ class BaddbmmFunction : public torch::autograd::Function<BaddbmmFunction> {
           [&](const variable_list& in) -> variable_list { return {at::baddbmm(in[0], in[1], in[2], beta, alpha)}; });
       return {grads[0], grads[1], grads[2], Tensor(), Tensor()};
     }
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
     Tensor grad_input, grad_batch1, grad_batch2;
     if (needs[0]) grad_input = (grad * beta).sum_to_size_symint(input_shape);
     if (needs[1] || needs[2]) {
@@ -116,33 +126,10 @@ Tensor baddbmm(const Tensor& input, const Tensor& batch1, const Tensor& batch2, 
 
 // Native's autocast runs these in the lower precision.
 template <at::DeviceType kDevice>
-Tensor matmul_autocast(const Tensor& input, const Tensor& other) {
-  const AutocastOff off(kDevice);
-  static const auto op = find_op<decltype(matmul)>("tilewright::matmul");
-  return op.call(lower_precision<kDevice>(input), lower_precision<kDevice>(other));
-}
-
-template <at::DeviceType kDevice>
-Tensor bmm_autocast(const Tensor& input, const Tensor& mat2) {
-  const AutocastOff off(kDevice);
-  static const auto op = find_op<decltype(bmm)>("tilewright::bmm");
-  return op.call(lower_precision<kDevice>(input), lower_precision<kDevice>(mat2));
-}
-
-template <at::DeviceType kDevice>
-Tensor baddbmm_autocast(const Tensor& input, const Tensor& batch1, const Tensor& batch2, const at::Scalar& beta,
-                        const at::Scalar& alpha) {
-  const AutocastOff off(kDevice);
-  static const auto op = find_op<decltype(baddbmm)>("tilewright::baddbmm");
-  return op.call(lower_precision<kDevice>(input), lower_precision<kDevice>(batch1), lower_precision<kDevice>(batch2),
-                 beta, alpha);
-}
-
-template <at::DeviceType kDevice>
 void register_autocast(torch::Library& m) {
-  m.impl("matmul", matmul_autocast<kDevice>);
-  m.impl("bmm", bmm_autocast<kDevice>);
-  m.impl("baddbmm", baddbmm_autocast<kDevice>);
+  register_lower_precision<"matmul", kDevice>(m, matmul);
+  register_lower_precision<"bmm", kDevice>(m, bmm);
+  register_lower_precision<"baddbmm", kDevice>(m, baddbmm);
 }
 
 void register_composite(torch::Library& m) {

@@ -25,8 +25,8 @@ std::tuple<Tensor, Tensor> linear_forward_cpu(const Tensor& input, const Tensor&
   const bool saves_pre = saves && gradient_reads_input(activation);
   c10::DimVector shape(input.sizes());
   shape.back() = weight.size(0);
-  Tensor output = at::empty(shape, input.options());
-  Tensor pre = saves_pre ? at::empty(shape, input.options()) : Tensor();
+  Tensor output = empty_cpu(shape, input.scalar_type());
+  Tensor pre = saves_pre ? empty_cpu(shape, input.scalar_type()) : Tensor();
   if (output.numel() == 0) return {output, pre};
   const Tensor rows = as_rows(input);
   Product product;
@@ -49,7 +49,7 @@ std::tuple<Tensor, Tensor> linear_forward_cpu(const Tensor& input, const Tensor&
 // The sum over rows as a product with a row of ones: one chain per column, whatever the number of threads.
 Tensor sum_of_rows(const Tensor& rows) {
   const Tensor one = at::ones({1}, rows.options());
-  Tensor sum = at::empty({rows.size(1)}, rows.options());
+  Tensor sum = empty_cpu({rows.size(1)}, rows.scalar_type());
   if (sum.numel() == 0) return sum;
   Product product;
   product.M = 1;
@@ -80,7 +80,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& grad_output
                 " like grad_output, got ", weight.sizes(), " of dtype ", weight.scalar_type());
     c10::DimVector shape(grad_output.sizes());
     shape.back() = weight.size(1);
-    grad_input = at::empty(shape, grad_output.options());
+    grad_input = empty_cpu(shape, dtype);
     Product product;
     product.M = grad.size(0);
     product.N = weight.size(1);
@@ -97,7 +97,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& grad_output
     TORCH_CHECK(rows.size(0) == grad.size(0) && rows.scalar_type() == dtype, "linear_backward: input must have ",
                 grad.size(0), " rows of dtype ", dtype, " like grad_output, got shape ", input.sizes(), " of dtype ",
                 input.scalar_type());
-    grad_weight = at::empty({grad.size(1), rows.size(1)}, grad_output.options());
+    grad_weight = empty_cpu({grad.size(1), rows.size(1)}, dtype);
     Product product;
     product.M = grad.size(1);
     product.N = rows.size(1);

@@ -29,7 +29,7 @@ MatrixOperand result_operand(const Tensor& result, at::IntArrayRef shape, bool i
 Tensor matmul_forward_cpu(const Tensor& input, const Tensor& other) {
   check_same_dtype("matmul", "input", input, "other", other);
   const MatmulShape shape = check_matmul("matmul", input.sizes(), other.sizes());
-  Tensor output = at::empty(shape.output, input.options());
+  Tensor output = empty_cpu(shape.output, input.scalar_type());
   if (output.numel() == 0) return output;
   Product product = new_product(shape);
   const size_t dims = shape.batch.size();
@@ -73,8 +73,8 @@ std::tuple<Tensor, Tensor> matmul_backward_cpu(const Tensor& grad_output, const 
                                                std::array<bool, 2> output_mask) {
   const Tensor input = value_or_undefined(input_opt), other = value_or_undefined(other_opt);
   const MatmulShape shape = check_matmul("matmul_backward", input_shape, other_shape);
-  TORCH_CHECK(grad_output.sizes().equals(shape.output), "matmul_backward: grad_output must have shape ", shape.output,
-              ", got ", grad_output.sizes());
+  TORCH_CHECK(grad_output.sizes().equals(shape.output), "matmul_backward: grad_output must have shape ",
+              at::IntArrayRef(shape.output), ", got ", grad_output.sizes());
   TORCH_CHECK((!output_mask[0] || (other.defined() && other.sizes().equals(other_shape))) &&
                   (!output_mask[1] || (input.defined() && input.sizes().equals(input_shape))),
               "matmul_backward: the gradient of input needs other and that of other needs input, of the given shapes");
@@ -84,7 +84,7 @@ std::tuple<Tensor, Tensor> matmul_backward_cpu(const Tensor& grad_output, const 
   const MatrixOperand grad = gradient_operand(grad_output, dims, input_shape.size() > 1, other_shape.size() > 1);
   Tensor grad_input, grad_other;
   if (output_mask[0]) {
-    grad_input = at::empty(input_shape, grad_output.options());
+    grad_input = empty_cpu(input_shape, grad_output.scalar_type());
     Product product = new_product(shape);
     reduce_broadcast(product, input_shape);
     product.N = shape.K;
@@ -96,7 +96,7 @@ std::tuple<Tensor, Tensor> matmul_backward_cpu(const Tensor& grad_output, const 
     if (grad_input.numel() > 0) run_product(product, grad_output.scalar_type(), "matmul_backward");
   }
   if (output_mask[1]) {
-    grad_other = at::empty(other_shape, grad_output.options());
+    grad_other = empty_cpu(other_shape, grad_output.scalar_type());
     Product product = new_product(shape);
     reduce_broadcast(product, other_shape);
     product.M = shape.K;
@@ -122,7 +122,7 @@ Tensor baddbmm_forward_cpu(const Tensor& input, const Tensor& batch1, const Tens
   check_same_dtype("baddbmm", "input", input, "batch1", batch1);
   const MatmulShape shape = check_matmul("baddbmm", batch1.sizes(), batch2.sizes());
   const Tensor addend = input.expand(shape.output);
-  Tensor output = at::empty(shape.output, batch1.options());
+  Tensor output = empty_cpu(shape.output, batch1.scalar_type());
   if (output.numel() == 0) return output;
   Product product = new_product(shape);
   product.a = left_operand(batch1, 1);

@@ -134,21 +134,54 @@ int64_t part_edge(int64_t size, int64_t parts, int64_t part, int64_t unit) {
 }
 
 template <typename T>
-void run_typed(const MatmulArgs<T>& args, int64_t items) {
-  using A = Acc<T>;
+Acc<T>* scratch_for(const MatmulArgs<T>& args, int64_t rows, int64_t cols) {
   constexpr int kSlot = 0;
+  return static_cast<Acc<T>*>(thread_scratch(kSlot, matmul_scratch_elements(args, rows, cols) * sizeof(Acc<T>)));
+}
+
+// Each stretch of K gives a partial sum; those of one item are then added in order, whoever computed them.
+template <typename T>
+void run_in_depth(const MatmulArgs<T>& args, int64_t items, int64_t parts) {
+  const int64_t size = args.M * args.N;
+  const auto partials = uninitialised<T>(items * parts * size);
+  const auto kernel = kernels<T>().matmul;
+  parallel_for_cost(items * parts, 32 + size * args.K / parts / 16, [&](int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t part = unit % parts, first = args.K * part / parts;
+      const MatmulWalk::Step at = args.batch.at(unit / parts);
+      MatmulArgs<T> stretch = args;
+      stretch.a += at.a + first * args.a_col;
+      stretch.b += at.b + first * args.b_row;
+      stretch.K = args.K * (part + 1) / parts - first;
+      stretch.c = partials.get() + unit * size;
+      stretch.c_row = args.N;
+      stretch.alpha = 1;
+      stretch.addend = nullptr;
+      stretch.activation = Activation::kNone;
+      stretch.pre = nullptr;
+      stretch.batch.dims = 0;
+      kernel.product(stretch, {0, 0, args.M, 0, args.N}, scratch_for(stretch, args.M, args.N));
+    }
+  });
+  parallel_for_cost(items * args.M, args.N * parts,
+                    [&](int64_t begin, int64_t end) { kernel.add_partials(args, partials.get(), parts, begin, end); });
+}
+
+template <typename T>
+void run_typed(const MatmulArgs<T>& args, int64_t items) {
   const int64_t depth = args.K * args.reduce_count;
-  const MatmulSplit split = split_matmul(items, args.M, args.N, depth, args.path, kMatmulBlockN<A>);
-  const auto scratch_for = [&](int64_t rows, int64_t cols) {
-    return static_cast<A*>(thread_scratch(kSlot, matmul_scratch_elements(args, rows, cols) * sizeof(A)));
-  };
+  const MatmulSplit split = split_matmul(items, args.M, args.N, depth, args.path, kMatmulBlockN<Acc<T>>);
   const auto kernel = kernels<T>().matmul;
   const int64_t parts = split.row_parts * split.col_parts;
+  if constexpr (std::is_same_v<T, Acc<T>>) {  // partial sums of 16-bit types would be rounded
+    const int64_t stretches = args.reduce_count == 1 ? depth_parts(items * parts, args.M, args.N, args.K) : 1;
+    if (stretches > 1) return run_in_depth(args, items, stretches);
+  }
   // 16 multiplications are worth about one element read; an item costs some even where there is little to do.
   const int64_t cost = 32 + args.M * args.N * depth / parts / 16;
   if (parts == 1) {
     parallel_for_cost(items, cost, [&](int64_t begin, int64_t end) {
-      kernel.products(args, begin, end, scratch_for(args.M, args.N));
+      kernel.products(args, begin, end, scratch_for(args, args.M, args.N));
     });
     return;
   }
@@ -162,7 +195,7 @@ void run_typed(const MatmulArgs<T>& args, int64_t items) {
                             part_edge(args.M, split.row_parts, row_part + taken, 1),
                             part_edge(args.N, split.col_parts, col_part, 32),
                             part_edge(args.N, split.col_parts, col_part + 1, 32)};
-      kernel.product(args, part, scratch_for(part.row_end - part.row_begin, part.col_end - part.col_begin));
+      kernel.product(args, part, scratch_for(args, part.row_end - part.row_begin, part.col_end - part.col_begin));
       begin += taken;
     }
   });
@@ -217,6 +250,14 @@ MatmulSplit split_matmul(int64_t items, int64_t M, int64_t N, int64_t depth, Mat
   const int64_t blocks = std::min(wanted, (N + block_cols - 1) / block_cols);
   const int64_t rows = std::min((wanted + blocks - 1) / blocks, most_rows);
   return {rows, std::min(std::max(blocks, (wanted + rows - 1) / rows), std::max(most_cols, blocks))};
+}
+
+int64_t depth_parts(int64_t parts_so_far, int64_t M, int64_t N, int64_t K) {
+  constexpr int64_t kParts = 8, kWorthAPart = 1 << 19, kShortest = 512, kMostPartials = 1 << 20;
+  // Where results are as large as the stretches, writing and adding them costs more than threads bring.
+  if (parts_so_far >= kParts / 2 || M * N >= kMostPartials || K < 8 * std::min(M, N)) return 1;
+  const int64_t worthwhile = M * N * K / kWorthAPart;
+  return std::max<int64_t>(1, std::min({kParts / parts_so_far, worthwhile, K / kShortest}));
 }
 
 void run_product(const Product& product, at::ScalarType dtype, const char* op) {

@@ -46,4 +46,8 @@ struct MatmulSplit {
 };
 MatmulSplit split_matmul(int64_t items, int64_t M, int64_t N, int64_t depth, MatmulPath path, int64_t block_cols);
 
+// Into how many stretches K is cut on top of that, each with a result of its own: where M and N give too few parts for
+// threads but K is long. A function of the shape alone.
+int64_t depth_parts(int64_t parts_so_far, int64_t M, int64_t N, int64_t K);
+
 }  // namespace tilewright

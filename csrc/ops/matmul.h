@@ -9,8 +9,8 @@ namespace tilewright {
 
 struct MatmulShape {
   int64_t M, N, K;
-  std::vector<int64_t> batch;   // broadcast
-  std::vector<int64_t> output;  // batch, M unless input is a vector, N unless other is one
+  c10::DimVector batch;   // broadcast
+  c10::DimVector output;  // batch, M unless input is a vector, N unless other is one
 };
 
 // Raises what native raises for operands that do not fit together.

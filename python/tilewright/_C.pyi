@@ -1,4 +1,9 @@
-"""The compiled part: build facts and ISA control (csrc/bindings.cpp). The ops are in torch.ops.tilewright."""
+"""The compiled part: build facts, ISA control and short ways to the ops (csrc/bindings.cpp). The ops are in
+torch.ops.tilewright."""
+
+from collections.abc import Callable
+
+from torch import Tensor
 
 torch_version: str
 compiler: str
@@ -7,3 +12,12 @@ def available_isas() -> list[str]: ...
 def active_isa() -> str: ...
 def force_isa(name: str) -> None: ...
 def measure_fma_peak(dtype: str) -> float: ...
+
+class direct:
+    """Positional arguments only; None: not the plain case, call the op in torch.ops (csrc/direct_call.h)."""
+
+    matmul: Callable[..., Tensor | None]
+    bmm: Callable[..., Tensor | None]
+    baddbmm: Callable[..., Tensor | None]
+    linear: Callable[..., Tensor | None]
+    linear_act: Callable[..., Tensor | None]

@@ -191,17 +191,8 @@ inline V polynomial(V r, const A (&coefficients)[kTerms]) {
 }
 
 template <typename A>
-inline TILEWRIGHT_INLINE Vec<A> exp2(Vec<A> x) {
-  constexpr bool kFloat = sizeof(A) == 4;
-  // Beyond these 2^x has left the format's denormals or its finite range.
-  constexpr A kLow = kFloat ? A(-160) : A(-1100), kHigh = kFloat ? A(160) : A(1100);
-  // Adding and taking away 1.5 * 2^(mantissa bits) rounds to a whole number.
-  constexpr A kRound = kFloat ? A(12582912.0) : A(6755399441055744.0);
-  // In this order of arguments NaN passes.
-  x = min(broadcast<A>(kHigh), max(broadcast<A>(kLow), x));
-  const Vec<A> n = (x + kRound) - kRound;
-  const Vec<A> r = x - n;
-  if constexpr (kFloat) {
+inline TILEWRIGHT_INLINE Vec<A> exp2_of_fraction(Vec<A> r) {
+  if constexpr (sizeof(A) == 4) {
     constexpr float kTerms[] = {1.0f,
                                 0.69314720670283259577f,
                                 0.24022650922288758071f,
@@ -209,7 +200,7 @@ inline TILEWRIGHT_INLINE Vec<A> exp2(Vec<A> x) {
                                 0.0096180566785246380754f,
                                 0.001340042817761583794f,
                                 0.00015461444698569129083f};
-    return scale_by_power_of_two(polynomial(r, kTerms), n);
+    return polynomial(r, kTerms);
   } else {
     constexpr double kTerms[] = {1.0,
                                  0.69314718055994530835,
@@ -224,8 +215,26 @@ inline TILEWRIGHT_INLINE Vec<A> exp2(Vec<A> x) {
                                  7.0548943863483480445e-09,
                                  4.4566753410492058782e-10,
                                  2.5733568308756891235e-11};
-    return scale_by_power_of_two(polynomial(r, kTerms), n);
+    return polynomial(r, kTerms);
   }
+}
+
+// x to a whole number, for |x| below 2^22 or 2^51: adding and taking away 1.5 * 2^(mantissa bits) rounds.
+template <typename A>
+inline TILEWRIGHT_INLINE Vec<A> rounded_to_whole(Vec<A> x) {
+  constexpr A kRound = sizeof(A) == 4 ? A(12582912.0) : A(6755399441055744.0);
+  return (x + kRound) - kRound;
+}
+
+template <typename A>
+inline TILEWRIGHT_INLINE Vec<A> exp2(Vec<A> x) {
+  constexpr bool kFloat = sizeof(A) == 4;
+  // Beyond these 2^x has left the format's denormals or its finite range.
+  constexpr A kLow = kFloat ? A(-160) : A(-1100), kHigh = kFloat ? A(160) : A(1100);
+  // In this order of arguments NaN passes.
+  x = min(broadcast<A>(kHigh), max(broadcast<A>(kLow), x));
+  const Vec<A> n = rounded_to_whole<A>(x);
+  return scale_by_power_of_two(exp2_of_fraction<A>(x - n), n);
 }
 
 }  // namespace

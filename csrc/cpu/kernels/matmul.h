@@ -27,30 +27,59 @@ namespace {
 // Rows a power of two apart fall into the same cache sets: a tile's rows would evict each other.
 inline bool is_aliasing(int64_t stride_bytes) { return stride_bytes % 2048 == 0; }
 
-// A tile of A as rows x depth accumulators in `buffer`: transposed operands stay transposed, so nothing is shuffled.
+// Rows of A are cut into equal tiles.
+struct RowTiles {
+  int64_t rows, count;
+  int64_t edge(int64_t tile) const { return rows * tile / count; }
+};
+
+// Tiles of a transposed A are copied by the handful: a column of one tile is less than a line, which would be fetched,
+// and evicted, several times over (5-20 cycles a column alone, 5 together).
+constexpr int64_t kLeftTogether = 4;
+// Accumulators from one copied tile to the next.
+inline int64_t left_tile_size(int64_t depth) { return 16 * depth; }
+
+// Tiles [first, last) of A as accumulators in `buffer`. Transposed operands stay transposed, so nothing is shuffled: a
+// tile's element (i, k) is at k * kTileRows + i, otherwise at i * depth + k.
 template <typename T>
-void copy_left(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth, Acc<T>* buffer, int64_t& row_step,
-               int64_t& col_step) {
+void copy_left(const T* a, int64_t a_row, int64_t a_col, const RowTiles& tiles, int64_t first, int64_t last,
+               int64_t depth, Acc<T>* buffer) {
   using A = Acc<T>;
   if (a_row == 1) {
-    row_step = 1;
-    col_step = kTileRows;
-    for (int64_t k = 0; k < depth; ++k) {
-      for_each_vector<A>(rows, [&](int64_t i, int64_t n) TILEWRIGHT_INLINE {
-        store(buffer + k * kTileRows + i, load(a + k * a_col + i, n), n);
-      });
-    }
+    // Whole vectors: what is written behind a tile's column belongs to the next one, which comes later, and what is
+    // read behind it lies before the next.
+    if (depth == 0) return;
+    const bool may_read_on = a_col >= kTileRows + kLanes<A>;
+    int64_t edges[kLeftTogether + 1];
+    for (int64_t t = first; t <= last; ++t) edges[t - first] = tiles.edge(t);
+    const auto copy_column = [&](int64_t k, bool whole) TILEWRIGHT_INLINE {
+      for (int64_t t = 0; t < last - first; ++t) {
+        const T* from = a + k * a_col + edges[t];
+        A* to = buffer + t * left_tile_size(depth) + k * kTileRows;
+#pragma GCC unroll 8
+        for (int64_t i = 0; i < kTileRows; i += kLanes<A>) {
+          const int64_t rows = edges[t + 1] - edges[t] - i;
+          if (whole) {
+            store(to + i, load(from + i));
+          } else if (rows > 0) {
+            store(to + i, load(from + i, smaller(rows, kLanes<A>)));
+          }
+        }
+      }
+    };
+    for (int64_t k = 0; k < depth - 1; ++k) copy_column(k, may_read_on);
+    copy_column(depth - 1, false);
     return;
   }
-  row_step = depth;
-  col_step = 1;
-  for (int64_t i = 0; i < rows; ++i) {
-    const T* from = a + i * a_row;
-    A* to = buffer + i * depth;
-    if (a_col == 1) {
-      for_each_vector<A>(depth, [=](int64_t k, int64_t n) TILEWRIGHT_INLINE { store(to + k, load(from + k, n), n); });
-    } else {
-      for (int64_t k = 0; k < depth; ++k) to[k] = load(from + k * a_col, 1)[0];
+  for (int64_t t = first; t < last; ++t) {
+    for (int64_t i = tiles.edge(t); i < tiles.edge(t + 1); ++i) {
+      const T* from = a + i * a_row;
+      A* to = buffer + (t - first) * left_tile_size(depth) + (i - tiles.edge(t)) * depth;
+      if (a_col == 1) {
+        for_each_vector<A>(depth, [=](int64_t k, int64_t n) TILEWRIGHT_INLINE { store(to + k, load(from + k, n), n); });
+      } else {
+        for (int64_t k = 0; k < depth; ++k) to[k] = load(from + k * a_col, 1)[0];
+      }
     }
   }
 }
@@ -122,28 +151,36 @@ void tile_sweep(const MatmulArgs<T>& args, const ItemPointers<T>& item, int64_t 
   const int64_t block_depth = smaller(args.K, kMatmulBlockK), padded = (cols + 31) / 32 * 32;
   A* right_buffer = scratch;
   A* left_buffer = right_buffer + (block_depth * padded + 15) / 16 * 16;
-  A* accumulators = left_buffer + (block_depth * 16 + 15) / 16 * 16;
+  A* accumulators = left_buffer + kLeftTogether * left_tile_size(block_depth);
   const bool in_place = kIsAccumulator<T>;
   const bool finish = has_epilogue(args);
   const bool copies_left =
       !kIsAccumulator<T> || args.a_col != 1 || (rows_in_all > 1 && cols > 32 && is_aliasing(args.a_row * sizeof(T)));
-  const int64_t tiles = tile_count(rows_in_all);
+  const RowTiles tiles{rows_in_all, tile_count(rows_in_all)};
+  const bool is_transposed = args.a_row == 1;
+  const int64_t together = is_transposed ? kLeftTogether : 1;
   for (int64_t index = 0; index < blocks.count; ++index) {
     const DepthRange range = depth_range(args, blocks, index);
     const T* b = item.b + range.offset.b + range.begin * args.b_row + col * args.b_col;
-    const RightBlock<A> right = right_block<T>(b, args.b_row, args.b_col, range.depth, cols, tiles, right_buffer);
+    const RightBlock<A> right = right_block<T>(b, args.b_row, args.b_col, range.depth, cols, tiles.count, right_buffer);
     const bool is_last = index + 1 == blocks.count;
-    for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t first = rows_in_all * t / tiles, rows = rows_in_all * (t + 1) / tiles - first;
-      const int64_t row = row_begin + first;
-      const T* a = item.a + range.offset.a + row * args.a_row + range.begin * args.a_col;
-      const A* left = left_buffer;
-      int64_t left_row = args.a_row, left_col = args.a_col;
-      if (copies_left) copy_left(a, args.a_row, args.a_col, rows, range.depth, left_buffer, left_row, left_col);
+    const T* a = item.a + range.offset.a + row_begin * args.a_row + range.begin * args.a_col;
+    for (int64_t t = 0; t < tiles.count; ++t) {
+      const int64_t first = tiles.edge(t), rows = tiles.edge(t + 1) - first, row = row_begin + first;
+      if (copies_left && t % together == 0) {
+        const int64_t last = smaller(t + together, tiles.count);
+        copy_left(a, args.a_row, args.a_col, tiles, t, last, range.depth, left_buffer);
+      }
+      const A* left = left_buffer + t % together * left_tile_size(range.depth);
+      int64_t left_row = is_transposed ? 1 : range.depth, left_col = is_transposed ? kTileRows : 1;
       A* acc;
       int64_t acc_row;
       if constexpr (kIsAccumulator<T>) {
-        if (!copies_left) left = a;
+        if (!copies_left) {
+          left = a + first * args.a_row;
+          left_row = args.a_row;
+          left_col = args.a_col;
+        }
         acc = item.c + row * args.c_row + col;
         acc_row = args.c_row;
       } else {
@@ -192,8 +229,24 @@ void matmul_items(const MatmulArgs<T>& args, int64_t begin, int64_t end, Acc<T>*
 }
 
 template <typename T>
+void matmul_add_partials(const MatmulArgs<T>& args, Acc<T>* partials, int64_t parts, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  const int64_t size = args.M * args.N;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t number = i / args.M, row = i % args.M;
+    A* first = partials + number * parts * size + row * args.N;
+    for_each_vector<A>(args.N, [&](int64_t j, int64_t n) TILEWRIGHT_INLINE {
+      Vec<A> sum = load(first + j, n);
+      for (int64_t part = 1; part < parts; ++part) sum += load(first + part * size + j, n);
+      store(first + j, sum, n);
+    });
+    finish_rows(args, item_pointers(args, number), first, args.N, row, 1, 0, args.N);
+  }
+}
+
+template <typename T>
 void fill_matmul(TypedKernels<T>& table) {
-  table.matmul = {matmul_part<T>, matmul_items<T>};
+  table.matmul = {matmul_part<T>, matmul_items<T>, matmul_add_partials<T>};
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // What cpu/product.cpp hands to kernels/matmul.h.
 #pragma once
+#include "common/macros.h"
 #include "common/types.h"
 #include "cpu/kernels/activation_args.h"
 
@@ -16,8 +17,8 @@ struct MatmulWalk {
   int64_t sizes[kMaxDims];
   Step steps[kMaxDims];
 
-  // Offsets of the item with the given number, dimension 0 outermost.
-  Step at(int64_t item) const {
+  // Offsets of the item with the given number, dimension 0 outermost. Inlined always: an ISA unit exports nothing else.
+  TILEWRIGHT_INLINE Step at(int64_t item) const {
     Step offset{0, 0, 0, 0};
     for (int d = dims - 1; d >= 0; --d) {
       const int64_t position = d == 0 ? item : item % sizes[d];
@@ -81,9 +82,12 @@ struct MatmulKernels {
   void (*product)(const MatmulArgs<T>&, const MatmulPart&, Acc<T>* scratch);
   // Whole items [begin, end).
   void (*products)(const MatmulArgs<T>&, int64_t begin, int64_t end, Acc<T>* scratch);
+  // C's rows [begin, end) of all items in a row, from `parts` partial sums of each item, [item][part][M][N], which are
+  // added in order and lost.
+  void (*add_partials)(const MatmulArgs<T>&, Acc<T>* partials, int64_t parts, int64_t begin, int64_t end);
 };
 
-// Scratch of a part: the packed right block, one left tile, accumulators of a sweep; see kernels/matmul.h.
+// Scratch of a part: the packed right block, four left tiles, accumulators of a sweep; see kernels/matmul.h.
 template <typename T>
 int64_t matmul_scratch_elements(const MatmulArgs<T>& args, int64_t rows, int64_t cols) {
   using A = Acc<T>;
@@ -92,7 +96,7 @@ int64_t matmul_scratch_elements(const MatmulArgs<T>& args, int64_t rows, int64_t
   switch (args.path) {
     case MatmulPath::kTile: {
       const int64_t sweep = sizeof(T) == sizeof(A) ? 0 : rows < kMatmulSweepRows ? rows : kMatmulSweepRows;
-      return depth * (block_cols + 16) + sweep * block_cols + 64;
+      return depth * (block_cols + 64) + sweep * block_cols + 64;
     }
     case MatmulPath::kDot:
       return rows * cols + 16 + (args.b_row == 1 ? 0 : args.K * cols) + (args.a_col == 1 ? 0 : args.K * rows);

@@ -12,7 +12,11 @@ R = TypeVar("R")
 
 
 def native_type_errors(function: Callable[P, R]) -> Callable[P, R]:
-    """An argument of a wrong type raises TypeError, as torch's functions do, not the dispatcher's RuntimeError."""
+    """An argument of a wrong type raises TypeError, as torch's functions do, not the dispatcher's RuntimeError.
+
+    A leading underscore of function's name is not part of what the messages call it.
+    """
+    name_shown = function.__name__.removeprefix("_")
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -20,11 +24,11 @@ def native_type_errors(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         except RuntimeError as error:
             if "Expected a value of type" in str(error):
-                raise TypeError(f"{function.__name__}(): {error}") from None
+                raise TypeError(f"{name_shown}(): {error}") from None
             # The dispatcher takes None for any tensor; what follows from it is not the user's error.
             for name, value in inspect.signature(function).bind(*args, **kwargs).arguments.items():
                 if value is None and function.__annotations__.get(name) is Tensor:
-                    message = f"{function.__name__}(): argument '{name}' must be Tensor, not NoneType"
+                    message = f"{name_shown}(): argument '{name}' must be Tensor, not NoneType"
                     raise TypeError(message) from None
             raise
 
