@@ -1,9 +1,15 @@
-"""Small whole models in plain torch.nn code, with one batch of data each; dropout probabilities are an argument."""
+"""Small whole models in plain torch.nn code, with one batch of data each; dropout probabilities are an argument.
 
+And subclasses of torch.nn's layers as users write them.
+"""
+
+import copy
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+import tilewright
 
 
 class ResidualBlock(nn.Module):
@@ -82,3 +88,35 @@ MODELS: dict[str, tuple[Callable[[float], nn.Module], Callable[[], Tensor]]] = {
     "decoder": (Seq2Seq, lambda: torch.randn(6, 3, 16)),
     "tied language model": (TiedLanguageModel, lambda: torch.randint(0, 23, (3, 9))),
 }
+
+
+def three_of(name: str) -> tuple[nn.Module, nn.Module, nn.Module, Tensor]:
+    """The accelerated model, the native one and a float64 copy, from the same weights, and one batch."""
+    make, batch = MODELS[name]
+    native = make(0.0)
+    return tilewright.accelerate(copy.deepcopy(native)), native, copy.deepcopy(native).double(), batch()
+
+
+class PlainSubclass(nn.Linear):
+    """Overrides nothing that a replacement brings."""
+
+    def __init__(self, size: int, note: str) -> None:
+        super().__init__(size, size)
+        self.note = note
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, note={self.note}"
+
+
+class DoublingSubclass(nn.Linear):
+    """Overrides forward: must never be replaced."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+class StandardizedConv(nn.Conv2d):
+    """Overrides what Conv2d's forward calls: must never be replaced either."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(input, weight - weight.mean(), bias)

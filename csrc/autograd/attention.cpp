@@ -6,10 +6,12 @@
 
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/_safe_softmax.h>
+#include <ATen/ops/flatten.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/repeat_interleave.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
+#include <ATen/ops/zeros.h>
 
 #include "autograd/native_backward.h"
 #include "ops/delegate.h"
@@ -90,6 +92,18 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
   }
 };
 
+// Contiguous, with the strides that a new tensor has: contiguous() leaves those of dimensions of size 1 as they are.
+Tensor as_new(const Tensor& output) {
+  Tensor result = output.contiguous();
+  c10::SymInt stride = 1;
+  for (int64_t d = result.dim() - 1; d >= 0; --d) {
+    if (result.sym_size(d) == 1 && result.sym_stride(d) != stride)
+      return at::flatten(result).view_symint(result.sym_sizes());
+    stride *= result.sym_size(d);
+  }
+  return result;
+}
+
 Tensor scaled_dot_product_attention(const Tensor& query, const Tensor& key, const Tensor& value,
                                     const OptionalTensor& attn_mask, double dropout_p, bool is_causal,
                                     std::optional<double> scale, bool enable_gqa) {
@@ -100,7 +114,10 @@ Tensor scaled_dot_product_attention(const Tensor& query, const Tensor& key, cons
     return at::scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa);
   }
   const auto [q, k, v, contiguous] = prepare_attention(query, key, value, mask, dropout_p, is_causal, enable_gqa);
-  const OptionalTensor seed = dropout_p > 0 ? OptionalTensor(dropout_seed(query)) : std::nullopt;
+  OptionalTensor seed;
+  if (dropout_p > 0) {
+    seed = draws_mask(dropout_p, true) ? dropout_seed(query) : at::zeros({1}, query.options().dtype(at::kLong));
+  }
   Tensor output;
   if (records_grad(q, k, v, mask)) {
     output = AttentionFunction::apply(q, k, v, attn_mask, seed, dropout_p, is_causal, scale);
@@ -108,7 +125,7 @@ Tensor scaled_dot_product_attention(const Tensor& query, const Tensor& key, cons
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     output = std::get<0>(attention_forward(q, k, v, attn_mask, seed, dropout_p, is_causal, scale));
   }
-  return contiguous ? output.contiguous() : output;
+  return contiguous ? as_new(output) : output;
 }
 
 // Native's autocast runs attention in the lower precision.

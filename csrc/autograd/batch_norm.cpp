@@ -9,6 +9,8 @@
 #include <ATen/Context.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/batch_norm.h>
+#include <ATen/ops/threshold_backward.h>
+#include <ATen/ops/zeros.h>
 
 #include "autograd/native_backward.h"
 #include "ops/delegate.h"
@@ -45,44 +47,67 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(const Tensor& input, cons
   return result;
 }
 
+// The bias that was not saved.
+std::vector<c10::SymInt> bias_shape(const AutogradContext* ctx, const Tensor& input) {
+  const auto found = ctx->saved_data.find("bias_shape");
+  if (found != ctx->saved_data.end()) return found->second.toSymIntVector();
+  return {input.sym_size(1)};
+}
+
 class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& weight,
                         const OptionalTensor& bias, const OptionalTensor& residual, const BatchNormOptions& options) {
     auto [output, mean, var, pre] = run_forward(input, weight, bias, residual, options, /*saves=*/true);
-    const bool relu = options.activation == "relu";
-    ctx->save_for_backward({input, value_or_undefined(weight), value_or_undefined(bias), value_or_undefined(residual),
-                            mean, var, relu ? output : pre});
+    const Activation kind = activation_from_name(options.activation);
+    // No gradient depends on bias and residual, so they are not saved and may be changed; unless what a gelu or silu
+    // was applied to has to be computed again, for gradients of gradients.
+    const bool replays = gradient_reads_input(kind);
+    ctx->save_for_backward({input, value_or_undefined(weight), mean, var, kind == Activation::kRelu ? output : pre,
+                            replays ? value_or_undefined(bias) : Tensor(),
+                            replays ? value_or_undefined(residual) : Tensor()});
     ctx->saved_data["eps"] = options.eps;
-    // The dtype that native wants its statistics in, should the backward have to be replayed.
+    // The dtypes that native wants its statistics and its bias in, should the backward have to be replayed.
     const auto dtype = is_defined(options.running_mean) ? options.running_mean->scalar_type() : mean.scalar_type();
-    ctx->saved_data["training, dtype"] = static_cast<int64_t>(options.training) + 2 * static_cast<int64_t>(dtype);
+    const auto bias_dtype = is_defined(bias) ? bias->scalar_type() : dtype;
+    ctx->saved_data["flags"] = static_cast<int64_t>(options.training) | static_cast<int64_t>(is_defined(bias)) << 1 |
+                               static_cast<int64_t>(is_defined(residual)) << 2 | static_cast<int64_t>(dtype) << 8 |
+                               static_cast<int64_t>(bias_dtype) << 16;
     ctx->saved_data["activation"] = options.activation;
+    if (is_defined(bias) && bias->dim() != 1) ctx->saved_data["bias_shape"] = bias->sym_sizes().vec();  // native's rule
     return output;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
     const auto saved = ctx->get_saved_variables();
-    const Tensor &input = saved[0], &weight = saved[1], &bias = saved[2], &residual = saved[3], &mean = saved[4],
-                 &var = saved[5], &activated = saved[6];
+    const Tensor &input = saved[0], &weight = saved[1], &mean = saved[2], &var = saved[3], &activated = saved[4],
+                 &saved_bias = saved[5], &residual = saved[6];
     const double eps = ctx->saved_data["eps"].toDouble();
-    const int64_t flags = ctx->saved_data["training, dtype"].toInt();
-    const bool training = flags & 1;
+    const int64_t flags = ctx->saved_data["flags"].toInt();
+    const bool training = flags & 1, has_bias = flags & 2, has_residual = flags & 4;
     const std::string activation = ctx->saved_data["activation"].toStringRef();
     const Activation kind = activation_from_name(activation);
     const bool relu = kind == Activation::kRelu;
-    const auto needs = inputs_needing_grad(ctx, {true, weight.defined(), bias.defined(), residual.defined()});
+    const auto needs = inputs_needing_grad(ctx, {true, weight.defined(), has_bias, has_residual});
     if (at::GradMode::is_enabled()) {
-      const auto dtype = static_cast<at::ScalarType>(flags / 2);
+      const auto dtype = static_cast<at::ScalarType>(flags >> 8 & 255);
+      const auto bias_dtype = static_cast<at::ScalarType>(flags >> 16);
       const Tensor given_mean = training ? Tensor() : mean.to(dtype), given_var = training ? Tensor() : var.to(dtype);
-      auto grads = native_backward(
-          {input, weight, bias, residual}, needs, grad_outputs, [&](const variable_list& in) -> variable_list {
-            Tensor y = at::batch_norm(in[0], in[1], in[2], given_mean, given_var, training, 0.0, eps,
-                                      /*cudnn_enabled=*/false);
-            if (in[3].defined()) y = at::add(y, in[3]);
-            return {native_activation(y, kind)};
-          });
-      return {grads[0], grads[1], grads[2], grads[3], Tensor()};
+      Tensor bias = saved_bias;
+      if (has_bias && !bias.defined()) {
+        bias = at::zeros_symint(bias_shape(ctx, input), input.options().dtype(bias_dtype));
+      }
+      // Differentiable in itself: the gradient of relu needs no replay.
+      const Tensor grad = relu ? at::threshold_backward(grad_outputs[0], activated, 0) : grad_outputs[0];
+      auto grads = native_backward({input, weight, bias, residual}, {needs[0], needs[1], needs[2], needs[3]}, {grad},
+                                   [&](const variable_list& in) -> variable_list {
+                                     Tensor y = at::batch_norm(in[0], in[1], in[2], given_mean, given_var, training,
+                                                               0.0, eps, /*cudnn_enabled=*/false);
+                                     if (in[3].defined()) y = at::add(y, in[3]);
+                                     return {gradient_reads_input(kind) ? native_activation(y, kind) : y};
+                                   });
+      const bool passes_on = needs[3] && !gradient_reads_input(kind);
+      return {grads[0], grads[1], grads[2], passes_on ? grad : grads[3], Tensor()};
     }
     at::AutoDispatchBelowADInplaceOrView
         below_autograd;  // above it the op would be boxed for autograd's fallback: 1 us
@@ -94,7 +119,9 @@ class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
     if (needs[3] && !relu) grad_residual = grad;
     // Native takes parameters of any shape that has C elements.
     if (grad_weight.defined() && weight.dim() != 1) grad_weight = grad_weight.view_symint(weight.sym_sizes());
-    if (grad_bias.defined() && bias.dim() != 1) grad_bias = grad_bias.view_symint(bias.sym_sizes());
+    if (grad_bias.defined() && ctx->saved_data.count("bias_shape") != 0) {
+      grad_bias = grad_bias.view_symint(bias_shape(ctx, input));
+    }
     return {grad_input, grad_weight, grad_bias, grad_residual, Tensor()};
   }
 };

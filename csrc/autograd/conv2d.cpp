@@ -1,13 +1,14 @@
 // conv2d's gradient. With y = conv(x, w) + b + r and dz = dy where act(y) is the identity, dz = dy * [y > 0] for relu:
 //   dx = dz convolved with w flipped (strides spread dz),  dw[f, c, i, j] = sum over n, y, x of dz * x,
 //   db[f] = sum over n, y, x of dz,  dr = dz
-// For the other activations the fused kernel gives z and y = act(z) at once and two Functions, one behind the other, hold
-// what native's separate ops would hold: x and w, and z.
+// For the other activations the fused kernel gives z and y = act(z) at once and two Functions, one behind the other,
+// hold what native's separate ops would hold: x and w, and z.
 #include "ops/conv2d.h"
 
 #include <ATen/ops/add.h>
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/threshold_backward.h>
+#include <ATen/ops/zeros.h>
 
 #include "autograd/autocast.h"
 #include "autograd/native_backward.h"
@@ -43,25 +44,27 @@ class Conv2dFunction : public torch::autograd::Function<Conv2dFunction> {
                               ? computed.value
                               : std::get<0>(conv2d_forward(input, weight, bias, stride, padding, dilation, groups,
                                                            relu ? "relu" : "none", /*saves=*/true, residual));
-    const bool has_residual = is_defined(residual);
-    ctx->save_for_backward({input, weight, value_or_undefined(bias), relu ? output : Tensor()});
+    // No gradient depends on the bias, so it is not saved and may be changed.
+    ctx->save_for_backward({input, weight, relu ? output : Tensor()});
     ctx->saved_data["stride"] = stride.vec();
     ctx->saved_data["padding"] = padding.vec();
     ctx->saved_data["dilation"] = dilation.vec();
     ctx->saved_data["groups"] = groups;
-    ctx->saved_data["has_residual"] = has_residual;
+    ctx->saved_data["bias, residual"] =
+        static_cast<int64_t>(is_defined(bias)) + 2 * static_cast<int64_t>(is_defined(residual));
     return output;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
     const auto saved = ctx->get_saved_variables();
-    const Tensor &input = saved[0], &weight = saved[1], &bias = saved[2], &output = saved[3];
+    const Tensor &input = saved[0], &weight = saved[1], &output = saved[2];
     const auto stride = ctx->saved_data["stride"].toSymIntVector(),
                padding = ctx->saved_data["padding"].toSymIntVector(),
                dilation = ctx->saved_data["dilation"].toSymIntVector();
     const c10::SymInt groups = ctx->saved_data["groups"].toSymInt();
-    const bool has_residual = ctx->saved_data["has_residual"].toBool();
-    const auto needs = inputs_needing_grad(ctx, {true, true, bias.defined(), has_residual});
+    const int64_t present = ctx->saved_data["bias, residual"].toInt();
+    const bool has_bias = present & 1;
+    const auto needs = inputs_needing_grad(ctx, {true, true, has_bias, (present & 2) != 0});
     variable_list result(10);
     if (!grad_outputs[0].defined()) return result;
     // Differentiable in itself: the gradient of relu needs no replay.
@@ -69,6 +72,7 @@ class Conv2dFunction : public torch::autograd::Function<Conv2dFunction> {
     if (needs[3]) result[8] = grad;
     if (at::GradMode::is_enabled()) {
       const Conv2dOptions options{stride, padding, dilation, groups};
+      const Tensor bias = has_bias ? at::zeros_symint({weight.sym_size(0)}, weight.options()) : Tensor();
       auto grads = native_backward(
           {input, weight, bias}, {needs[0], needs[1], needs[2]}, {grad},
           [&](const variable_list& in) -> variable_list { return {native_conv2d(in[0], in[1], in[2], options)}; });
@@ -96,10 +100,9 @@ class ActivationFunction : public torch::autograd::Function<ActivationFunction> 
     if (!at::GradMode::is_enabled()) {
       return {activation_backward(grad_outputs[0], pre, activation), Tensor(), Tensor()};
     }
-    const auto grads =
-        native_backward({pre}, {true}, grad_outputs, [&](const variable_list& in) -> variable_list {
-          return {native_activation(in[0], activation_from_name(activation))};
-        });
+    const auto grads = native_backward({pre}, {true}, grad_outputs, [&](const variable_list& in) -> variable_list {
+      return {native_activation(in[0], activation_from_name(activation))};
+    });
     return {grads[0], Tensor(), Tensor()};
   }
 };
@@ -140,6 +143,8 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& b
               c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups) {
   const Conv2dOptions options{stride, padding, dilation, groups};
   if (use_native(input, weight, bias) || has_no_work(input)) return native_conv2d(input, weight, bias, options);
+  const Tensor mixed = native_with_other_bias(input, bias, [&] { return native_conv2d(input, weight, bias, options); });
+  if (mixed.defined()) return mixed;
   return run_any_rank(input, weight, bias, options, "none", /*residual=*/{});
 }
 

@@ -15,24 +15,36 @@
 namespace tilewright {
 namespace {
 
+Tensor as_matrix(const Tensor& tensor) {
+  return tensor.dim() == 2 ? tensor : tensor.reshape_symint({-1, tensor.sym_size(-1)});
+}
+
 class LinearFunction : public torch::autograd::Function<LinearFunction> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     ctx->save_for_backward({needs_grad(weight) ? input : Tensor(), needs_grad(input) ? weight : Tensor()});
-    ctx->saved_data["has_bias"] = is_defined(bias);
+    // Native's gradients of matrices that are not row-major: a column-major input's is, and so is any other weight's.
+    const bool turns_input = input.dim() == 2 && input.sym_stride(0) == 1 && input.sym_stride(1) == input.sym_size(0);
+    const bool turns_weight = weight.sym_stride(1) != 1 || weight.sym_stride(0) != weight.sym_size(1);
+    ctx->saved_data["flags"] = static_cast<int64_t>(is_defined(bias)) | static_cast<int64_t>(turns_input) << 1 |
+                               static_cast<int64_t>(turns_weight) << 2;
     return std::get<0>(tilewright::linear_forward(input, weight, bias, "none", false));
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
     const auto saved = ctx->get_saved_variables();
     const Tensor &input = saved[0], &weight = saved[1], &grad = grad_outputs[0];
-    const bool has_bias = ctx->saved_data["has_bias"].toBool();
+    const int64_t flags = ctx->saved_data["flags"].toInt();
+    const bool has_bias = flags & 1;
     const auto needs = inputs_needing_grad(ctx, {true, true, has_bias});
     if (!at::GradMode::is_enabled()) {
       at::AutoDispatchBelowADInplaceOrView below_autograd;
-      auto [grad_input, grad_weight, grad_bias] =
-          tilewright::linear_backward(grad, input, weight, {needs[0], needs[1], needs[2]});
+      const bool turns_input = needs[0] && (flags & 2), turns_weight = needs[1] && (flags & 4);
+      auto [grad_input, grad_weight, grad_bias] = tilewright::linear_backward(
+          grad, input, weight, {needs[0] && !turns_input, needs[1] && !turns_weight, needs[2]});
+      if (turns_input) grad_input = tilewright::matmul_forward(weight.t(), grad.t()).t();
+      if (turns_weight) grad_weight = tilewright::matmul_forward(as_matrix(input).t(), as_matrix(grad)).t();
       return {grad_input, grad_weight, grad_bias};
     }
     // What was not saved is not read either: linear is linear in each operand.
@@ -87,6 +99,8 @@ bool has_common_shapes(const Tensor& weight, const OptionalTensor& bias) {
 
 Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
   if (use_native(input, weight, bias)) return at::linear(input, weight, bias);
+  const Tensor mixed = native_with_other_bias(input, bias, [&] { return at::linear(input, weight, bias); });
+  if (mixed.defined()) return mixed;
   if (!has_common_shapes(weight, bias)) {
     static const auto matmul = find_op<Tensor(const Tensor&, const Tensor&)>("tilewright::matmul");
     if (weight.dim() == 1 && !is_defined(bias)) return matmul.call(input, weight);

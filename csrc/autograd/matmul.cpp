@@ -30,6 +30,11 @@ std::vector<c10::SymInt> saved_shape(AutogradContext* ctx, const char* name, con
   return saved.defined() ? saved.sym_sizes().vec() : ctx->saved_data[name].toSymIntVector();
 }
 
+// Native's rule.
+bool is_column_major(const Tensor& matrix) {
+  return matrix.dim() == 2 && matrix.sym_stride(0) == 1 && matrix.sym_stride(1) == matrix.sym_size(0);
+}
+
 class MatmulFunction : public torch::autograd::Function<MatmulFunction> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& other) {
@@ -37,6 +42,8 @@ class MatmulFunction : public torch::autograd::Function<MatmulFunction> {
     ctx->save_for_backward({needs_grad(other) ? input : Tensor(), needs_grad(input) ? other : Tensor()});
     save_shape(ctx, "input_shape", input, needs_grad(other));
     save_shape(ctx, "other_shape", other, needs_grad(input));
+    ctx->saved_data["turned"] =
+        static_cast<int64_t>(is_column_major(input)) | static_cast<int64_t>(is_column_major(other)) << 1;
     return tilewright::matmul_forward(input, other);
   }
 
@@ -52,8 +59,13 @@ class MatmulFunction : public torch::autograd::Function<MatmulFunction> {
                              [](const variable_list& in) -> variable_list { return {at::matmul(in[0], in[1])}; });
     }
     at::AutoDispatchBelowADInplaceOrView below_autograd;
-    auto [grad_input, grad_other] =
-        tilewright::matmul_backward(grad, saved[0], saved[1], input_shape, other_shape, 1, {needs[0], needs[1]});
+    // As native's, the gradient of a column-major matrix is one too: it is computed transposed.
+    const int64_t turned = input_shape.size() == 2 && other_shape.size() == 2 ? ctx->saved_data["turned"].toInt() : 0;
+    const bool turns_input = needs[0] && (turned & 1), turns_other = needs[1] && (turned & 2);
+    auto [grad_input, grad_other] = tilewright::matmul_backward(grad, saved[0], saved[1], input_shape, other_shape, 1,
+                                                                {needs[0] && !turns_input, needs[1] && !turns_other});
+    if (turns_input) grad_input = tilewright::matmul_forward(saved[1], grad.t()).t();
+    if (turns_other) grad_other = tilewright::matmul_forward(grad.t(), saved[0]).t();
     return {grad_input, grad_other};
   }
 };

@@ -96,7 +96,8 @@ void mask_gradient(const AttentionTensors& in, const AttentionBackwardProblem<T>
   const AttentionProblem<T>& p = problem.forward;
   const Tensor expanded = expand_mask(dmask, in.query.sizes(), p.keys);
   const auto offsets = head_offsets(expanded, 2), dout_at = head_offsets(dout, 2);
-  const int64_t rows = dmask.dim() > 1 ? dmask.size(-2) : 1, slice = std::max<int64_t>(1, rows * dmask.size(-1));
+  const int64_t rows = dmask.dim() > 1 ? dmask.size(-2) : 1, columns = dmask.dim() > 0 ? dmask.size(-1) : 1;
+  const int64_t slice = std::max<int64_t>(1, rows * columns);
   const int64_t slices = dmask.numel() / slice;
   std::vector<std::vector<int64_t>> sharing(slices);
   for (size_t i = 0; i < heads.size(); ++i) sharing[offsets[i] / slice].push_back(static_cast<int64_t>(i));

@@ -207,7 +207,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cpu(const Tensor&
   };
   // The gradient of a residual comes with dx in one pass; dx goes nowhere where only the former is wanted.
   const bool wants_pass = output_mask[0] || output_mask[3];
-  Tensor grad_input = wants_pass ? empty_cpu(input.sizes(), dtype, plan.format) : Tensor();
+  // Where several formats fit (dimensions of size 1), native's gradient prefers another than its output.
+  Tensor grad_input = wants_pass ? empty_cpu(input.sizes(), dtype, input.suggest_memory_format()) : Tensor();
   Tensor grad_residual = output_mask[3] ? empty_cpu(input.sizes(), dtype, plan.format) : Tensor();
   Tensor grad_weight = parameter_gradient(output_mask[1]), grad_bias = parameter_gradient(output_mask[2]);
   if (input.numel() == 0) {

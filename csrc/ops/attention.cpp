@@ -25,13 +25,14 @@ void check_query_key_value(const Tensor& query, const Tensor& key, const Tensor&
               " (dimension -2), got value ", value.sym_sizes());
 }
 
-void check_mask(const Tensor& mask, const Tensor& query, const Tensor& key, c10::SymIntArrayRef leading) {
+void check_mask(const Tensor& mask, const Tensor& query, const Tensor& key, c10::SymIntArrayRef leading,
+                bool needs_rows) {
   const auto dtype = mask.scalar_type();
   TORCH_CHECK(dtype == at::kBool || dtype == at::kFloat || dtype == query.scalar_type(), kName,
               "attn_mask must be bool, float32 or of query's dtype ", query.scalar_type(), ", got ", dtype);
   TORCH_CHECK(mask.device() == query.device(), kName, "attn_mask must be on query's device ", query.device(), ", got ",
               mask.device());
-  TORCH_CHECK_INDEX(query.dim() != 4 || mask.dim() >= 2, kName, "attn_mask must have at least 2 dimensions, got ",
+  TORCH_CHECK_INDEX(!needs_rows || mask.dim() >= 2, kName, "attn_mask must have at least 2 dimensions, got ",
                     mask.sym_sizes());
   std::vector<c10::SymInt> scores(leading.begin(), leading.end());
   scores.push_back(query.sym_size(-2));
@@ -115,16 +116,17 @@ AttentionInputs prepare_attention(const Tensor& query, const Tensor& key, const 
   }
   std::vector<c10::SymInt> leading = batch;
   if (has_heads) leading.push_back(heads);
-  if (attn_mask.defined()) check_mask(attn_mask, query, key, leading);
 
   // Native's fused kernel takes 4-D tensors of one head size and gives the output query's layout; its other path gives
-  // a contiguous one.
-  const bool mask_learns = attn_mask.defined() && at::GradMode::is_enabled() && attn_mask.requires_grad();
+  // a contiguous one. It reads the mask's rows before it looks at the rest.
+  const bool mask_learns = attn_mask.defined() && attn_mask.requires_grad();
+  const bool fits = query.dim() == 4 && key.dim() == 4 && value.dim() == 4 && dropout_p == 0 && !mask_learns &&
+                    query.sym_size(0) == key.sym_size(0) && query.sym_size(0) == value.sym_size(0) &&
+                    key_heads == value_heads && (enable_gqa || heads_of(query) == key_heads);
+  if (attn_mask.defined()) check_mask(attn_mask, query, key, leading, fits);
   const auto unit_stride = [](const Tensor& tensor) { return tensor.sym_stride(-1) == 1; };
-  const bool fused = query.dim() == 4 && key.dim() == 4 && value.dim() == 4 && dropout_p == 0 && !mask_learns &&
-                     query.sym_size(-1) == value.sym_size(-1) && query.sym_size(0) == key.sym_size(0) &&
-                     query.sym_size(0) == value.sym_size(0) && key_heads == value_heads &&
-                     (enable_gqa || heads == key_heads) && unit_stride(query) && unit_stride(key) && unit_stride(value);
+  const bool fused = fits && query.sym_size(-1) == value.sym_size(-1) && unit_stride(query) && unit_stride(key) &&
+                     unit_stride(value) && (!attn_mask.defined() || attn_mask.dim() == 2 || attn_mask.dim() == 4);
   return {expand_leading(query, batch, has_heads, heads), expand_leading(k, batch, has_heads, shared_heads),
           expand_leading(v, batch, has_heads, shared_heads), !fused};
 }

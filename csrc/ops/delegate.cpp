@@ -37,8 +37,11 @@ bool is_tracing_subclass(const Tensor& tensor) {
 }  // namespace
 
 bool tensor_needs_native(const Tensor& tensor) {
-  return tensor.defined() && (!is_supported_dtype(tensor.scalar_type()) || layout_needs_native(tensor));
+  return tensor.defined() &&
+         (!is_supported_dtype(tensor.scalar_type()) || is_empty(tensor) || layout_needs_native(tensor));
 }
+
+bool is_empty(const Tensor& tensor) { return tensor.defined() && TORCH_GUARD_OR_FALSE(tensor.sym_numel().sym_eq(0)); }
 
 bool layout_needs_native(const Tensor& tensor) {
   if (!tensor.defined()) return false;

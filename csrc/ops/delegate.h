@@ -1,9 +1,9 @@
 // The one place that decides whether a call is ours or native PyTorch's.
 //
-// Ours: dense float32, float64, bfloat16 or float16 tensors on a device we have kernels for, with plain reverse-mode
-// autograd. Native's: every other dtype, layout and device; tensor subclasses with their own __torch_dispatch__
-// (DTensor, ...); any torch.func transform or vmap; forward-mode AD. Native's ops are differentiable to any order, so
-// nobody gets an error that native would not give.
+// Ours: dense float32, float64, bfloat16 or float16 tensors with elements, on a device we have kernels for, with plain
+// reverse-mode autograd. Native's: every other dtype, layout and device; empty tensors, of which it checks less; tensor
+// subclasses with their own __torch_dispatch__ (DTensor, ...); any torch.func transform or vmap; forward-mode AD.
+// Native's ops are differentiable to any order, so nobody gets an error that native would not give.
 #pragma once
 #include "ops/library.h"
 
@@ -11,6 +11,8 @@ namespace tilewright {
 
 // Is this tensor, whatever its dtype, one that only native's ops understand (layout, device, subclass, forward AD)?
 bool layout_needs_native(const Tensor& tensor);
+
+bool is_empty(const Tensor& tensor);
 
 // Without looking at transforms: may this tensor be handed to our kernels? Undefined tensors may.
 bool tensor_needs_native(const Tensor& tensor);
@@ -26,6 +28,18 @@ bool transform_is_active();
 template <typename... Tensors>
 bool use_native(const Tensors&... tensors) {
   return transform_is_active() || (tensor_needs_native(tensors) || ...);
+}
+
+// What native gives for a bias of another dtype, which some of its paths add all the same; undefined where it raises,
+// so that our own check can say what is wrong.
+template <typename Native>
+Tensor native_with_other_bias(const Tensor& input, const OptionalTensor& bias, const Native& native) {
+  if (!bias.has_value() || !bias->defined() || bias->scalar_type() == input.scalar_type()) return {};
+  try {
+    return native();
+  } catch (const c10::Error&) {
+    return {};
+  }
 }
 
 inline bool needs_grad(const Tensor& tensor) { return tensor.defined() && tensor.requires_grad(); }

@@ -21,7 +21,8 @@ def accelerate(model: torch.nn.Module, *, only: Entries = None, skip: Entries = 
     subclasses (see only), parametrized and lazy modules, TorchScript, and modules whose forward was replaced.
     :func:`tilewright.summary` says what was replaced and what was left and why; the logger "tilewright" does too.
 
-    Accelerate before torch.compile, fully_shard or parametrize; torch.jit.script and ONNX export want a restored model.
+    Accelerate before torch.compile, fully_shard or parametrize; torch.ao.quantization and ONNX export want a restored
+    model, and torch.jit.script restores what it compiles.
 
     Args:
         model: the module; may itself be a supported layer.

@@ -18,6 +18,9 @@ constexpr int64_t kTilesPerBlock = 72 / kTileRows;
 constexpr int64_t kQueryBlock = kTilesPerBlock * kTileRows;
 template <typename A>
 constexpr A kInfinity = static_cast<A>(__builtin_inf());
+// From here on a logit's own rounding error could reach the exponential's range.
+template <typename A>
+constexpr A kLargeLogit = sizeof(A) == 4 ? A(1 << 24) : A(1ll << 53);
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -126,10 +126,13 @@ inline A exponentials_of(A* s, int64_t n, A factor_of_s, A base_of_row) {
   return reduce_add<A>(sum0 + sum1);
 }
 
-// The exponentials of s relative to max; returns their sum.
+// The exponentials of s relative to max; returns their sum. A max so large that its product with factor is rounded to
+// more than an exponent can take is subtracted first.
 template <typename A>
 inline A exponentials(A* s, int64_t n, bool scaled, A factor, A max) {
-  return scaled ? exponentials_of<true>(s, n, factor, max) : exponentials_of<false>(s, n, factor, max * factor);
+  const A base = max * factor;
+  const bool rounded_away = !(base < kLargeLogit<A> && base > -kLargeLogit<A>);
+  return scaled || rounded_away ? exponentials_of<true>(s, n, factor, max) : exponentials_of<false>(s, n, factor, base);
 }
 
 // Turns the masked logits of a tile into probabilities relative to each row's max, and brings max, sum and output of

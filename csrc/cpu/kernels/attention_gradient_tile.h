@@ -86,10 +86,17 @@ inline void logit_gradients(int64_t rows, int64_t n, A* s, A* dp, int64_t s_row,
     A* p_at = s + r * s_row;
     A* dp_at = dp + r * s_row;
     const Vec<A> base = broadcast<A>(logsumexp[r]), d = broadcast<A>(delta[r]);
+    // Such a logsumexp is the largest logit itself, rounded. A logit rounded otherwise here must not pass it.
+    const bool round_first = !(logsumexp[r] < kLargeLogit<A> && logsumexp[r] > -kLargeLogit<A>);
+    for (int64_t c = 0; round_first && c < n; c += kLanes<A>) {
+      const Vec<A> logit = rounded(load(p_at + c) * factor);
+      store(p_at + c, logit > base ? base : logit);
+    }
+    const Vec<A> scale_of_s = broadcast<A>(round_first ? A(1) : factor);
     for (int64_t c = 0; c < n; c += kLanes<A>) {
       // The difference first: a large logsumexp must not be rounded once more. It is +Inf where nothing is attended to,
       // so -Inf never meets -Inf.
-      const Vec<A> p = exp2<A>(fma(load(p_at + c), broadcast<A>(factor), -base) * static_cast<A>(kLog2E));
+      const Vec<A> p = exp2<A>(fma(load(p_at + c), scale_of_s, -base) * static_cast<A>(kLog2E));
       if constexpr (kDropout) {
         const Vec<A> kept = scale_kept(keep.at(r, c), scale);
         store(p_at + c, p * kept);

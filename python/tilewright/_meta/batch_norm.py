@@ -7,8 +7,17 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 
+def _format(input: Tensor) -> torch.memory_format:
+    """The first format that input is contiguous in, as csrc/cpu/batch_norm_plan.h chooses it."""
+    ranks = {torch.contiguous_format: input.dim(), torch.channels_last: 4, torch.channels_last_3d: 5}
+    for memory_format, rank in ranks.items():
+        if input.dim() == rank and input.is_contiguous(memory_format=memory_format):
+            return memory_format
+    return suggest_memory_format(input)
+
+
 def _like(input: Tensor) -> Tensor:
-    return torch.empty_like(input, memory_format=suggest_memory_format(input))
+    return torch.empty_like(input, memory_format=_format(input))
 
 
 def _per_channel(input: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -53,7 +62,7 @@ def _backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     parameter_dtype = weight.dtype if weight is not None else None
     return (
-        _like(input) if output_mask[0] else None,
+        torch.empty_like(input, memory_format=suggest_memory_format(input)) if output_mask[0] else None,
         _per_channel(input, parameter_dtype) if output_mask[1] else None,
         _per_channel(input, parameter_dtype) if output_mask[2] else None,
         _like(input) if output_mask[3] else None,

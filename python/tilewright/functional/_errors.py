@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+import torch
 from torch import Tensor
 
 P = ParamSpec("P")
@@ -35,9 +36,14 @@ def native_type_errors(function: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
+def check_bool(function: str, argument: str, value: object) -> None:
+    """Native's error for a flag that is not a bool; the dispatcher would take any number."""
+    if not isinstance(value, (bool, torch.SymBool)):
+        raise TypeError(f"{function}(): argument '{argument}' must be bool, not {type(value).__name__}")
+
+
 def check_dropout_arguments(function: str, p: float, training: bool) -> None:
     """Native's errors for a dropout probability outside [0, 1] and for a training flag that is not a bool."""
     if p < 0.0 or p > 1.0:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
-    if not isinstance(training, bool):
-        raise TypeError(f"{function}(): argument 'training' must be bool, not {type(training).__name__}")
+    check_bool(function, "training", training)

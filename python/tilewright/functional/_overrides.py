@@ -1,9 +1,10 @@
-"""Which function __torch_function__ is told of: torch's for tensor subclasses, which know no other; ours for modes."""
+"""Which function __torch_function__ is told of: torch's for tensor subclasses, which know no other; else ours."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.fx import Proxy
 from torch.overrides import _get_overloaded_args, handle_torch_function
 
 
@@ -12,10 +13,11 @@ def call_override(
 ) -> Any:
     """Handle a call for which has_torch_function_variadic(*tensors) is true.
 
-    A mode (torch.device as a context, torch.export's tracing, ...) sees the function that was called and runs it, so
-    our kernels stay in use under it. A subclass that brings its own __torch_function__ sees native's function.
+    A mode (torch.device as a context, torch.export's tracing, ...) sees the function that was called and runs it, and
+    torch.fx writes it into its graph, so our kernels stay in use. A subclass that brings its own __torch_function__
+    sees native's function.
     """
-    subclassed = any(type(tensor) is not Tensor for tensor in _get_overloaded_args(tensors))
+    subclassed = any(type(t) is not Tensor and not isinstance(t, Proxy) for t in _get_overloaded_args(tensors))
     function = native if subclassed else ours
     return handle_torch_function(function, tensors, *args, **kwargs)
 

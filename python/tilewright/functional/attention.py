@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.overrides import has_torch_function_variadic
 
-from ._errors import native_type_errors
+from ._errors import check_bool, native_type_errors
 from ._overrides import call_override
 
 _attention = torch.ops.tilewright.scaled_dot_product_attention.default
@@ -62,4 +62,6 @@ def scaled_dot_product_attention(
             scale=scale,
             enable_gqa=enable_gqa,
         )
+    check_bool("scaled_dot_product_attention", "is_causal", is_causal)
+    check_bool("scaled_dot_product_attention", "enable_gqa", enable_gqa)
     return _attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)

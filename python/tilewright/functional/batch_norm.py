@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.overrides import has_torch_function_variadic
 
-from ._errors import native_type_errors
+from ._errors import check_bool, native_type_errors
 from ._overrides import call_override_by_name
 
 _batch_norm = torch.ops.tilewright.batch_norm.default
@@ -24,6 +24,7 @@ def _check(input: Tensor, training: bool, eps: float) -> None:
         raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
     if eps < 0.0:
         raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
+    check_bool("batch_norm", "training", training)
 
 
 @native_type_errors

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from .. import functional
+from ._tracing import DropIn, leaf_when_traced
 
 
-class MultiheadAttention(torch.nn.MultiheadAttention):
+class MultiheadAttention(DropIn, torch.nn.MultiheadAttention):
     """:class:`torch.nn.MultiheadAttention` on tilewright's matmul and attention kernels.
 
     Constructor, parameters, state_dict, masks, options and errors are torch.nn.MultiheadAttention's. Without weights
@@ -33,6 +34,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         >>> y, _ = attention(x, x, x, need_weights=False)
     """
 
+    @leaf_when_traced
     def forward(
         self,
         query: Tensor,
@@ -62,9 +64,23 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             weights = weights if batched else weights.squeeze(0)
         else:
             y = functional.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
-        y = y.permute(2, 0, 1, 3) if batched and not self.batch_first else y.transpose(1, 2)
-        y = functional.linear(y.flatten(2), self.out_proj.weight, self.out_proj.bias)
-        return (y if batched else y.squeeze(0)), weights
+        if not batched or self._gives_batch_major(query, key, value, mask):
+            y = functional.linear(y.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)
+            return (y if batched else y.squeeze(0)), weights
+        y = functional.linear(y.permute(2, 0, 1, 3).flatten(2), self.out_proj.weight, self.out_proj.bias)
+        return (y.transpose(0, 1) if self.batch_first else y), weights
+
+    def _gives_batch_major(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
+        """Whether torch's result would lie in memory as [N, L, E]: its evaluation fast path; elsewhere as [L, N, E]."""
+        if self.training or not self.batch_first or query is not key or key is not value:
+            return False
+        if self.in_proj_weight is None or self.in_proj_bias is None or self.bias_k is not None or self.add_zero_attn:
+            return False
+        if self.num_heads % 2 != 0 or (mask is not None and mask.dtype != torch.bool):
+            return False
+        tensors = (query, self.in_proj_weight, self.in_proj_bias, self.out_proj.weight, self.out_proj.bias)
+        learns = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        return not learns and not torch.is_autocast_enabled() and torch.backends.mha.get_fastpath_enabled()
 
     def _fits(
         self,
@@ -75,16 +91,18 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         attn_mask: Tensor | None,
         is_causal: bool,
     ) -> bool:
-        """Whether the arguments are valid and not nested; torch's own forward raises for, or computes, all others."""
+        """Whether the arguments are valid and ordinary; torch's own forward raises for, or computes, all others."""
         if not all(isinstance(t, Tensor) and not t.is_nested and t.dim() == query.dim() for t in (query, key, value)):
             return False
-        if query.dim() not in (2, 3) or (is_causal and attn_mask is None):
+        if query.dim() not in (2, 3) or not query.is_floating_point() or (is_causal and attn_mask is None):
             return False
         sequence = 1 if query.dim() == 3 and self.batch_first else 0
         batch = 1 if query.dim() == 2 else query.shape[1 - sequence]
         queries, keys = query.shape[sequence], key.shape[sequence]
         sizes = (query.shape[-1], key.shape[-1], value.shape[-1])
         if sizes != (self.embed_dim, self.kdim, self.vdim) or key.shape[:-1] != value.shape[:-1]:
+            return False
+        if 0 in (batch, queries, keys):
             return False
         if query.dim() == 3 and key.shape[1 - sequence] != batch:
             return False

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import functional
 from ._activation import checked_activation
+from ._tracing import DropIn, leaf_when_traced
 
 
 def _padded(layer: torch.nn.Conv2d, input: Tensor) -> tuple[Tensor, Any]:
@@ -16,7 +17,7 @@ def _padded(layer: torch.nn.Conv2d, input: Tensor) -> tuple[Tensor, Any]:
     return torch.nn.functional.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), (0, 0)
 
 
-class Conv2d(torch.nn.Conv2d):
+class Conv2d(DropIn, torch.nn.Conv2d):
     """:class:`torch.nn.Conv2d` on tilewright's kernels, for any stride, padding, padding_mode, dilation and groups.
 
     Constructor, parameters and state_dict are torch.nn.Conv2d's.
@@ -32,6 +33,11 @@ class Conv2d(torch.nn.Conv2d):
         >>> tilewright.nn.Conv2d(3, 64, 7, stride=2, padding=3)(torch.randn(8, 3, 224, 224)).shape
         torch.Size([8, 64, 112, 112])
     """
+
+    @leaf_when_traced
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve: [N, in_channels, H, W] -> [N, out_channels, Ho, Wo]."""
+        return self._conv_forward(input, self.weight, self.bias)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         input, padding = _padded(self, input)
@@ -61,6 +67,7 @@ class ConvAct2d(torch.nn.Conv2d):
         super().__init__(*args, **kwargs)
         self.activation = checked_activation(type(self).__name__, activation)
 
+    @leaf_when_traced
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Convolve, add the residual if there is one, apply the activation."""
         input, padding = _padded(self, input)

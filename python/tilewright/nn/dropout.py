@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from .. import functional
+from ._tracing import DropIn, leaf_when_traced
 
 
-class Dropout(torch.nn.Dropout):
+class Dropout(DropIn, torch.nn.Dropout):
     """:class:`torch.nn.Dropout` on tilewright's counter-based generator, seeded from torch's default one.
 
     torch.manual_seed rules which elements fall, for any number of threads; the pattern is not native's for one seed.
@@ -25,6 +26,7 @@ class Dropout(torch.nn.Dropout):
         >>> y = tilewright.nn.Dropout(0.1)(torch.randn(4, 16, 768))
     """
 
+    @leaf_when_traced
     def forward(self, input: Tensor) -> Tensor:
         """Drop elements in training; return the input in eval."""
         return functional.dropout(input, self.p, self.training, self.inplace)
@@ -54,6 +56,7 @@ class DropoutAdd(torch.nn.Dropout):
         if inplace:
             raise ValueError("DropoutAdd: inplace=True is not supported, expected False")
 
+    @leaf_when_traced
     def forward(  # type: ignore[override]
         self, input: Tensor, residual: Tensor, bias: Tensor | None = None
     ) -> Tensor:

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from .. import functional
 from ._activation import checked_activation
+from ._tracing import DropIn, leaf_when_traced
 
 
-class Linear(torch.nn.Linear):
+class Linear(DropIn, torch.nn.Linear):
     """:class:`torch.nn.Linear` on tilewright's matmul: y = x @ weight.T + bias.
 
     Constructor, parameters and state_dict are torch.nn.Linear's.
@@ -25,6 +26,7 @@ class Linear(torch.nn.Linear):
         torch.Size([4, 16, 3072])
     """
 
+    @leaf_when_traced
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer: [*, in_features] -> [*, out_features]."""
         return functional.linear(input, self.weight, self.bias)
@@ -62,6 +64,7 @@ class LinearAct(torch.nn.Linear):
         super().__init__(in_features, out_features, bias, device, dtype)
         self.activation = checked_activation(type(self).__name__, activation)
 
+    @leaf_when_traced
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer and its activation: [*, in_features] -> [*, out_features]."""
         return functional.linear_act(input, self.weight, self.bias, activation=self.activation)

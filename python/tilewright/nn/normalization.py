@@ -7,9 +7,10 @@ from torch import Tensor
 
 from .. import functional
 from ._activation import checked_activation
+from ._tracing import DropIn, leaf_when_traced
 
 
-class LayerNorm(torch.nn.LayerNorm):
+class LayerNorm(DropIn, torch.nn.LayerNorm):
     """:class:`torch.nn.LayerNorm` on tilewright's kernels; constructor, parameters and state_dict are torch's.
 
     Shape:
@@ -22,6 +23,7 @@ class LayerNorm(torch.nn.LayerNorm):
         >>> y = tilewright.nn.LayerNorm(768)(torch.randn(4, 16, 768))
     """
 
+    @leaf_when_traced
     def forward(self, input: Tensor) -> Tensor:
         """Normalise over the trailing dimensions."""
         return functional.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
@@ -54,6 +56,7 @@ class DropoutAddLayerNorm(torch.nn.LayerNorm):
         self.p = p
         self.prenorm = prenorm
 
+    @leaf_when_traced
     def forward(  # type: ignore[override]
         self, input: Tensor, residual: Tensor
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -100,7 +103,7 @@ def _batch_norm(layer: torch.nn.modules.batchnorm._BatchNorm, input: Tensor) -> 
     )
 
 
-class BatchNorm1d(torch.nn.BatchNorm1d):
+class BatchNorm1d(DropIn, torch.nn.BatchNorm1d):
     """:class:`torch.nn.BatchNorm1d` on tilewright's kernels; constructor, buffers and state_dict are torch's.
 
     Shape:
@@ -114,12 +117,13 @@ class BatchNorm1d(torch.nn.BatchNorm1d):
         >>> y = tilewright.nn.BatchNorm1d(64)(torch.randn(8, 64))
     """
 
+    @leaf_when_traced
     def forward(self, input: Tensor) -> Tensor:
         """Normalise each channel; update the running statistics in training."""
         return _batch_norm(self, input)
 
 
-class BatchNorm2d(torch.nn.BatchNorm2d):
+class BatchNorm2d(DropIn, torch.nn.BatchNorm2d):
     """:class:`torch.nn.BatchNorm2d` on tilewright's kernels; constructor, buffers and state_dict are torch's.
 
     Shape:
@@ -134,12 +138,13 @@ class BatchNorm2d(torch.nn.BatchNorm2d):
         >>> y = tilewright.nn.BatchNorm2d(64)(torch.randn(8, 64, 56, 56))
     """
 
+    @leaf_when_traced
     def forward(self, input: Tensor) -> Tensor:
         """Normalise each channel; update the running statistics in training."""
         return _batch_norm(self, input)
 
 
-class BatchNorm3d(torch.nn.BatchNorm3d):
+class BatchNorm3d(DropIn, torch.nn.BatchNorm3d):
     """:class:`torch.nn.BatchNorm3d` on tilewright's kernels; constructor, buffers and state_dict are torch's.
 
     Shape:
@@ -153,6 +158,7 @@ class BatchNorm3d(torch.nn.BatchNorm3d):
         >>> y = tilewright.nn.BatchNorm3d(64)(torch.randn(2, 64, 4, 14, 14))
     """
 
+    @leaf_when_traced
     def forward(self, input: Tensor) -> Tensor:
         """Normalise each channel; update the running statistics in training."""
         return _batch_norm(self, input)
@@ -181,6 +187,7 @@ class BatchNormAct2d(torch.nn.BatchNorm2d):
         super().__init__(*args, **kwargs)
         self.activation = checked_activation(type(self).__name__, activation)
 
+    @leaf_when_traced
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalise each channel, add the residual if there is one, apply the activation."""
         self._check_input_dim(input)

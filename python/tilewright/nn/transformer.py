@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+from ._tracing import DropIn, leaf_when_traced
 
-class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
+
+class TransformerEncoderLayer(DropIn, torch.nn.TransformerEncoderLayer):
     """:class:`torch.nn.TransformerEncoderLayer` that always runs its sublayers on the CPU.
 
     In evaluation without gradients torch's layer reads its sublayers' parameters and computes all at once with native
@@ -26,6 +28,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         >>> y = layer(torch.randn(2, 16, 64))
     """
 
+    @leaf_when_traced
     def forward(
         self,
         src: Tensor,
