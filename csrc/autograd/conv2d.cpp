@@ -1,8 +1,8 @@
 // conv2d's gradient. With y = conv(x, w) + b + r and dz = dy where act(y) is the identity, dz = dy * [y > 0] for relu:
 //   dx = dz convolved with w flipped (strides spread dz),  dw[f, c, i, j] = sum over n, y, x of dz * x,
 //   db[f] = sum over n, y, x of dz,  dr = dz
-// For the other activations the fused kernel gives z and y = act(z) at once and two Functions, one behind the other, hold
-// what native's separate ops would hold: x and w, and z.
+// For the other activations the fused kernel gives z and y = act(z) at once and two Functions, one behind the other,
+// hold what native's separate ops would hold: x and w, and z.
 #include "ops/conv2d.h"
 
 #include <ATen/ops/add.h>
@@ -96,10 +96,9 @@ class ActivationFunction : public torch::autograd::Function<ActivationFunction> 
     if (!at::GradMode::is_enabled()) {
       return {activation_backward(grad_outputs[0], pre, activation), Tensor(), Tensor()};
     }
-    const auto grads =
-        native_backward({pre}, {true}, grad_outputs, [&](const variable_list& in) -> variable_list {
-          return {native_activation(in[0], activation_from_name(activation))};
-        });
+    const auto grads = native_backward({pre}, {true}, grad_outputs, [&](const variable_list& in) -> variable_list {
+      return {native_activation(in[0], activation_from_name(activation))};
+    });
     return {grads[0], Tensor(), Tensor()};
   }
 };
@@ -133,13 +132,19 @@ Tensor run_any_rank(const Tensor& input, const Tensor& weight, const OptionalTen
 }
 
 // Without an element there is nothing to compute, and what native makes of it (the shape of a result without channels,
-// the strides of gradients, which arguments it looks at) is best asked of native.
-bool has_no_work(const Tensor& input) { return input.defined() && input.sym_numel() == 0; }
+// the strides of gradients, which arguments it looks at) is best asked of native. So is a bias of another dtype, which
+// some of native's ways take and others refuse.
+bool leaves_to_native(const Tensor& input, const OptionalTensor& bias) {
+  if (!input.defined()) return false;
+  return input.sym_numel() == 0 || (is_defined(bias) && bias->scalar_type() != input.scalar_type());
+}
 
 Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, c10::SymIntArrayRef stride,
               c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups) {
   const Conv2dOptions options{stride, padding, dilation, groups};
-  if (use_native(input, weight, bias) || has_no_work(input)) return native_conv2d(input, weight, bias, options);
+  if (use_native(input, weight, bias) || leaves_to_native(input, bias)) {
+    return native_conv2d(input, weight, bias, options);
+  }
   return run_any_rank(input, weight, bias, options, "none", /*residual=*/{});
 }
 
@@ -168,7 +173,7 @@ Tensor conv2d_act(const Tensor& input, const Tensor& weight, const OptionalTenso
                   c10::string_view activation, const OptionalTensor& residual) {
   const Conv2dOptions options{stride, padding, dilation, groups};
   const Activation kind = activation_from_name(activation);
-  if (use_native(input, weight, bias, residual) || has_no_work(input)) {
+  if (use_native(input, weight, bias, residual) || leaves_to_native(input, bias)) {
     const Tensor sum = native_conv2d(input, weight, bias, options);
     return native_activation(is_defined(residual) ? at::add(sum, *residual) : sum, kind);
   }

@@ -88,8 +88,7 @@ std::tuple<Tensor, Tensor> conv2d_forward_cpu(const Tensor& input, const Tensor&
     const ConvEpilogue<T> epilogue{const_data<Acc<T>>(bias), const_data<T>(residual), activation, mutable_data<T>(pre)};
     if (is_depthwise(shape)) return depthwise_forward<T>(shape, x, weight, epilogue, output);
     const auto [packed_from, weight_last] = dense_weight(weight);
-    if (winograd_suits(shape, dtype) &&
-        winograd_forward<T>(shape, x, packed_from, weight_last, epilogue, output)) {
+    if (winograd_suits(shape, dtype) && winograd_forward<T>(shape, x, packed_from, weight_last, epilogue, output)) {
       return;
     }
     dense_forward<T>(shape, x, packed_from, weight_last, epilogue, output);
@@ -110,8 +109,7 @@ Tensor input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weig
     using T = decltype(element);
     if (depthwise) return depthwise_input_grad<T>(shape, dy, weight, dx);
     const auto [packed_from, weight_last] = dense_weight(weight);
-    if (winograd_suits(shape, dy.scalar_type()) &&
-        winograd_input_grad<T>(shape, dy, packed_from, weight_last, dx)) {
+    if (winograd_suits(shape, dy.scalar_type()) && winograd_input_grad<T>(shape, dy, packed_from, weight_last, dx)) {
       return;
     }
     dense_input_grad<T>(shape, dy, packed_from, weight_last, dx);
@@ -138,8 +136,7 @@ Tensor weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, 
     using T = decltype(element);
     if (is_depthwise(shape)) {
       dweight.copy_(depthwise_weight_grad<T>(shape, dy, x).reshape(weight.sizes()));
-    } else if (!winograd_suits(shape, dy.scalar_type()) ||
-               !winograd_weight_grad<T>(shape, dy, x, dweight)) {
+    } else if (!winograd_suits(shape, dy.scalar_type()) || !winograd_weight_grad<T>(shape, dy, x, dweight)) {
       dense_weight_grad<T>(shape, dy, x, dweight);
     }
   });

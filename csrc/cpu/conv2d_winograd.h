@@ -38,8 +38,8 @@ struct WinogradCut {
   }
 };
 
-// Strides that are odd multiples of 64 bytes, so that the rows of a matrix, and the 16 matrices, spread over the cache's
-// sets.
+// Strides that are odd multiples of 64 bytes, so that the rows of a matrix, and the 16 matrices, spread over the
+// cache's sets.
 inline int64_t spread(int64_t elements) { return (divide_up(elements, 16) | 1) * 16; }
 
 // Whether the products pay: enough channels and filters to outweigh the transforms of the images, enough tiles to
@@ -97,8 +97,9 @@ struct WinogradConv {
   // tiles of the left matrix times filters of the range.
   WinogradProduct<Acc<T>> product(const WinogradMatrices<Acc<T>>& tiles, int64_t count, int64_t filter_begin,
                                   int64_t filter_end, const WinogradMatrices<Acc<T>>& sums) const {
-    return {count, filter_end - filter_begin, channels, tiles.data, tiles.point_stride, tiles.row_stride, 1,
-            weights + filter_begin * channels, weights_point, sums.data, sums.point_stride, sums.row_stride, false};
+    return {count, filter_end - filter_begin,         channels,      tiles.data, tiles.point_stride, tiles.row_stride,
+            1,     weights + filter_begin * channels, weights_point, sums.data,  sums.point_stride,  sums.row_stride,
+            false};
   }
 };
 
@@ -201,9 +202,9 @@ bool run_winograd_steps(const WinogradConv<T>& conv) {
     parallel_for_cost(kWinogradPoints * filters.pieces, cost, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t point = i / filters.pieces, piece = i % filters.pieces, f = filters.at(piece);
-        kernel.multiply(conv.product(tiles, stretch.tiles, f, filters.at(piece + 1),
-                                     {sums.data + f, sum_point, sum_row}),
-                        point, point + 1);
+        kernel.multiply(
+            conv.product(tiles, stretch.tiles, f, filters.at(piece + 1), {sums.data + f, sum_point, sum_row}), point,
+            point + 1);
       }
     });
     for_each_block<T>(cut, stretch, conv.filters, [&](const WinogradBlock& block, int64_t first, A* scratch) {
@@ -244,9 +245,14 @@ bool winograd_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tenso
   const auto weights = transform_conv_weights(layout, const_data<T>(weight), shape.filters,
                                               dy.options().dtype(accumulation_dtype(dy.scalar_type())));
   return run_winograd(WinogradConv<T>{images_of(dy, const_data<T>(dy), 0, shape.format),
-                                      images_of(dx, mutable_data<T>(dx), 0, shape.format), part.window(),
-                                      shape.images, shape.filters, shape.channels, const_data<Acc<T>>(weights.tensor),
-                                      weights.point_stride, {}});
+                                      images_of(dx, mutable_data<T>(dx), 0, shape.format),
+                                      part.window(),
+                                      shape.images,
+                                      shape.filters,
+                                      shape.channels,
+                                      const_data<Acc<T>>(weights.tensor),
+                                      weights.point_stride,
+                                      {}});
 }
 
 // A weights' gradient on its way: sums [chunk][point][channel][stride] of the products of tiles.
@@ -261,12 +267,17 @@ struct WinogradWeightGrad {
 
   int64_t matrix() const { return channels * stride; }
   int64_t tile_row() const { return spread(channels); }
-  // Tiles of a block or a stretch: left is what read_tiles wrote, right what read_gradients wrote. Filters are columns of
-  // sums, the zeros behind the last filter among them.
+  // Tiles of a block or a stretch: left is what read_tiles wrote, right what read_gradients wrote. Filters are columns
+  // of sums, the zeros behind the last filter among them.
   WinogradProduct<Acc<T>> product(const Acc<T>* left, int64_t left_point, const Acc<T>* right, int64_t tiles,
                                   int64_t filter_begin, int64_t filter_end, int64_t chunk, bool accumulate) const {
-    return {channels, filter_end - filter_begin, tiles, left, left_point, 1, tile_row(), right + filter_begin * tiles,
-            tiles * stride, sums + chunk * kWinogradPoints * matrix() + filter_begin, matrix(), stride, accumulate};
+    return {channels,       filter_end - filter_begin,
+            tiles,          left,
+            left_point,     1,
+            tile_row(),     right + filter_begin * tiles,
+            tiles * stride, sums + chunk * kWinogradPoints * matrix() + filter_begin,
+            matrix(),       stride,
+            accumulate};
   }
 };
 
@@ -335,14 +346,20 @@ bool winograd_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tens
   const int64_t stride = divide_up(F, width) * width;
   const int64_t target = kWinogradPoints * C * F <= kCachedSums / 2 ? 2 * kWinogradFewestTiles : kWinogradFewestTiles;
   const WinogradCut cut(shape.out[0], shape.out[1], shape.images, target);
-  const bool in_blocks = kWinogradPoints * C * F <= kCachedSums &&
-                         cut.rows * cut.cols >= kChunks * kFewestChunkTiles && cut.count() >= kChunks;
+  const bool in_blocks = kWinogradPoints * C * F <= kCachedSums && cut.rows * cut.cols >= kChunks * kFewestChunkTiles &&
+                         cut.count() >= kChunks;
   const int64_t chunks = in_blocks ? kChunks : 1;
   const auto options = x.options().dtype(accumulation_dtype(x.scalar_type()));
   const Tensor sums = at::empty({chunks, kWinogradPoints, C, stride}, options);
   const WinogradWeightGrad<T> args{images_of(x, const_data<T>(x), 0, shape.format),
-                                   images_of(dy, const_data<T>(dy), 0, shape.format), forward_window(shape),
-                                   shape.images, C, F, stride, chunks, mutable_data<A>(sums)};
+                                   images_of(dy, const_data<T>(dy), 0, shape.format),
+                                   forward_window(shape),
+                                   shape.images,
+                                   C,
+                                   F,
+                                   stride,
+                                   chunks,
+                                   mutable_data<A>(sums)};
   in_blocks ? weight_grad_in_blocks(args, cut) : weight_grad_in_steps(args, cut);
   const Tensor reduced = at::empty({9, C, stride}, options);
   std::atomic<bool> finite{true};

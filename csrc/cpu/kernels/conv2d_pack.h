@@ -93,8 +93,8 @@ void pack_patch_rows(const ConvImages<const T>& in, const ConvWindow& window, in
   for (int64_t k = k_begin; k < k_end; ++piece_count) {
     const int64_t run = k / runs.length, offset = k - run * runs.length;
     const int64_t length = smaller(runs.length - offset, k_end - k);
-    const int64_t place = run / runs.cols * window.step_y * in.y_stride +
-                          run % runs.cols * window.step_x * in.x_stride + offset;
+    const int64_t place =
+        run / runs.cols * window.step_y * in.y_stride + run % runs.cols * window.step_x * in.x_stride + offset;
     pieces[piece_count] = {place, length};
     k += length;
   }

@@ -8,10 +8,10 @@
 //        0 -1  1  0           .5 -.5  .5            0  1 -1 -1
 //        0  1  0 -1            0   0   1
 //
-// Summed over channels (or tiles) the products are 16 matrix products. The transforms are sums and halvings: errors stay
-// at those of the plain sum (F(4x4, 3x3) would multiply them by ten and more). Points a pixel does not depend on have a
-// zero in A^T or B^T, so an Inf or a NaN reaches the pixels it reaches in the plain sum, but Inf may become NaN there:
-// the functions that finish a result report values that are not finite, and the caller computes the plain sum.
+// Summed over channels (or tiles) the products are 16 matrix products. The transforms are sums and halvings: errors
+// stay at those of the plain sum (F(4x4, 3x3) would multiply them by ten and more). Points a pixel does not depend on
+// have a zero in A^T or B^T, so an Inf or a NaN reaches the pixels it reaches in the plain sum, but Inf may become NaN
+// there: the functions that finish a result report values that are not finite, and the caller computes the plain sum.
 #pragma once
 #include "cpu/kernels/conv2d_epilogue.h"
 #include "cpu/kernels/gemm.h"
@@ -300,8 +300,7 @@ template <typename A>
 inline TILEWRIGHT_INLINE void output_of_tile(const WinogradMatrices<const A>& in, int64_t tile, int64_t f, int64_t n,
                                              Vec<A> (&y)[2][2]) {
   const A* from = in.data + tile * in.row_stride + f;
-  transform_output<A>(
-      [&](int point) TILEWRIGHT_INLINE { return load(from + point * in.point_stride, n); }, y);
+  transform_output<A>([&](int point) TILEWRIGHT_INLINE { return load(from + point * in.point_stride, n); }, y);
 }
 
 template <typename T>
@@ -315,7 +314,8 @@ bool winograd_write_last(const WinogradMatrices<const Acc<T>>& in, const ConvIma
     for (int64_t row = tiles.begin; row < tiles.end; ++row) {
       for (int64_t col = block.col_begin; col < block.col_begin + cols; ++col, ++tile) {
         const int64_t height = smaller(2, out.height - 2 * row), width = smaller(2, out.width - 2 * col);
-        const int64_t place = tiles.image * out.n_stride + 2 * row * out.y_stride + 2 * col * out.x_stride + filter_begin;
+        const int64_t place =
+            tiles.image * out.n_stride + 2 * row * out.y_stride + 2 * col * out.x_stride + filter_begin;
         for_each_vector<A>(filters, [&](int64_t f, int64_t n) TILEWRIGHT_INLINE {
           Vec<A> y[2][2];
           output_of_tile<A>(in, tile, f, n, y);
@@ -345,8 +345,7 @@ bool winograd_write_planes(const WinogradMatrices<const Acc<T>>& in, const ConvI
   const int64_t cols = block.col_end - block.col_begin, filters = filter_end - filter_begin;
   Vec<A> check{};
   for_each_image(block, (out.height + 1) / 2, [&](const TileRows& tiles, int64_t tile) {
-    const Region region{2 * tiles.begin, 2 * block.col_begin,
-                        smaller(out.height, 2 * tiles.end) - 2 * tiles.begin,
+    const Region region{2 * tiles.begin, 2 * block.col_begin, smaller(out.height, 2 * tiles.end) - 2 * tiles.begin,
                         smaller(out.width, 2 * block.col_end) - 2 * block.col_begin, padded_channels(filters)};
     for (int64_t row = 0; row < tiles.end - tiles.begin; ++row) {
       for (int64_t col = 0; col < cols; ++col, ++tile) {

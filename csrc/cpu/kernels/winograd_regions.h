@@ -95,22 +95,22 @@ void write_region(const Region& region, const Acc<T>* sums, const ConvImages<T>&
   using A = Acc<T>;
   constexpr int64_t kStep = kLanes<A>;
   const int64_t plane = image * out.n_stride + filter_begin * out.c_stride;
-  for_each_pixels<kStep>(
-      out, region, region.y, region.y + region.height, region.x, region.x + region.width,
-      [&](int64_t offset, int64_t count, const PixelPlaces<kStep>& places) {
-        for (int64_t f = 0; f < filters; f += kStep) {
-          Vec<A> block[kLanes<A>];
-          for (int64_t i = 0; i < kStep; ++i) block[i] = i < count ? load(sums + places.at[i] + f) : Vec<A>{};
-          transpose<A>(block);
-          const int64_t rows = smaller(kStep, filters - f);
-          for (int64_t j = 0; j < rows; ++j) {
-            const A bias = epilogue.bias != nullptr ? epilogue.bias[filter_begin + f + j] : A(0);
-            const int64_t place = plane + (f + j) * out.c_stride + offset;
-            const Vec<A> v = finish_vector<T>(epilogue, block[j] + bias, place, count);
-            count == kStep ? store(out.data + place, v) : store(out.data + place, v, count);
-          }
-        }
-      });
+  for_each_pixels<kStep>(out, region, region.y, region.y + region.height, region.x, region.x + region.width,
+                         [&](int64_t offset, int64_t count, const PixelPlaces<kStep>& places) {
+                           for (int64_t f = 0; f < filters; f += kStep) {
+                             Vec<A> block[kLanes<A>];
+                             for (int64_t i = 0; i < kStep; ++i)
+                               block[i] = i < count ? load(sums + places.at[i] + f) : Vec<A>{};
+                             transpose<A>(block);
+                             const int64_t rows = smaller(kStep, filters - f);
+                             for (int64_t j = 0; j < rows; ++j) {
+                               const A bias = epilogue.bias != nullptr ? epilogue.bias[filter_begin + f + j] : A(0);
+                               const int64_t place = plane + (f + j) * out.c_stride + offset;
+                               const Vec<A> v = finish_vector<T>(epilogue, block[j] + bias, place, count);
+                               count == kStep ? store(out.data + place, v) : store(out.data + place, v, count);
+                             }
+                           }
+                         });
 }
 
 }  // namespace
