@@ -17,6 +17,9 @@ MODEL = (
 )
 
 
+_NATIVE = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+
+
 def _case(
     shape: str,
     out: int,
@@ -28,7 +31,7 @@ def _case(
     padding: int | None = None,
     dilation: int = 1,
     groups: int = 1,
-    act: bool = False,
+    act: str = "",
     residual: bool = False,
     first: bool = False,
     **options: Any,
@@ -42,13 +45,13 @@ def _case(
         y = F.conv2d(x, weight, bias, stride, pad, dilation, groups)
         for added in other:
             y = y + added
-        return F.relu(y) if act else y
+        return _NATIVE[act](y) if act else y
 
     def ours(x: Tensor, weight: Tensor, bias: Tensor, *other: Tensor) -> Tensor:
         if not act:
             return TF.conv2d(x, weight, bias, stride, pad, dilation, groups)
         added = other[0] if other else None
-        return TF.conv2d_act(x, weight, bias, stride, pad, dilation, groups, activation="relu", residual=added)
+        return TF.conv2d_act(x, weight, bias, stride, pad, dilation, groups, activation=act, residual=added)
 
     def build() -> Problem:
         fan_in = channels // groups * kernel * kernel
@@ -78,6 +81,7 @@ def _case(
         f" {letter}{value}" for letter, value in (("s", stride), ("d", dilation), ("g", groups)) if value != 1
     )
     detail = f"{layout} residual" if residual else layout
+    detail += f" {act}" if act not in ("", "relu") else ""
     form = "conv2d_act" if act else "conv2d"
     return Case("conv2d", form, name, build, dtype, detail, accuracy=8, **options)
 
@@ -110,12 +114,17 @@ CASES = [
     _case("8x61x29", 67, 3),
     _case("1x64x56", 64, 3, directions=(FORWARD,), quick=True),
     _case("1x256x14", 256, 3, layout="NHWC", directions=(FORWARD,)),
-    _case("64x64x8", 128, 3, quick=True),
+    # The layers of examples/digits.py.
+    _case("64x1x8", 64, 3, first=True),
+    *_both_layouts("64x64x8", 128, 3, quick=True),
+    *_both_layouts("64x128x4", 128, 3),
     *_both_layouts("8x128x28", 128, 3, _BF16),
     _case("8x64x56", 256, 1, _BF16, "NHWC"),
-    *_both_layouts("8x128x28", 128, 3, act=True),
-    *_both_layouts("8x256x14", 256, 3, act=True, residual=True),
-    _case("8x128x28", 128, 3, layout="NHWC", act=True, residual=True, quick=True),
+    *_both_layouts("8x128x28", 128, 3, act="relu"),
+    *_both_layouts("8x256x14", 256, 3, act="relu", residual=True),
+    _case("8x128x28", 128, 3, layout="NHWC", act="relu", residual=True, quick=True),
+    _case("8x128x28", 128, 3, layout="NHWC", act="gelu", residual=True, quick=True),
+    _case("8x64x56", 256, 1, layout="NHWC", act="silu"),
 ]
 
 SWEEP = [_case(f"8x{c}x28", c, 3, size=9.0 * 8 * 784 * c * c) for c in (4, 8, 16, 32, 48, 64, 96, 128, 192, 256)]

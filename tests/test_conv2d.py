@@ -135,6 +135,15 @@ def test_not_finite_like_native(isa, memory_format, value):
             torch.testing.assert_close(a, b, equal_nan=True, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("case", [name for name in CASES if name.startswith("minimal filtering")])
+def test_nothing_left_by_another_call_counts(case):
+    x, weight, bias, options = make(case, torch.float32, torch.contiguous_format)
+    before, dy = run(TF.conv2d, [x, weight, bias], None, **options)
+    run(TF.conv2d, [torch.full_like(x, float("nan")), weight, bias], None, **options)  # leaves NaN in freed memory
+    after, _ = run(TF.conv2d, [x, weight, bias], dy, **options)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
 def test_same_bits_for_any_thread_count():
     for case in (
         "several blocks of k, filters and pixels",

@@ -154,3 +154,9 @@ def test_a_bias_may_change_between_forward_and_backward(name, higher):
 def test_a_training_flag_is_a_bool(function):
     with pytest.raises(TypeError, match=r"'training'.* must be bool, not int"):
         function(_float(3, 2), None, None, training=1)
+
+
+@pytest.mark.parametrize("function", [TF.conv2d, F.conv2d])
+def test_same_padding_of_no_tensor(function):
+    with pytest.raises(TypeError):
+        function(_float(1, 2, 5, 5), [1.0], padding="same")

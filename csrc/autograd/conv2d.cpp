@@ -135,16 +135,17 @@ Tensor run_any_rank(const Tensor& input, const Tensor& weight, const OptionalTen
       .squeeze(0);
 }
 
-// Without an element there is nothing to compute, and what native makes of it (the shape of a result without channels,
-// the strides of gradients, which arguments it looks at) is best asked of native.
-bool has_no_work(const Tensor& input) { return input.defined() && input.sym_numel() == 0; }
+// Some of native's ways take a bias of another dtype and others refuse it.
+bool leaves_to_native(const Tensor& input, const OptionalTensor& bias) {
+  return input.defined() && is_defined(bias) && bias->scalar_type() != input.scalar_type();
+}
 
 Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, c10::SymIntArrayRef stride,
               c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups) {
   const Conv2dOptions options{stride, padding, dilation, groups};
-  if (use_native(input, weight, bias) || has_no_work(input)) return native_conv2d(input, weight, bias, options);
-  const Tensor mixed = native_with_other_bias(input, bias, [&] { return native_conv2d(input, weight, bias, options); });
-  if (mixed.defined()) return mixed;
+  if (use_native(input, weight, bias) || leaves_to_native(input, bias)) {
+    return native_conv2d(input, weight, bias, options);
+  }
   return run_any_rank(input, weight, bias, options, "none", /*residual=*/{});
 }
 
@@ -173,7 +174,7 @@ Tensor conv2d_act(const Tensor& input, const Tensor& weight, const OptionalTenso
                   c10::string_view activation, const OptionalTensor& residual) {
   const Conv2dOptions options{stride, padding, dilation, groups};
   const Activation kind = activation_from_name(activation);
-  if (use_native(input, weight, bias, residual) || has_no_work(input)) {
+  if (use_native(input, weight, bias, residual) || leaves_to_native(input, bias)) {
     const Tensor sum = native_conv2d(input, weight, bias, options);
     return native_activation(is_defined(residual) ? at::add(sum, *residual) : sum, kind);
   }

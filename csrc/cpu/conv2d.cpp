@@ -6,7 +6,7 @@
 #include <ATen/ops/tensor.h>
 
 #include "cpu/conv2d_depthwise.h"
-#include "cpu/conv2d_winograd.h"
+#include "cpu/conv2d_winograd_weight_grad.h"
 #include "ops/linear.h"
 
 namespace tilewright {

@@ -113,6 +113,7 @@ CASES: dict[str, Callable[[], list[Case]]] = {
         _conv("7x7, stride 2", (2, 3, 23, 23), (8, 3, 7, 7), 2, 3, 1, 1),
         _conv("1x1, channels_last", (2, 16, 7, 5), (33, 16, 1, 1), 1, 0, 1, 1, last=True),
         _conv("3x3, channels_last", (2, 16, 7, 5), (17, 16, 3, 3), 1, 1, 1, 1, last=True),
+        _conv("3x3, 32 channels", (4, 32, 13, 15), (35, 32, 3, 3), 1, 1, 1, 1),
         _conv("same, dilation 2", (1, 4, 12, 10), (6, 4, 3, 3), 1, "same", 2, 1),
         _conv("groups 2", (2, 6, 8, 8), (10, 3, 3, 3), 1, 0, 1, 2),
         _conv("depthwise", (2, 19, 10, 9), (19, 1, 3, 3), 1, 1, 1, 19),

@@ -24,17 +24,24 @@ def _resolve_padding(
     input: Tensor, weight: Tensor, stride: _Pair, padding: str, dilation: _Pair
 ) -> tuple[Tensor, tuple[int, int]]:
     """What native does with "valid" and "same": where one side needs one more, the input is padded there."""
+    for name, value in (("stride", stride), ("dilation", dilation)):
+        if value is None:
+            raise TypeError(f"conv2d(): argument '{name}' must be one number or two, not None")
     if padding == "valid":
         return input, (0, 0)
     if padding != "same":
         raise RuntimeError(f'conv2d: padding must be "same", "valid" or numbers, got "{padding}"')
     if any(s != 1 for s in _both(stride)):
         raise RuntimeError(f'conv2d: padding="same" must come with stride 1, got stride {stride}')
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"conv2d(): argument 'weight' must be Tensor, not {type(weight).__name__}")
     if weight.dim() != 4:
         raise RuntimeError(
             f"conv2d: weight must be [filters, channels / groups, height, width], got shape {tuple(weight.shape)}"
         )
     steps = _both(dilation)
+    if len(steps) == 0:
+        raise RuntimeError(f"conv2d: dilation must be one value or two, got {dilation}")
     totals = [steps[0] * (weight.shape[2] - 1), steps[-1] * (weight.shape[3] - 1)]
     extra = [total % 2 for total in totals]
     if any(extra):
