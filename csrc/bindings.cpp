@@ -10,6 +10,9 @@ namespace {
 // One line per op: the name and the signature of its schema.
 void add_direct_calls(pybind11::module_ m) {
   using at::Scalar, at::Tensor, tilewright::OptionalTensor, tilewright::direct::add;
+  add<"layer_norm", Tensor(const Tensor&, c10::SymIntArrayRef, const OptionalTensor&, const OptionalTensor&, double)>(
+      m);
+  add<"dropout", Tensor(const Tensor&, double, bool)>(m);
   add<"matmul", Tensor(const Tensor&, const Tensor&)>(m);
   add<"bmm", Tensor(const Tensor&, const Tensor&)>(m);
   add<"baddbmm", Tensor(const Tensor&, const Tensor&, const Tensor&, const Scalar&, const Scalar&)>(m);

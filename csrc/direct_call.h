@@ -68,6 +68,45 @@ struct Argument<at::Scalar> {
 };
 
 template <>
+struct Argument<bool> {
+  bool value = false;
+  bool read(PyObject* object) {
+    value = object == Py_True;
+    return value || object == Py_False;
+  }
+  bool get() const { return value; }
+};
+
+template <>
+struct Argument<double> {
+  double value = 0;
+  bool read(PyObject* object) {
+    if (!PyFloat_CheckExact(object)) return false;
+    value = PyFloat_AS_DOUBLE(object);
+    return true;
+  }
+  double get() const { return value; }
+};
+
+// Sizes, as a tuple of ints.
+template <>
+struct Argument<c10::SymIntArrayRef> {
+  c10::SymDimVector value;
+  bool read(PyObject* object) {
+    if (!PyTuple_CheckExact(object)) return false;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(object); ++i) {
+      PyObject* item = PyTuple_GET_ITEM(object, i);
+      if (!PyLong_CheckExact(item)) return false;
+      int overflow = 0;
+      value.emplace_back(static_cast<int64_t>(PyLong_AsLongLongAndOverflow(item, &overflow)));
+      if (overflow != 0) return false;
+    }
+    return true;
+  }
+  c10::SymIntArrayRef get() const { return value; }
+};
+
+template <>
 struct Argument<c10::string_view> {
   c10::string_view value;
   bool read(PyObject* object) {

@@ -12,8 +12,11 @@ from tilewright.testing import ops_called
 A, B, C = torch.randn(2, 3, 4), torch.randn(2, 4, 5), torch.randn(2, 3, 5)
 X, W = torch.randn(3, 4), torch.nn.Parameter(torch.randn(5, 4))
 
+
 # name -> (arguments of the short way, the public call)
 CALLS = {
+    "layer_norm": ((X, (4,), None, None, 1e-5), lambda: TF.layer_norm(X, (4,))),
+    "dropout": ((X, 0.25, True), lambda: TF.dropout(X, 0.25)),
     "matmul": ((A, B), lambda: TF.matmul(A, B)),
     "bmm": ((A, B), lambda: TF.bmm(A, B)),
     "baddbmm": ((C, A, B, 2, 0.5), lambda: TF.baddbmm(C, A, B, beta=2, alpha=0.5)),
@@ -33,8 +36,11 @@ def _direct(name: str):
 @pytest.mark.parametrize("name", CALLS)
 def test_takes_the_plain_call_and_gives_the_ops_result(name):
     arguments, public = CALLS[name]
+    draw = torch.get_rng_state()
     result = _direct(name)(*arguments)
+    torch.set_rng_state(draw)
     assert torch.equal(result, public())
+    torch.set_rng_state(draw)
     names = [argument.name for argument in getattr(torch.ops.tilewright, name).default._schema.arguments]
     assert torch.equal(result, getattr(torch.ops.tilewright, name).default(**dict(zip(names, arguments, strict=True))))
     assert result.requires_grad == any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
@@ -48,11 +54,15 @@ def test_leaves_every_other_call_to_torch_ops(name):
     assert call(*arguments[:-1]) is None
     assert call(*arguments, None) is None
     for position, argument in enumerate(arguments):
-        others = [object(), 1j, (1,)]
+        others = [object(), 1j, [1]]
         if isinstance(argument, Tensor):
             others += [None, argument.detach().as_subclass(_Subclass), 1.0]
         elif isinstance(argument, str):
             others += ["\ud800", None]
+        elif isinstance(argument, tuple):
+            others += [(1.0,), (2**70,), None]
+        elif isinstance(argument, bool):
+            others += [1, None]
         elif isinstance(argument, (int, float)):
             others += [True, 2**70, None]
         for other in others:

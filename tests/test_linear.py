@@ -73,8 +73,9 @@ def test_linear_act_forward_and_backward(isa, dtype, activation, with_bias):
             assert_as_accurate(a, b, c, what=f"{name} {x_shape}")
 
 
-# The largest relative error for |z| < 4, in roundings. gelu_tanh carries that of its exponent, an argument near 20.
-ACTIVATION_ROUNDINGS = {"relu": 0, "gelu": 8, "gelu_tanh": 32, "silu": 4}
+# The largest relative error for |z| < 4, in roundings (native's gelu: thousands, near -4). gelu_tanh carries that of
+# its exponent, an argument near 20.
+ACTIVATION_ROUNDINGS = {"relu": 0, "gelu": 12, "gelu_tanh": 32, "silu": 4}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -16,6 +16,8 @@ def measure_fma_peak(dtype: str) -> float: ...
 class direct:
     """Positional arguments only; None: not the plain case, call the op in torch.ops (csrc/direct_call.h)."""
 
+    layer_norm: Callable[..., Tensor | None]
+    dropout: Callable[..., Tensor | None]
     matmul: Callable[..., Tensor | None]
     bmm: Callable[..., Tensor | None]
     baddbmm: Callable[..., Tensor | None]

@@ -2,16 +2,18 @@
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.overrides import has_torch_function_unary
 
+from .._C import direct
 from ._errors import check_dropout_arguments, native_type_errors
 from ._overrides import call_override
 
-_dropout = torch.ops.tilewright.dropout.default
-_dropout_ = torch.ops.tilewright.dropout_.default
+_dropout_op = torch.ops.tilewright.dropout.default
+_dropout_inplace_op = torch.ops.tilewright.dropout_.default
+_dropout_direct = direct.dropout
 
 
-@native_type_errors
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Zero each element with probability p and scale the others by 1 / (1 - p), while training.
 
@@ -35,6 +37,16 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     Example:
         >>> y = tilewright.functional.dropout(torch.randn(4, 16), p=0.1)
     """
+    # A probability that is none is left to the checks below.
+    if inplace is False and not is_dynamo_compiling() and isinstance(p, float) and 0.0 <= p <= 1.0:
+        result = _dropout_direct(input, p, training)
+        if result is not None:
+            return result
+    return _dropout(input, p, training, inplace)
+
+
+@native_type_errors
+def _dropout(input: Tensor, p: float, training: bool, inplace: bool) -> Tensor:
     if has_torch_function_unary(input):
         return call_override(
             torch.nn.functional.dropout, dropout, (input,), input, p=p, training=training, inplace=inplace
@@ -42,4 +54,4 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     if input is None:
         raise TypeError("dropout(): argument 'input' must be Tensor, not NoneType")
     check_dropout_arguments("dropout", p, training)
-    return _dropout_(input, p, training) if inplace else _dropout(input, p, training)
+    return _dropout_inplace_op(input, p, training) if inplace else _dropout_op(input, p, training)

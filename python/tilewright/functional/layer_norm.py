@@ -4,15 +4,17 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.overrides import has_torch_function_variadic
 
+from .._C import direct
 from ._errors import native_type_errors
 from ._overrides import call_override
 
-_layer_norm = torch.ops.tilewright.layer_norm.default
+_layer_norm_op = torch.ops.tilewright.layer_norm.default
+_layer_norm_direct = direct.layer_norm
 
 
-@native_type_errors
 def layer_norm(
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -41,7 +43,18 @@ def layer_norm(
     Example:
         >>> y = tilewright.functional.layer_norm(torch.randn(4, 16, 768), (768,))
     """
+    if not is_dynamo_compiling():
+        result = _layer_norm_direct(input, normalized_shape, weight, bias, eps)
+        if result is not None:
+            return result
+    return _layer_norm(input, normalized_shape, weight, bias, eps)
+
+
+@native_type_errors
+def _layer_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
     if has_torch_function_variadic(input, weight, bias):
         native, tensors = torch.nn.functional.layer_norm, (input, weight, bias)
         return call_override(native, layer_norm, tensors, input, normalized_shape, weight, bias, eps)
-    return _layer_norm(input, normalized_shape, weight, bias, eps)
+    return _layer_norm_op(input, normalized_shape, weight, bias, eps)
