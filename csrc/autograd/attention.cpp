@@ -83,6 +83,7 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
                                 return {attention_by_formula(in[0], in[1], in[2], in[3], seed, options)};
                               });
     } else {
+      at::AutoDispatchBelowADInplaceOrView below_autograd;
       auto [grad_query, grad_key, grad_value, grad_mask] =
           attention_backward(grad_outputs[0], query, key, value, saved[5], saved[6], mask, seed, options.dropout_p,
                              options.is_causal, options.scale, {needs[0], needs[1], needs[2], needs[3]});

@@ -78,6 +78,7 @@ class Conv2dFunction : public torch::autograd::Function<Conv2dFunction> {
           [&](const variable_list& in) -> variable_list { return {native_conv2d(in[0], in[1], in[2], options)}; });
       for (size_t i = 0; i < 3; ++i) result[i] = grads[i];
     } else if (needs[0] || needs[1] || needs[2]) {
+      at::AutoDispatchBelowADInplaceOrView below_autograd;
       std::tie(result[0], result[1], result[2]) =
           conv2d_backward(grad, input, weight, stride, padding, dilation, groups, {needs[0], needs[1], needs[2]});
     }
@@ -98,6 +99,7 @@ class ActivationFunction : public torch::autograd::Function<ActivationFunction> 
     const Tensor pre = ctx->get_saved_variables()[0];
     const std::string activation = ctx->saved_data["activation"].toStringRef();
     if (!at::GradMode::is_enabled()) {
+      at::AutoDispatchBelowADInplaceOrView below_autograd;
       return {activation_backward(grad_outputs[0], pre, activation), Tensor(), Tensor()};
     }
     const auto grads = native_backward({pre}, {true}, grad_outputs, [&](const variable_list& in) -> variable_list {

@@ -33,8 +33,10 @@ class DropoutAddFunction : public torch::autograd::Function<DropoutAddFunction> 
       if (needs[0] || needs[2]) grad_input = differentiable_dropout_backward(grad, seed, p);
       if (needs[2]) grad_bias = grad_input.sum_to_size_symint({grad.sym_size(-1)});
     } else if (needs[2]) {
+      at::AutoDispatchBelowADInplaceOrView below_autograd;
       std::tie(grad_input, grad_bias) = dropout_add_backward(grad, seed, p, {needs[0], true});
     } else if (needs[0]) {
+      at::AutoDispatchBelowADInplaceOrView below_autograd;
       grad_input = dropout_backward(grad, seed, p);
     }
     return {grad_input, needs[1] ? grad : Tensor(), grad_bias, Tensor()};

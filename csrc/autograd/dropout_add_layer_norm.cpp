@@ -78,6 +78,7 @@ class DropoutAddLayerNormFunction : public torch::autograd::Function<DropoutAddL
     const OptionalTensor grad_sum_or_none = grad_sum.defined() ? OptionalTensor(grad_sum) : std::nullopt;
     const std::array<bool, 4> mask = {seed.defined() && needs[0], seed.defined() ? needs[1] : wants_dz, needs[2],
                                       needs[3]};
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
     auto [grad_input, grad_residual, grad_weight, grad_bias] = dropout_add_layer_norm_backward(
         grad_output, grad_sum_or_none, sum, shape, mean, rstd, weight, seed_or_none, p, mask);
     if (!seed.defined()) return result(split(grad_residual, seed, p, needs), grad_weight, grad_bias);
