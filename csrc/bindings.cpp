@@ -12,6 +12,8 @@ void add_direct_calls(pybind11::module_ m) {
   using at::Scalar, at::Tensor, tilewright::OptionalTensor, tilewright::direct::add;
   add<"layer_norm", Tensor(const Tensor&, c10::SymIntArrayRef, const OptionalTensor&, const OptionalTensor&, double)>(
       m);
+  add<"scaled_dot_product_attention", Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, double,
+                                             bool, std::optional<double>, bool)>(m);
   add<"dropout", Tensor(const Tensor&, double, bool)>(m);
   add<"matmul", Tensor(const Tensor&, const Tensor&)>(m);
   add<"bmm", Tensor(const Tensor&, const Tensor&)>(m);

@@ -88,6 +88,18 @@ struct Argument<double> {
   double get() const { return value; }
 };
 
+template <>
+struct Argument<std::optional<double>> {
+  std::optional<double> value;
+  bool read(PyObject* object) {
+    if (object == Py_None) return true;
+    if (!PyFloat_CheckExact(object)) return false;
+    value = PyFloat_AS_DOUBLE(object);
+    return true;
+  }
+  std::optional<double> get() const { return value; }
+};
+
 // Sizes, as a tuple of ints.
 template <>
 struct Argument<c10::SymIntArrayRef> {

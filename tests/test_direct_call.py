@@ -10,12 +10,17 @@ from tilewright import _C
 from tilewright.testing import ops_called
 
 A, B, C = torch.randn(2, 3, 4), torch.randn(2, 4, 5), torch.randn(2, 3, 5)
+K = torch.randn(2, 6, 4)
 X, W = torch.randn(3, 4), torch.nn.Parameter(torch.randn(5, 4))
 
 
 # name -> (arguments of the short way, the public call)
 CALLS = {
     "layer_norm": ((X, (4,), None, None, 1e-5), lambda: TF.layer_norm(X, (4,))),
+    "scaled_dot_product_attention": (
+        (A, K, K, None, 0.0, False, 0.5, False),
+        lambda: TF.scaled_dot_product_attention(A, K, K, scale=0.5),
+    ),
     "dropout": ((X, 0.25, True), lambda: TF.dropout(X, 0.25)),
     "matmul": ((A, B), lambda: TF.matmul(A, B)),
     "bmm": ((A, B), lambda: TF.bmm(A, B)),
@@ -64,7 +69,7 @@ def test_leaves_every_other_call_to_torch_ops(name):
         elif isinstance(argument, bool):
             others += [1, None]
         elif isinstance(argument, (int, float)):
-            others += [True, 2**70, None]
+            others += [True, 2**70] + ([] if name == "scaled_dot_product_attention" else [None])  # scale may be None
         for other in others:
             assert call(*arguments[:position], other, *arguments[position + 1 :]) is None
 

@@ -17,6 +17,7 @@ class direct:
     """Positional arguments only; None: not the plain case, call the op in torch.ops (csrc/direct_call.h)."""
 
     layer_norm: Callable[..., Tensor | None]
+    scaled_dot_product_attention: Callable[..., Tensor | None]
     dropout: Callable[..., Tensor | None]
     matmul: Callable[..., Tensor | None]
     bmm: Callable[..., Tensor | None]

@@ -2,15 +2,17 @@
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.overrides import has_torch_function_variadic
 
+from .._C import direct
 from ._errors import check_bool, native_type_errors
 from ._overrides import call_override
 
-_attention = torch.ops.tilewright.scaled_dot_product_attention.default
+_attention_op = torch.ops.tilewright.scaled_dot_product_attention.default
+_attention_direct = direct.scaled_dot_product_attention
 
 
-@native_type_errors
 def scaled_dot_product_attention(
     query: Tensor,
     key: Tensor,
@@ -48,6 +50,24 @@ def scaled_dot_product_attention(
         >>> q = k = v = torch.randn(2, 8, 128, 64)
         >>> y = tilewright.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     """
+    if not is_dynamo_compiling():
+        result = _attention_direct(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        if result is not None:
+            return result
+    return _scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+
+
+@native_type_errors
+def _scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> Tensor:
     if has_torch_function_variadic(query, key, value, attn_mask):
         return call_override(
             torch.nn.functional.scaled_dot_product_attention,
@@ -64,4 +84,4 @@ def scaled_dot_product_attention(
         )
     check_bool("scaled_dot_product_attention", "is_causal", is_causal)
     check_bool("scaled_dot_product_attention", "enable_gqa", enable_gqa)
-    return _attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    return _attention_op(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
