@@ -1,5 +1,6 @@
 """conv2d over the layers of networks: dense, pointwise, strided, dilated, stem, depthwise, grouped; NCHW and NHWC."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ MODEL = (
 )
 
 
-_NATIVE = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+_NATIVE: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
 def _case(
