@@ -143,3 +143,15 @@ def test_bad_input_raises_what_native_raises(kind):
         BAD[kind](F.conv2d)
     with pytest.raises(native.type):
         BAD[kind](TF.conv2d)
+
+
+def test_deterministic_algorithms_turn_winograd_off():
+    x, w = torch.randn(4, 32, 16, 16), torch.randn(32, 32, 3, 3)
+    winograd = TF.conv2d(x, w, padding=1)
+    torch.use_deterministic_algorithms(True)
+    try:
+        plain = TF.conv2d(x, w, padding=1)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not torch.equal(winograd, plain)
+    torch.testing.assert_close(winograd, plain, rtol=1e-4, atol=1e-4)

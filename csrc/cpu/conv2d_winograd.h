@@ -1,6 +1,9 @@
 // 3x3 convolutions of stride 1 on the CPU by Winograd's minimal filtering (kernels/winograd_transforms.h): who takes
 // that way, and how its steps are cut into items for torch's threads. All cuts depend on the shape alone.
 #pragma once
+#include <ATen/Context.h>
+#include <c10/util/env.h>
+
 #include <atomic>
 
 #include "cpu/conv2d_dense.h"
@@ -42,6 +45,13 @@ struct WinogradCut {
 // cache's sets.
 inline int64_t spread(int64_t elements) { return (divide_up(elements, 16) | 1) * 16; }
 
+// The switch: TILEWRIGHT_WINOGRAD=0 in the environment, read once, and torch.use_deterministic_algorithms, whose user
+// asks for the plain sum (this one is as reproducible, but another one).
+inline bool winograd_is_allowed() {
+  static const bool is_wanted = c10::utils::get_env("TILEWRIGHT_WINOGRAD") != "0";
+  return is_wanted && !at::globalContext().deterministicAlgorithms();
+}
+
 // Whether the products pay: enough channels and filters to outweigh the transforms of the images, enough tiles to
 // outweigh those of the weights, and not too many pixels computed and dropped. One answer for all three passes. Not for
 // float64: who asks for it asks for the last digit.
@@ -49,7 +59,9 @@ inline bool winograd_suits(const Conv2dShape& shape, at::ScalarType dtype) {
   constexpr int64_t kFewestChannels = 24, kFewestTiles = 96;
   const bool fits = shape.kernel[0] == 3 && shape.kernel[1] == 3 && shape.stride[0] == 1 && shape.stride[1] == 1 &&
                     shape.dilation[0] == 1 && shape.dilation[1] == 1 && shape.groups == 1;
-  if (!fits || dtype == at::kDouble || std::min(shape.channels, shape.filters) < kFewestChannels) return false;
+  if (!fits || dtype == at::kDouble || !winograd_is_allowed() ||
+      std::min(shape.channels, shape.filters) < kFewestChannels)
+    return false;
   const int64_t tiles = divide_up(shape.out[0], 2) * divide_up(shape.out[1], 2);
   return tiles * shape.images >= kFewestTiles && tiles * 4 * 2 <= shape.out[0] * shape.out[1] * 3;
 }
