@@ -163,3 +163,29 @@ def test_running_statistics_count_no_version_as_natives_do_not():
         functional.batch_norm(torch.randn(5, 3), mean, var, training=True)
         assert mean._version == 0
         assert var._version == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["matmul", "linear", "conv2d", "layer_norm", "batch_norm", "dropout", "linear_act", "attention"]
+)
+def test_tangents_of_incoming_gradients_pass(name):
+    x, w = torch.randn(4, 4, requires_grad=True), torch.randn(4, 4)
+    functions = {
+        "matmul": lambda: TF.matmul(x, w),
+        "linear": lambda: TF.linear(x, w),
+        "conv2d": lambda: TF.conv2d(x[None, None], w[None, None, :3, :3]),
+        "layer_norm": lambda: TF.layer_norm(x, (4,)),
+        "batch_norm": lambda: TF.batch_norm(x, None, None, training=True),
+        "dropout": lambda: TF.dropout(x),
+        "linear_act": lambda: TF.linear_act(x, w),
+        "attention": lambda: TF.scaled_dot_product_attention(x, w, w),
+    }
+    y = functions[name]()
+    with torch.autograd.forward_ad.dual_level():
+        direction = torch.randn_like(y)
+        dual = torch.autograd.forward_ad.make_dual(torch.ones_like(y), direction)
+        (gradient,) = torch.autograd.grad(y, x, dual, retain_graph=True)
+        tangent = torch.autograd.forward_ad.unpack_dual(gradient).tangent
+    assert not gradient.requires_grad
+    # A gradient is linear in the one that comes in.
+    torch.testing.assert_close(tangent, torch.autograd.grad(y, x, direction)[0], rtol=1e-4, atol=1e-5)

@@ -246,7 +246,8 @@ def test_transforms():
 def test_opcheck():
     x, seed = torch.randn(3, 5), torch.tensor([7])
     for op in (OPS.dropout_forward, OPS.dropout_backward, OPS.dropout_mask):
-        for tensor in (x, x.t(), torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)):
+        images = [torch.randn(shape).to(memory_format=torch.channels_last) for shape in ((2, 3, 4, 5), (4, 1, 5, 7))]
+        for tensor in (x, x.t(), *images):
             torch.library.opcheck(op.default, (tensor, seed, 0.3))
     torch.library.opcheck(OPS.dropout_forward_.default, (x, seed, 0.3))
     torch.library.opcheck(OPS.dropout_forward_keeping.default, (x, seed, 0.3))
@@ -321,3 +322,10 @@ def test_bad_input_raises_what_native_raises(kind):
         BAD[kind](F.dropout)
     with pytest.raises(native.type):
         BAD[kind](TF.dropout)
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 100, 70), (4, 6, 1, 1), (1, 3, 5, 7)])
+def test_compiled_strides_are_eager(shape):
+    x = torch.randn(shape).to(memory_format=torch.channels_last)
+    strides = lambda x: TF.dropout(x, 0.5).stride()  # noqa: E731
+    assert torch.compile(strides, backend="aot_eager", fullgraph=True)(x) == strides(x) == F.dropout(x, 0.5).stride()

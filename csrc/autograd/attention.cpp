@@ -77,7 +77,7 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
                                    ctx->saved_data["scale"].toOptional<double>()};
     const auto needs = inputs_needing_grad(ctx, {true, true, true, mask.defined()});
     variable_list grads;
-    if (at::GradMode::is_enabled()) {
+    if (wants_differentiable(grad_outputs)) {
       grads = native_backward({query, key, value, mask}, needs, grad_outputs,
                               [&](const variable_list& in) -> variable_list {
                                 return {attention_by_formula(in[0], in[1], in[2], in[3], seed, options)};

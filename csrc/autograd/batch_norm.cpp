@@ -89,7 +89,7 @@ class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
     const Activation kind = activation_from_name(activation);
     const bool relu = kind == Activation::kRelu;
     const auto needs = inputs_needing_grad(ctx, {true, weight.defined(), has_bias, has_residual});
-    if (at::GradMode::is_enabled()) {
+    if (wants_differentiable(grad_outputs)) {
       const auto dtype = static_cast<at::ScalarType>(flags >> 8 & 255);
       const auto bias_dtype = static_cast<at::ScalarType>(flags >> 16);
       const Tensor given_mean = training ? Tensor() : mean.to(dtype), given_var = training ? Tensor() : var.to(dtype);

@@ -70,7 +70,7 @@ class Conv2dFunction : public torch::autograd::Function<Conv2dFunction> {
     // Differentiable in itself: the gradient of relu needs no replay.
     const Tensor grad = output.defined() ? at::threshold_backward(grad_outputs[0], output, 0) : grad_outputs[0];
     if (needs[3]) result[8] = grad;
-    if (at::GradMode::is_enabled()) {
+    if (wants_differentiable(grad_outputs)) {
       const Conv2dOptions options{stride, padding, dilation, groups};
       const Tensor bias = has_bias ? at::zeros_symint({weight.sym_size(0)}, weight.options()) : Tensor();
       auto grads = native_backward(
@@ -98,7 +98,7 @@ class ActivationFunction : public torch::autograd::Function<ActivationFunction> 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
     const Tensor pre = ctx->get_saved_variables()[0];
     const std::string activation = ctx->saved_data["activation"].toStringRef();
-    if (!at::GradMode::is_enabled()) {
+    if (!wants_differentiable(grad_outputs)) {
       at::AutoDispatchBelowADInplaceOrView below_autograd;
       return {activation_backward(grad_outputs[0], pre, activation), Tensor(), Tensor()};
     }

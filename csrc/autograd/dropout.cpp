@@ -27,7 +27,7 @@ variable_list dropout_gradients(AutogradContext* ctx, const variable_list& grad_
   const Tensor &seed = saved[0], &keep_bits = saved[1];
   const double p = ctx->saved_data["p"].toDouble();
   const Tensor& grad = grad_outputs[0];
-  if (at::GradMode::is_enabled()) return {differentiable_dropout_backward(grad, seed, p), Tensor()};
+  if (wants_differentiable(grad_outputs)) return {differentiable_dropout_backward(grad, seed, p), Tensor()};
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   return {dropout_backward(grad, seed, p, keep_bits), Tensor()};
 }

@@ -29,7 +29,7 @@ class DropoutAddFunction : public torch::autograd::Function<DropoutAddFunction> 
     const auto needs = inputs_needing_grad(ctx, {true, true, ctx->saved_data["has_bias"].toBool()});
     const Tensor& grad = grad_outputs[0];
     Tensor grad_input, grad_bias;
-    if (at::GradMode::is_enabled()) {
+    if (wants_differentiable(grad_outputs)) {
       if (needs[0] || needs[2]) grad_input = differentiable_dropout_backward(grad, seed, p);
       if (needs[2]) grad_bias = grad_input.sum_to_size_symint({grad.sym_size(-1)});
     } else if (needs[2]) {

@@ -23,7 +23,7 @@ InputGrads split(const Tensor& dz, const Tensor& seed, double p, const std::vect
   if (needs[0] && !seed.defined()) grad_input = dz;
   if (needs[0] && seed.defined()) {
     grad_input =
-        at::GradMode::is_enabled() ? differentiable_dropout_backward(dz, seed, p) : dropout_backward(dz, seed, p);
+        wants_differentiable({dz}) ? differentiable_dropout_backward(dz, seed, p) : dropout_backward(dz, seed, p);
   }
   return {grad_input, needs[1] ? dz : Tensor()};
 }
@@ -64,7 +64,7 @@ class DropoutAddLayerNormFunction : public torch::autograd::Function<DropoutAddL
       return result(split(grad_sum, seed, p, needs), Tensor(), Tensor());
     }
     const bool wants_dz = needs[0] || needs[1];
-    if (at::GradMode::is_enabled()) {
+    if (wants_differentiable(grad_outputs)) {
       const double eps = ctx->saved_data["eps"].toDouble();
       const auto grads = native_backward({sum, weight, bias}, {wants_dz, needs[2], needs[3]}, {grad_output},
                                          [&](const variable_list& in) -> variable_list {

@@ -27,7 +27,7 @@ class LayerNormFunction : public torch::autograd::Function<LayerNormFunction> {
     const Tensor &input = saved[0], &weight = saved[1], &bias = saved[2], &mean = saved[3], &rstd = saved[4];
     const auto shape = input.sym_sizes().slice(input.dim() - ctx->saved_data["rank"].toInt());
     const auto needs = inputs_needing_grad(ctx, {true, weight.defined(), bias.defined()});
-    if (at::GradMode::is_enabled()) {
+    if (wants_differentiable(grad_outputs)) {
       const double eps = ctx->saved_data["eps"].toDouble();
       auto grads =
           native_backward({input, weight, bias}, needs, grad_outputs, [&](const variable_list& in) -> variable_list {

@@ -38,7 +38,7 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     const int64_t flags = ctx->saved_data["flags"].toInt();
     const bool has_bias = flags & 1;
     const auto needs = inputs_needing_grad(ctx, {true, true, has_bias});
-    if (!at::GradMode::is_enabled()) {
+    if (!wants_differentiable(grad_outputs)) {
       at::AutoDispatchBelowADInplaceOrView below_autograd;
       const bool turns_input = needs[0] && (flags & 2), turns_weight = needs[1] && (flags & 4);
       auto [grad_input, grad_weight, grad_bias] = tilewright::linear_backward(
@@ -76,7 +76,7 @@ class LinearActFunction : public torch::autograd::Function<LinearActFunction> {
     const Tensor &input = saved[0], &weight = saved[1], &bias = saved[2];
     const std::string activation = ctx->saved_data["activation"].toStringRef();
     const auto needs = inputs_needing_grad(ctx, {true, true, bias.defined()});
-    if (at::GradMode::is_enabled()) {
+    if (wants_differentiable(grad_outputs)) {
       const Activation kind = activation_from_name(activation);
       auto grads =
           native_backward({input, weight, bias}, needs, grad_outputs, [kind](const variable_list& in) -> variable_list {

@@ -24,7 +24,7 @@ class MaskedScaleFunction : public torch::autograd::Function<MaskedScaleFunction
     const Tensor mask = ctx->get_saved_variables()[0];
     const double scale = ctx->saved_data["scale"].toDouble();
     const Tensor& grad = grad_outputs[0];
-    if (at::GradMode::is_enabled()) return {at::mul(at::mul(grad, mask), scale), Tensor(), Tensor()};
+    if (wants_differentiable(grad_outputs)) return {at::mul(at::mul(grad, mask), scale), Tensor(), Tensor()};
     return {masked_scale_forward(grad, mask, scale), Tensor(), Tensor()};
   }
 };

@@ -53,7 +53,7 @@ class MatmulFunction : public torch::autograd::Function<MatmulFunction> {
     const auto input_shape = saved_shape(ctx, "input_shape", saved[0]);
     const auto other_shape = saved_shape(ctx, "other_shape", saved[1]);
     const auto needs = inputs_needing_grad(ctx, {true, true});
-    if (at::GradMode::is_enabled()) {
+    if (wants_differentiable(grad_outputs)) {
       return native_backward({saved_or_zeros(saved[0], input_shape, grad), saved_or_zeros(saved[1], other_shape, grad)},
                              needs, grad_outputs,
                              [](const variable_list& in) -> variable_list { return {at::matmul(in[0], in[1])}; });
@@ -92,7 +92,7 @@ class BaddbmmFunction : public torch::autograd::Function<BaddbmmFunction> {
     const auto batch2_shape = saved_shape(ctx, "batch2_shape", saved[1]);
     const at::Scalar beta = ctx->saved_data["beta"].toScalar(), alpha = ctx->saved_data["alpha"].toScalar();
     const auto needs = inputs_needing_grad(ctx, {true, true, true});
-    if (at::GradMode::is_enabled()) {
+    if (wants_differentiable(grad_outputs)) {
       auto grads = native_backward(
           {at::zeros_symint(input_shape, grad.options()), saved_or_zeros(saved[0], batch1_shape, grad),
            saved_or_zeros(saved[1], batch2_shape, grad)},

@@ -8,6 +8,8 @@ namespace tilewright {
 variable_list native_backward(const variable_list& inputs, const std::vector<bool>& needs,
                               const variable_list& grad_outputs,
                               const std::function<variable_list(const variable_list&)>& native) {
+  const bool create_graph = at::GradMode::is_enabled();
+  const at::AutoGradMode replay_is_recorded(true);
   variable_list aliases(inputs.size());
   variable_list wanted;
   for (size_t i = 0; i < inputs.size(); ++i) {
@@ -28,7 +30,7 @@ variable_list native_backward(const variable_list& inputs, const std::vector<boo
   }
   variable_list grads;
   if (!used_outputs.empty()) {
-    grads = torch::autograd::grad(used_outputs, wanted, used_grads, /*retain_graph=*/true, /*create_graph=*/true,
+    grads = torch::autograd::grad(used_outputs, wanted, used_grads, /*retain_graph=*/true, create_graph,
                                   /*allow_unused=*/true);
   }
   variable_list result(inputs.size());

@@ -8,10 +8,12 @@
 //        0 -1  1  0           .5 -.5  .5            0  1 -1 -1
 //        0  1  0 -1            0   0   1
 //
-// Summed over channels (or tiles) the products are 16 matrix products. The transforms are sums and halvings: errors
-// stay at those of the plain sum (F(4x4, 3x3) would multiply them by ten and more). Points a pixel does not depend on
-// have a zero in A^T or B^T, so an Inf or a NaN reaches the pixels it reaches in the plain sum, but Inf may become NaN
-// there: the functions that finish a result report values that are not finite, and the caller computes the plain sum.
+// Summed over channels (or tiles) the products are 16 matrix products. The transforms are sums and halvings: on
+// data of even scale errors stay at those of the plain sum (F(4x4, 3x3) would multiply them by ten and more). They are
+// relative to the largest weight and value of a tile, though: a small one beside a large one is rounded as the large.
+// Points a pixel does not depend on have a zero in A^T or B^T, so an Inf or a NaN reaches the pixels it reaches in the
+// plain sum, but Inf may become NaN there: the functions that finish a result report values that are not finite, and
+// the caller computes the plain sum.
 #pragma once
 #include "cpu/kernels/gemm.h"
 #include "cpu/kernels/rows.h"

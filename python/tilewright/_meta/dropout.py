@@ -6,6 +6,10 @@ from torch import Tensor
 
 def empty_pointwise(tensor: Tensor) -> Tensor:
     """The result of native's input * noise, whose strides are ours too (see cpu/dropout.h)."""
+    if tensor.is_contiguous():  # dimensions of size 1 get the strides of a new tensor
+        return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return torch.empty_like(tensor, memory_format=torch.channels_last)
     return torch.mul(tensor, torch.empty_like(tensor))
 
 
@@ -26,7 +30,7 @@ def _forward_inplace(input: Tensor, seed: Tensor, p: float) -> None:
 
 @torch.library.register_fake("tilewright::dropout_forward_keeping")
 def _forward_keeping(input: Tensor, seed: Tensor, p: float) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(input), input.new_empty([(input.numel() + 7) // 8 + 4], dtype=torch.uint8)
+    return empty_pointwise(input), input.new_empty([(input.numel() + 7) // 8 + 4], dtype=torch.uint8)
 
 
 @torch.library.register_fake("tilewright::dropout_backward")

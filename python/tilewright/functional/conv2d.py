@@ -106,14 +106,16 @@ def conv2d_act(
     Args:
         input: as are weight, bias, stride, padding, dilation and groups: those of :func:`conv2d`.
         activation: "none", "relu", "gelu", "gelu_tanh" or "silu".
-        residual: a tensor of the result's dtype that has its shape or broadcasts to it, added before the activation.
+        residual: of the result's shape and dtype, or broadcasting to it, added before the activation. A dtype that has
+            no kernel here (an integer) is promoted by native.
 
     Returns:
         What conv2d returns.
 
     Raises:
         ValueError: an unknown activation.
-        RuntimeError: as conv2d; residual has another dtype than the result, or a shape that does not broadcast to it.
+        RuntimeError: as conv2d; residual has another floating dtype than the result, or a shape that does not broadcast
+            to it.
 
     Example:
         >>> y = tilewright.functional.conv2d_act(x, weight, bias, padding=1, activation="relu", residual=x)
