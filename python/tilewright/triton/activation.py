@@ -1,0 +1,31 @@
+"""Activations behind a product, on float32 accumulators; the formulas are those of csrc/cpu/kernels/activation.h.
+
+The code is a runtime scalar: a branch taken once a tile costs nothing beside the product, and one compiled kernel
+serves all activations.
+"""
+
+import triton
+import triton.language as tl
+
+# The codes kernels take, in the order of csrc's enum Activation.
+CODES = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4}
+
+
+def gradient_reads_input(activation: str) -> bool:
+    """Is the gradient read from what the activation is applied to? That of relu is read from its output."""
+    return activation not in ("none", "relu")
+
+
+@triton.jit
+def activate(x, code):
+    """act(x) for a float32 block, with a scalar code of CODES; NaN stays NaN."""
+    if code == 1:
+        x = tl.where(x < 0, 0.0, x)  # not a maximum: that would lose NaN
+    elif code == 2:
+        x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif code == 3:
+        u = 1.5957691216057308 * (x + 0.044715 * x * x * x)  # 2 sqrt(2 / pi) (...)
+        x = x / (1.0 + tl.exp(-u))  # x sigmoid(2 u): tanh without cancellation
+    elif code == 4:
+        x = x / (1.0 + tl.exp(-x))
+    return x

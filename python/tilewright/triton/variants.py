@@ -1,0 +1,123 @@
+"""One compiled kernel is a Variant; launching and ahead-of-time compilation both start from it.
+
+Kernels follow three rules, so that the variants a program can reach are the ones listed and no others:
+
+* every integer argument is annotated (``tl.int32`` for sizes below 2^31, ``tl.int64`` for strides and offsets) and
+  named in ``do_not_specialize``; every pointer is named in ``do_not_specialize_on_alignment``. What Triton would
+  specialise on (divisibility by 16, equality with 1) enters as a ``tl.constexpr`` that the configuration chooses;
+* what leaves the main loop as it is (bias or not, which activation, causal or not) is a runtime scalar, not a constant;
+* a descriptor's block shape is a function of the constants.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+# Architectures with a table of their own. 86 stands for every part with 99 KiB of shared memory a block (8.6, 8.9,
+# 12.x), whatever its generation.
+ARCHITECTURES = (80, 86, 90, 100)
+
+# Bytes of shared memory a block may ask for (CUDA C++ Programming Guide, compute capabilities).
+SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+
+_TYPE_NAMES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float64: "fp64",
+    torch.int64: "i64",
+    torch.uint8: "u8",
+    torch.bool: "u1",
+}
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """Triton's name of an element type: ``bf16`` for torch.bfloat16."""
+    return _TYPE_NAMES[dtype]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel with everything its compilation depends on except the architecture.
+
+    Attributes:
+        kernel: the ``@triton.jit`` function.
+        signature: (argument, type) of every argument that is no constant, in order: ``"i32"``, ``"*bf16"``,
+            ``"tensordesc<bf16[128, 64]>"``.
+        constants: (argument, value) of every ``tl.constexpr``.
+        num_warps, num_stages: as Triton takes them.
+    """
+
+    kernel: Any = field(compare=True)
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, Any], ...]
+    num_warps: int
+    num_stages: int
+
+    @property
+    def name(self) -> str:
+        constants = ",".join(f"{name}={value}" for name, value in self.constants)
+        types = ",".join(dict.fromkeys(kind for _, kind in self.signature if kind.startswith(("*", "tensordesc"))))
+        return f"{self.kernel.__name__}[{constants}|{types}|warps={self.num_warps},stages={self.num_stages}]"
+
+    def compile(self, architecture: int) -> Any:
+        """Ahead of time, without a GPU: the compiled kernel with ``asm["ptx"]``, ``asm["cubin"]`` and ``metadata``."""
+        types = dict(self.signature) | {name: "constexpr" for name, _ in self.constants}
+        ordered = {name: types[name] for name in self.kernel.arg_names}
+        source = ASTSource(self.kernel, ordered, dict(self.constants), {})
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+        return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+
+
+_observers: list[Callable[[Variant], None]] = []
+
+
+def launch(variant: Variant, grid: Sequence[int], arguments: Mapping[str, Any]) -> None:
+    """Run a variant on the current stream of the current device.
+
+    Args:
+        grid: programs in up to three dimensions; nothing happens where there are none.
+        arguments: every argument of the variant's signature.
+    """
+    for observe in _observers:
+        observe(variant)
+    if 0 in grid:
+        return
+    variant.kernel[tuple(grid)](
+        **arguments,
+        **dict(variant.constants),
+        num_warps=variant.num_warps,
+        num_stages=variant.num_stages,
+        enable_fp_fusion=True,
+    )
+
+
+@contextmanager
+def observed() -> Iterator[list[Variant]]:
+    """Collect the variants launched in the body, so that tests can compare them with those listed."""
+    seen: list[Variant] = []
+    _observers.append(seen.append)
+    try:
+        yield seen
+    finally:
+        _observers.remove(seen.append)
+
+
+def architecture_of(device: torch.device) -> int:
+    """The table a device uses: one of ARCHITECTURES. On the CPU (Triton's interpreter) that of 80."""
+    if device.type != "cuda":
+        return 80
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) == (8, 0) or (major, minor) == (8, 7):
+        return 80
+    if major == 9:
+        return 90
+    if major in (10, 11):
+        return 100
+    return 86
