@@ -58,6 +58,7 @@ __device__ __forceinline__ void write_partials(const LayerNormBackwardArgs<T>& a
                                                const Acc<T> (&sums)[2][Shape::kItems][Shape::kVec]) {
   using A = Acc<T>;
   A* of_group = dynamic_shared<A>();  // [rows of block - 1, capacity]
+#pragma unroll  // or totals would be indexed at run time and live in local memory
   for (int which = 0; which < 2; ++which) {
     A* partial = args.partials + (which * static_cast<int64_t>(gridDim.x) + blockIdx.x) * args.cols;
     if (Shape::group() > 0) {
@@ -173,6 +174,7 @@ __global__ void __launch_bounds__(kColumns* kLanes) layer_norm_gradient_columns(
     }
   }
 #pragma unroll
+#pragma unroll  // or totals would be indexed at run time and live in local memory
   for (int which = 0; which < 2; ++which) {
     const A sum = sum_over_lanes(totals[which]);
     if (lane == 0 && column < args.cols) args.partials[(which * parts + part) * args.cols + column] = sum;
@@ -223,10 +225,11 @@ Status launch_long(const LayerNormBackwardArgs<T>& args, const Launch& where) {
   return launch(where, layer_norm_gradient_columns<T>, grid, kColumns * kLanes, 0, args);
 }
 
-// 16 elements a thread: xhat, dy and two totals of each are 64 registers of the 128 that blocks of 512 threads have.
+// 16 elements a thread: xhat, dy and two totals of each are 64 registers of the 128 that blocks of 512 threads have. 8
+// where each is an access with an address and a condition of its own.
 template <typename T, int kVec>
 Status launch_by_length(const LayerNormBackwardArgs<T>& args, const Launch& where) {
-  constexpr int kMost = 16 / (sizeof(T) == 8 ? 2 : 1) / kVec;
+  constexpr int kMost = kVec == 1 ? 8 : 16 / (sizeof(T) == 8 ? 2 : 1) / kVec;
   const int64_t accesses = args.cols / kVec;
   if (accesses <= 8) return launch_rows<T, RowShape<kVec, 1, 8, 128>>(args, where);
   if (accesses <= 32) return launch_rows<T, RowShape<kVec, 1, 32, 128>>(args, where);

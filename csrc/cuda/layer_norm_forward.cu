@@ -12,7 +12,7 @@ namespace {
 
 template <typename T>
 __device__ __forceinline__ Acc<T> reciprocal_deviation(Acc<T> m2, int64_t cols, Acc<T> eps) {
-  return Acc<T>(1) / sqrt(m2 / static_cast<Acc<T>>(cols) + eps);
+  return rsqrt(m2 / static_cast<Acc<T>>(cols) + eps);
 }
 
 template <typename T, int N>
@@ -107,11 +107,11 @@ Status launch_rows(const LayerNormForwardArgs<T>& args, const Launch& where) {
   return launch(where, layer_norm_rows<T, Shape>, dim3(static_cast<unsigned>(blocks)), Shape::kBlock, 0, args);
 }
 
-// The smallest group of threads whose registers hold the row. 32 elements a thread leave room for four blocks of 128
-// threads on a multiprocessor.
+// The smallest group of threads whose registers hold the row: 32 elements a thread, or 8 where each is an access with
+// an address and a condition of its own.
 template <typename T, int kVec>
 Status launch_by_length(const LayerNormForwardArgs<T>& args, const Launch& where) {
-  constexpr int kMost = 32 / (sizeof(T) == 8 ? 2 : 1) / kVec;
+  constexpr int kMost = kVec == 1 ? 8 : 32 / (sizeof(T) == 8 ? 2 : 1) / kVec;
   const int64_t accesses = args.cols / kVec;
   if (accesses <= 8) return launch_rows<T, RowShape<kVec, 1, 8, 128>>(args, where);
   if (accesses <= 32) return launch_rows<T, RowShape<kVec, 1, 32, 128>>(args, where);
