@@ -1,6 +1,7 @@
 """Thin: hands torch's and Python's paths to CMake and ninja. Sources and flags are in CMakeLists.txt."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -12,6 +13,9 @@ from setuptools.command.build_ext import build_ext
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parent.resolve()
+
+# Every GPU the kernels run on: 8.x, 9.0, 10.x and, from the last one's PTX, newer ones. "" builds no CUDA library.
+CUDA_ARCHITECTURES = "80;90a;100"
 
 
 class CMakeBuild(build_ext):
@@ -32,6 +36,7 @@ class CMakeBuild(build_ext):
             "TILEWRIGHT_EXTENSION_SUFFIX": sysconfig.get_config_var("EXT_SUFFIX"),
             "TILEWRIGHT_OUTPUT_DIR": str(output),
             "TILEWRIGHT_SANITIZE": str(int(sanitize)),
+            "TILEWRIGHT_CUDA_ARCHITECTURES": os.environ.get("TILEWRIGHT_CUDA_ARCHITECTURES", CUDA_ARCHITECTURES),
         }
         arguments = [f"-D{name}={value}" for name, value in definitions.items()]
         subprocess.check_call(["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *arguments])
@@ -42,10 +47,13 @@ class CMakeBuild(build_ext):
         )
 
     def copy_extensions_to_source(self) -> None:
-        """Editable installs: the facts travel with the library."""
+        """Editable installs: the facts and the CUDA library travel with the extension."""
         super().copy_extensions_to_source()
-        built = Path(self.build_lib) / "tilewright" / "_build.py"
-        (ROOT / "python" / "tilewright" / "_build.py").write_text(built.read_text())
+        built, package = Path(self.build_lib) / "tilewright", ROOT / "python" / "tilewright"
+        (package / "_build.py").write_text((built / "_build.py").read_text())
+        (package / "_cuda.so").unlink(missing_ok=True)
+        if (built / "_cuda.so").exists():
+            shutil.copy2(built / "_cuda.so", package / "_cuda.so")
 
 
 setup(ext_modules=[Extension("tilewright._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

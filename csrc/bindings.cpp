@@ -1,9 +1,13 @@
 // What Python asks of the extension beside the torch ops: build facts, ISA control, and the short way to the ops.
+#include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
+
+#include <map>
 
 #include "cpu/kernel_table.h"
 #include "cpu/roofline.h"
 #include "direct_call.h"
+#include "ops/gpu.h"
 
 namespace {
 
@@ -22,6 +26,23 @@ void add_direct_calls(pybind11::module_ m) {
   add<"linear_act", Tensor(const Tensor&, const Tensor&, const OptionalTensor&, c10::string_view)>(m);
 }
 
+// source(device) -> {op: dtype bits}, or None: no op is served on a GPU.
+void set_gpu_tables(std::optional<pybind11::function> source) {
+  if (!source.has_value()) return tilewright::set_gpu_tables(nullptr);
+  // Held for the rest of the process: threads may ask for a table while the interpreter shuts down.
+  auto* held = new pybind11::function(std::move(*source));
+  tilewright::set_gpu_tables([held](int device) {
+    const pybind11::gil_scoped_acquire gil;
+    const auto of_op = (*held)(device).cast<std::map<std::string, int>>();
+    tilewright::GpuTable table{};
+    for (int op = 0; op < tilewright::kOps; ++op) {
+      const auto found = of_op.find(tilewright::kOpNames[op]);
+      if (found != of_op.end()) table[static_cast<size_t>(op)] = static_cast<uint8_t>(found->second);
+    }
+    return table;
+  });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
@@ -33,5 +54,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("force_isa", &tilewright::force_isa, "use the named ISA from now on");
   m.def("measure_fma_peak", &tilewright::measure_fma_peak, pybind11::call_guard<pybind11::gil_scoped_release>(),
         "GFLOP/s of multiply-adds in the named dtype, on the ISA in use and torch's threads");
+  m.def("set_gpu_tables", &set_gpu_tables, "how to find out which ops a GPU serves, as {op: dtype bits}");
   add_direct_calls(m.def_submodule("direct", "the ops' short way from Python: None means take torch.ops' way"));
 }

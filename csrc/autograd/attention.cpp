@@ -111,7 +111,7 @@ Tensor scaled_dot_product_attention(const Tensor& query, const Tensor& key, cons
   const Tensor mask = value_or_undefined(attn_mask);
   const bool native_mask =
       layout_needs_native(mask) || (mask.defined() && mask.scalar_type() != at::kBool && tensor_needs_native(mask));
-  if (native_mask || use_native(query, key, value)) {
+  if (native_mask || use_native(Op::kAttention, query, key, value)) {
     return at::scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa);
   }
   const auto [q, k, v, contiguous] = prepare_attention(query, key, value, mask, dropout_p, is_causal, enable_gqa);

@@ -155,7 +155,8 @@ Tensor batch_norm_with(const Tensor& input, const OptionalTensor& weight, const 
 // Native has no derivative for the running statistics and says so; its message is as good as ours.
 bool goes_to_native(const Tensor& input, const OptionalTensor& running_mean, const OptionalTensor& running_var,
                     const OptionalTensor& weight, const OptionalTensor& bias) {
-  return use_native(input, running_mean, running_var, weight, bias) || records_grad(running_mean, running_var);
+  return use_native(Op::kBatchNorm, input, running_mean, running_var, weight, bias) ||
+         records_grad(running_mean, running_var);
 }
 
 Tensor batch_norm(const Tensor& input, const OptionalTensor& running_mean, const OptionalTensor& running_var,
@@ -174,7 +175,8 @@ Tensor batch_norm_act(const Tensor& input, const OptionalTensor& running_mean, c
                       double eps, c10::string_view activation_name, const OptionalTensor& residual) {
   const Activation activation = activation_from_name(activation_name);
   const OptionalTensor added = broadcast_residual(input, residual);
-  const bool native = goes_to_native(input, running_mean, running_var, weight, bias) || use_native(residual);
+  const bool native =
+      goes_to_native(input, running_mean, running_var, weight, bias) || use_native(Op::kBatchNorm, input, residual);
   if (native || !is_like(input, added)) {
     Tensor y = batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps);
     if (is_defined(residual)) y = at::add(y, *residual);

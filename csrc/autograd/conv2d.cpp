@@ -145,7 +145,7 @@ bool leaves_to_native(const Tensor& input, const OptionalTensor& bias) {
 Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, c10::SymIntArrayRef stride,
               c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups) {
   const Conv2dOptions options{stride, padding, dilation, groups};
-  if (use_native(input, weight, bias) || leaves_to_native(input, bias)) {
+  if (use_native(Op::kConv2d, input, weight, bias) || leaves_to_native(input, bias)) {
     return native_conv2d(input, weight, bias, options);
   }
   return run_any_rank(input, weight, bias, options, "none", /*residual=*/{});
@@ -176,7 +176,7 @@ Tensor conv2d_act(const Tensor& input, const Tensor& weight, const OptionalTenso
                   c10::string_view activation, const OptionalTensor& residual) {
   const Conv2dOptions options{stride, padding, dilation, groups};
   const Activation kind = activation_from_name(activation);
-  if (use_native(input, weight, bias, residual) || leaves_to_native(input, bias)) {
+  if (use_native(Op::kConv2d, input, weight, bias, residual) || leaves_to_native(input, bias)) {
     const Tensor sum = native_conv2d(input, weight, bias, options);
     return native_activation(is_defined(residual) ? at::add(sum, *residual) : sum, kind);
   }

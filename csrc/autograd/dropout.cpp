@@ -73,7 +73,7 @@ class InplaceDropoutFunction : public torch::autograd::Function<InplaceDropoutFu
 bool keeps_everything(const Tensor& input, double p, bool train) { return p == 0 || !train || input.sym_numel() == 0; }
 
 Tensor dropout(const Tensor& input, double p, bool train) {
-  if (use_native(input)) return at::dropout(input, p, train);
+  if (use_native(Op::kDropout, input)) return at::dropout(input, p, train);
   check_dropout_probability(p);
   if (keeps_everything(input, p, train)) return input;
   if (p == 1) return at::mul(input, at::zeros({}, input.options()));
@@ -83,7 +83,7 @@ Tensor dropout(const Tensor& input, double p, bool train) {
 }
 
 Tensor& dropout_(Tensor& input, double p, bool train) {
-  if (use_native(input)) return at::dropout_(input, p, train);
+  if (use_native(Op::kDropout, input)) return at::dropout_(input, p, train);
   check_dropout_probability(p);
   if (keeps_everything(input, p, train)) return input;
   if (p == 1) return input.mul_(at::zeros({}, input.options()));

@@ -53,7 +53,7 @@ bool fits_fused(const Tensor& input, const Tensor& residual, const OptionalTenso
 
 Tensor dropout_add(const Tensor& input, const Tensor& residual, double p, bool train, const OptionalTensor& bias) {
   check_dropout_probability(p);
-  const bool native = use_native(input, residual, bias);
+  const bool native = use_native(Op::kDropoutAdd, input, residual, bias);
   if (native || !draws_mask(p, train) || !fits_fused(input, residual, bias)) {
     static const auto dropout_op = find_op<Tensor(const Tensor&, double, bool)>("tilewright::dropout");
     const Tensor x = is_defined(bias) ? at::add(input, *bias) : input;

@@ -110,7 +110,7 @@ std::tuple<Tensor, Tensor> output_and_sum(const Tensor& input, const Tensor& res
                                           c10::SymIntArrayRef normalized_shape, const OptionalTensor& weight,
                                           const OptionalTensor& bias, double eps, double p, bool train, bool keep_sum) {
   check_dropout_probability(p);
-  const bool native = use_native(input, residual, weight, bias);
+  const bool native = use_native(Op::kDropoutAddLayerNorm, input, residual, weight, bias);
   if (native || !fits_fused(input, residual, p, train)) {
     return unfused(input, residual, normalized_shape, weight, bias, eps, p, train, native);
   }

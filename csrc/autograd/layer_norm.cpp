@@ -45,7 +45,8 @@ class LayerNormFunction : public torch::autograd::Function<LayerNormFunction> {
 
 Tensor layer_norm(const Tensor& input, c10::SymIntArrayRef normalized_shape, const OptionalTensor& weight,
                   const OptionalTensor& bias, double eps) {
-  if (use_native(input, weight, bias)) return at::layer_norm_symint(input, normalized_shape, weight, bias, eps);
+  if (use_native(Op::kLayerNorm, input, weight, bias))
+    return at::layer_norm_symint(input, normalized_shape, weight, bias, eps);
   if (records_grad(input, weight, bias)) return LayerNormFunction::apply(input, normalized_shape, weight, bias, eps);
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   return std::get<0>(layer_norm_forward(input, normalized_shape, weight, bias, eps));

@@ -98,7 +98,7 @@ bool has_common_shapes(const Tensor& weight, const OptionalTensor& bias) {
 }
 
 Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
-  if (use_native(input, weight, bias)) return at::linear(input, weight, bias);
+  if (use_native(Op::kLinear, input, weight, bias)) return at::linear(input, weight, bias);
   const Tensor mixed = native_with_other_bias(input, bias, [&] { return at::linear(input, weight, bias); });
   if (mixed.defined()) return mixed;
   if (!has_common_shapes(weight, bias)) {
@@ -114,7 +114,7 @@ Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& b
 Tensor linear_act(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, c10::string_view activation) {
   const Activation kind = activation_from_name(activation);
   if (kind == Activation::kNone) return tilewright::linear(input, weight, bias);
-  if (use_native(input, weight, bias) || !has_common_shapes(weight, bias)) {
+  if (use_native(Op::kLinear, input, weight, bias) || !has_common_shapes(weight, bias)) {
     return native_activation(tilewright::linear(input, weight, bias), kind);
   }
   if (records_grad(input, weight, bias)) {

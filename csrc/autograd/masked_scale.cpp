@@ -30,8 +30,8 @@ class MaskedScaleFunction : public torch::autograd::Function<MaskedScaleFunction
 };
 
 Tensor masked_scale(const Tensor& input, const Tensor& mask, double scale) {
-  const bool own = !use_native(input) && mask.scalar_type() == at::kBool && mask.device() == input.device() &&
-                   mask.layout() == at::kStrided;
+  const bool own = !use_native(Op::kMaskedScale, input) && mask.scalar_type() == at::kBool &&
+                   mask.device() == input.device() && mask.layout() == at::kStrided;
   if (!own) return at::mul(at::mul(input, mask), scale);
   // Views, differentiated by autograd: the gradient of a broadcast input is summed there.
   const auto shape = at::infer_size_symint(input.sym_sizes(), mask.sym_sizes());

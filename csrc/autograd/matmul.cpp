@@ -112,14 +112,14 @@ class BaddbmmFunction : public torch::autograd::Function<BaddbmmFunction> {
 };
 
 Tensor matmul(const Tensor& input, const Tensor& other) {
-  if (use_native(input, other)) return at::matmul(input, other);
+  if (use_native(Op::kMatmul, input, other)) return at::matmul(input, other);
   if (records_grad(input, other)) return MatmulFunction::apply(input, other);
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   return tilewright::matmul_forward(input, other);
 }
 
 Tensor bmm(const Tensor& input, const Tensor& mat2) {
-  if (use_native(input, mat2)) return at::bmm(input, mat2);
+  if (use_native(Op::kMatmul, input, mat2)) return at::bmm(input, mat2);
   TORCH_CHECK(input.dim() == 3 && mat2.dim() == 3, "bmm: input and mat2 must be 3-D, got shapes ", input.sym_sizes(),
               " and ", mat2.sym_sizes());
   TORCH_CHECK(input.sym_size(0) == mat2.sym_size(0),
@@ -130,7 +130,7 @@ Tensor bmm(const Tensor& input, const Tensor& mat2) {
 
 Tensor baddbmm(const Tensor& input, const Tensor& batch1, const Tensor& batch2, const at::Scalar& beta,
                const at::Scalar& alpha) {
-  if (use_native(input, batch1, batch2)) return at::baddbmm(input, batch1, batch2, beta, alpha);
+  if (use_native(Op::kMatmul, input, batch1, batch2)) return at::baddbmm(input, batch1, batch2, beta, alpha);
   if (records_grad(input, batch1, batch2)) return BaddbmmFunction::apply(input, batch1, batch2, beta, alpha);
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   return tilewright::baddbmm_forward(input, batch1, batch2, beta, alpha);

@@ -20,8 +20,7 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_forward_cpu(const Tensor& input, a
   const Tensor weight = as_accumulator(weight_in, dtype), bias = as_accumulator(bias_in, dtype);
 
   Tensor output = empty_cpu(input.sizes(), dtype);
-  at::DimVector stat_shape(input.sizes());
-  for (size_t i = stat_shape.size() - normalized_shape.size(); i < stat_shape.size(); ++i) stat_shape[i] = 1;
+  const auto stat_shape = layer_norm_stat_shape(input.sizes(), normalized_shape);
   Tensor mean = empty_cpu(stat_shape, accumulation_dtype(dtype)),
          rstd = empty_cpu(stat_shape, accumulation_dtype(dtype));
   if (rows == 0) return {output, mean, rstd};
@@ -86,15 +85,8 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward_cpu(const Tensor& grad_ou
                                                            const Tensor& rstd, const OptionalTensor& weight_opt,
                                                            std::array<bool, 3> output_mask) {
   const Tensor weight_in = value_or_undefined(weight_opt);
-  const auto [rows, cols] = check_layer_norm(input, normalized_shape, weight_in, Tensor());
+  const auto [rows, cols] = check_layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight_in);
   const auto dtype = input.scalar_type();
-  TORCH_CHECK(grad_output.sizes().equals(input.sizes()) && grad_output.scalar_type() == dtype,
-              "layer_norm_backward: grad_output must have input's shape ", input.sizes(), " and dtype ", dtype,
-              ", got ", grad_output.sizes(), " and ", grad_output.scalar_type());
-  TORCH_CHECK(mean.numel() == rows && rstd.numel() == rows && mean.scalar_type() == accumulation_dtype(dtype) &&
-                  rstd.scalar_type() == mean.scalar_type(),
-              "layer_norm_backward: mean and rstd must hold one ", accumulation_dtype(dtype), " for each of ", rows,
-              " rows, got ", mean.sizes(), " and ", rstd.sizes());
   const Tensor dy = grad_output.contiguous(), x = input.contiguous(), means = mean.contiguous(),
                rstds = rstd.contiguous();
   const Tensor weight = as_accumulator(weight_in, dtype);

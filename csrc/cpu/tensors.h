@@ -1,57 +1,15 @@
-// From Tensor to what kernels take: typed pointers, accumulation-type parameters, one dispatch on dtype, threads.
+// What every CPU entry needs beside ops/tensors.h: new tensors without the dispatcher, and threads.
 #pragma once
 #include <ATen/EmptyTensor.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
 #include <memory>
 
-#include "common/types.h"
-#include "ops/library.h"
+#include "ops/tensors.h"
 
 namespace tilewright {
-
-// The pointer as kernels see it, null for an undefined tensor. The caller has checked the dtype.
-template <typename T>
-const T* const_data(const Tensor& tensor) {
-  return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) : nullptr;
-}
-template <typename T>
-T* mutable_data(const Tensor& tensor) {
-  return tensor.defined() ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
-}
-
-// The one switch on dtype: calls body with a value of the kernel's element type.
-template <typename Body>
-void dispatch_floating(at::ScalarType dtype, const char* op, const Body& body) {
-  switch (dtype) {
-    case at::kFloat:
-      return body(float{});
-    case at::kDouble:
-      return body(double{});
-    case at::kBFloat16:
-      return body(BF16{});
-    case at::kHalf:
-      return body(F16{});
-    default:
-      TORCH_CHECK(false, op, ": input must be float32, float64, bfloat16 or float16, got ", dtype);
-  }
-}
-
-// The dtype sums and statistics of an op on `dtype` are kept in.
-inline at::ScalarType accumulation_dtype(at::ScalarType dtype) {
-  return dtype == at::kDouble ? at::kDouble : at::kFloat;
-}
-
-// A parameter (weight, bias, ...) contiguous and in the accumulation type; undefined stays undefined. No copy for
-// float32 and float64, a few KB otherwise. The test comes first because even a .to() that does nothing costs 0.2 us.
-inline Tensor as_accumulator(const Tensor& parameter, at::ScalarType dtype) {
-  if (!parameter.defined()) return parameter;
-  const auto sum_dtype = accumulation_dtype(dtype);
-  return (parameter.scalar_type() == sum_dtype ? parameter : parameter.to(sum_dtype)).contiguous();
-}
 
 // A new CPU tensor without the dispatcher's part of at::empty: outputs of small calls would cost more than their
 // arithmetic.
@@ -65,8 +23,6 @@ inline Tensor empty_cpu(at::IntArrayRef sizes, at::ScalarType dtype,
 // wanted there by whoever reads it next. 32 MiB is what the cores of one die commonly share; with a reader behind it,
 // layer_norm gained from 30 MB on and lost below 20 MB. (sysconf's figure adds up the caches of all dies.)
 inline bool streams_past_cache(size_t bytes) { return bytes > (size_t{32} << 20); }
-
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <typename T>
 std::unique_ptr<T[]> uninitialised(int64_t size) {

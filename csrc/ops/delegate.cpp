@@ -46,11 +46,21 @@ bool is_empty(const Tensor& tensor) { return tensor.defined() && TORCH_GUARD_OR_
 bool layout_needs_native(const Tensor& tensor) {
   if (!tensor.defined()) return false;
   const auto device = tensor.device().type();
-  if (device != at::kCPU && device != at::kMeta) return true;
+  if (device != at::kCPU && device != at::kMeta && device != at::kCUDA) return true;
   const auto keys = tensor.key_set();
   if (!has_plain_keys(keys)) return true;
   if (keys.has(c10::DispatchKey::Python) && !is_tracing_subclass(tensor)) return true;
   return tensor._fw_grad(/*level=*/0).defined();
+}
+
+bool lie_apart(std::initializer_list<const Tensor*> tensors) {
+  const Tensor* first = nullptr;
+  for (const Tensor* tensor : tensors) {
+    if (tensor == nullptr || !tensor->defined()) continue;
+    if (first == nullptr) first = tensor;
+    if (tensor->device() != first->device()) return true;
+  }
+  return false;
 }
 
 bool transform_is_active() {

@@ -5,6 +5,7 @@
 // subclasses with their own __torch_dispatch__ (DTensor, ...); any torch.func transform or vmap; forward-mode AD.
 // Native's ops are differentiable to any order, so nobody gets an error that native would not give.
 #pragma once
+#include "ops/gpu.h"
 #include "ops/library.h"
 
 namespace tilewright {
@@ -24,10 +25,19 @@ inline bool tensor_needs_native(const OptionalTensor& tensor) {
 // True where a torch.func transform (grad, vmap, jvp, functionalize) is active in this thread.
 bool transform_is_active();
 
-// True where the op must be computed by native's ops. Accepts Tensor and optional<Tensor>.
+// Do the defined ones lie on different devices? Native raises what it raises then.
+bool lie_apart(std::initializer_list<const Tensor*> tensors);
+
+inline const Tensor* address_of(const Tensor& tensor) { return &tensor; }
+inline const Tensor* address_of(const OptionalTensor& tensor) { return tensor.has_value() ? &*tensor : nullptr; }
+
+// True where the op must be computed by native's ops. Accepts Tensor and optional<Tensor>; the first one's device and
+// dtype decide whether a GPU kernel serves the op.
 template <typename... Tensors>
-bool use_native(const Tensors&... tensors) {
-  return transform_is_active() || (tensor_needs_native(tensors) || ...);
+bool use_native(Op op, const Tensor& first, const Tensors&... others) {
+  if (transform_is_active() || tensor_needs_native(first) || (tensor_needs_native(others) || ...)) return true;
+  if (sizeof...(others) > 0 && lie_apart({&first, address_of(others)...})) return true;
+  return first.is_cuda() && !gpu_serves(op, first);
 }
 
 // What native gives for a bias of another dtype, which some of its paths add all the same; undefined where it raises,

@@ -1,5 +1,8 @@
 #include "ops/dropout.h"
 
+#include <ATen/ops/empty.h>
+#include <ATen/ops/random.h>
+
 #include <ATen/ops/mul.h>
 
 namespace tilewright {
@@ -58,4 +61,12 @@ TORCH_LIBRARY_FRAGMENT(tilewright, m) {
   m.def("dropout_backward(Tensor grad_output, Tensor seed, float p, Tensor? keep_bits=None) -> Tensor",
         {at::Tag::pt2_compliant_tag});
   m.def("dropout_mask(Tensor like, Tensor seed, float p) -> Tensor", {at::Tag::pt2_compliant_tag});
+}
+
+// A GPU's seed comes from torch's generator of that device and stays there: no synchronisation, and a CUDA graph draws
+// a new one on each replay.
+TORCH_LIBRARY_IMPL(tilewright, CUDA, m) {
+  m.impl("dropout_seed", [](const at::Tensor& input) {
+    return at::empty({1}, input.options().dtype(at::kLong).memory_format(std::nullopt)).random_();
+  });
 }

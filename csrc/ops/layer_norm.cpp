@@ -1,5 +1,7 @@
 #include "ops/layer_norm.h"
 
+#include "ops/tensors.h"
+
 namespace tilewright {
 
 namespace {
@@ -30,6 +32,27 @@ LayerNormSize check_layer_norm(const Tensor& input, at::IntArrayRef normalized_s
   const int64_t cols = c10::multiply_integers(normalized_shape);
   const int64_t rows = c10::multiply_integers(input.sizes().slice(0, input.dim() - rank));
   return {rows, cols};
+}
+
+LayerNormSize check_layer_norm_backward(const Tensor& grad_output, const Tensor& input,
+                                        at::IntArrayRef normalized_shape, const Tensor& mean, const Tensor& rstd,
+                                        const Tensor& weight) {
+  const LayerNormSize size = check_layer_norm(input, normalized_shape, weight, Tensor());
+  const auto dtype = input.scalar_type(), sum_dtype = accumulation_dtype(dtype);
+  TORCH_CHECK(grad_output.sizes().equals(input.sizes()) && grad_output.scalar_type() == dtype,
+              "layer_norm_backward: grad_output must have input's shape ", input.sizes(), " and dtype ", dtype,
+              ", got ", grad_output.sizes(), " and ", grad_output.scalar_type());
+  TORCH_CHECK(mean.numel() == size.rows && rstd.numel() == size.rows && mean.scalar_type() == sum_dtype &&
+                  rstd.scalar_type() == sum_dtype,
+              "layer_norm_backward: mean and rstd must hold one ", sum_dtype, " for each of ", size.rows, " rows, got ",
+              mean.sizes(), " and ", rstd.sizes());
+  return size;
+}
+
+at::DimVector layer_norm_stat_shape(at::IntArrayRef input, at::IntArrayRef normalized_shape) {
+  at::DimVector shape(input);
+  for (size_t i = shape.size() - normalized_shape.size(); i < shape.size(); ++i) shape[i] = 1;
+  return shape;
 }
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_forward(const Tensor& input, c10::SymIntArrayRef normalized_shape,

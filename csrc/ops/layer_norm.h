@@ -2,6 +2,8 @@
 //
 // x [*, normalized_shape] is seen as [rows, cols]; mean and rstd are [rows], in the accumulation type.
 #pragma once
+#include <ATen/core/DimVector.h>
+
 #include "ops/library.h"
 
 namespace tilewright {
@@ -14,6 +16,13 @@ struct LayerNormSize {
 // Raises what native raises for arguments that do not fit together.
 LayerNormSize check_layer_norm(const Tensor& input, at::IntArrayRef normalized_shape, const Tensor& weight,
                                const Tensor& bias);
+
+LayerNormSize check_layer_norm_backward(const Tensor& grad_output, const Tensor& input,
+                                        at::IntArrayRef normalized_shape, const Tensor& mean, const Tensor& rstd,
+                                        const Tensor& weight);
+
+// The shape of mean and rstd: input's, with 1 where it was normalised.
+at::DimVector layer_norm_stat_shape(at::IntArrayRef input, at::IntArrayRef normalized_shape);
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_forward(const Tensor& input, c10::SymIntArrayRef normalized_shape,
                                                       const OptionalTensor& weight, const OptionalTensor& bias,
