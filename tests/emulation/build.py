@@ -1,7 +1,8 @@
 """Builds the CUDA sources for the emulation: csrc/cuda, unchanged, as C++.
 
-Three libraries in build/emulation/<variant>: `selftest` (tests/emulation/selftest), `kernels` (csrc/cuda/*.cu) and `bindings`
-(csrc/cuda/*.cpp, which see torch). The kernels' library has no thread_local variables but the kernels' __shared__ ones.
+Three libraries in build/emulation/<variant>: `selftest` (tests/emulation/selftest), `kernels` (csrc/cuda/*.cu), and for
+both variants one `bindings` (csrc/cuda/*.cpp, which see torch), loaded after the kernels. The kernels' library has no
+thread_local variables but the kernels' __shared__ ones.
 
 Ninja decides what to compile, by the headers each file included; a lock lets one process build and the others wait.
 """
@@ -100,7 +101,7 @@ def _rules(variant: str) -> str:
         "  command = $compiler -include torch.h $torch_flags -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "rule link",
-        f"  command = $compiler -shared {VARIANTS[variant]} $in $libraries -Wl,-rpath,'$$ORIGIN' -o $out",
+        f"  command = $compiler -shared {VARIANTS[variant]} $in $libraries -o $out",
     ]
 
     def objects(rule: str, sources: list[Path], order: str = "") -> str:
@@ -122,8 +123,8 @@ def _rules(variant: str) -> str:
     bindings = [EMULATION / "registration.cpp", *sorted((ROOT / "csrc" / "cuda").glob("*.cpp"))]
     link(
         "bindings",
-        f"{objects('torch', bindings, ' | torch.h.gch')} | kernels.so {extension}",
-        f"kernels.so {extension} -L{library} -ltorch_cpu -lc10 -Wl,-rpath,{library}:{extension.parent}",
+        f"{objects('torch', bindings, ' | torch.h.gch')} | {extension}",
+        f"{extension} -L{library} -ltorch_cpu -lc10 -Wl,-rpath,{library}:{extension.parent}",
     )
     return "\n".join(lines) + "\n"
 
