@@ -1,7 +1,6 @@
 """The CUDA C++ kernels on the CPU: `with emulated_cuda(): ...` puts them into the CPU slot of torch.ops.tilewright."""
 
 import ctypes
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,9 +40,9 @@ def _loaded(variant: str) -> tuple[ctypes.CDLL, ctypes.CDLL]:
 
 
 @contextmanager
-def emulated_cuda(variant: str | None = None) -> Iterator[Emulation]:
-    """variant: "plain" or "sanitized", as the environment's TILEWRIGHT_EMULATION says where none is given."""
-    kernels, bindings = _loaded(variant or os.environ.get("TILEWRIGHT_EMULATION", "plain"))
+def emulated_cuda(variant: str = "plain") -> Iterator[Emulation]:
+    """variant: "plain" or "sanitized"."""
+    kernels, bindings = _loaded(variant)
     bindings.tilewright_emulation_enable()
     try:
         yield Emulation(kernels)

@@ -35,6 +35,7 @@ cudaError_t last_error = cudaSuccess;
 std::map<AnyKernel, int> opted_in;
 std::set<AnyKernel> kernels_launched;
 uint64_t launches;
+bool refuse_launches = false;
 
 // Makes the library's thread_local memory, which is the kernels' static shared memory, exist in the thread that launches.
 thread_local volatile unsigned char first_touch;
@@ -172,7 +173,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, AnyKernel kernel, const cha
     if (config.attrs[i].id != cudaLaunchAttributeProgrammaticStreamSerialization) return remember(cudaErrorNotSupported);
   }
   const Shape shape{config.gridDim, config.blockDim, config.dynamicSmemBytes};
-  if (exceeds_limits(shape, kernel)) return remember(cudaErrorInvalidConfiguration);
+  if (refuse_launches || exceeds_limits(shape, kernel)) return remember(cudaErrorInvalidConfiguration);
   ++launches;
   kernels_launched.insert(kernel);
   run(shape, demangled(type), body);
@@ -249,8 +250,11 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
   return simt::remember(cudaErrorInvalidValue);
 }
 
-// What the tests count, for ctypes.
+// For the tests, by ctypes.
 extern "C" {
+// Every launch is answered as one beyond the limits, to test what launchers do then.
+void simt_refuse_launches(int refuse) { simt::refuse_launches = refuse != 0; }
+
 uint64_t simt_launches() { return simt::launches; }
 
 // How many different kernels were launched; their distances from the library's start go to `places`, if there is room.
