@@ -60,9 +60,9 @@ def _half(large: Tile, medium: Tile, *more: Tile, deep: int) -> tuple[Tile, ...]
         medium,
         Tile(32, 32, 32, 2, 3, VECTOR, HALF, resident=8),
         Tile(16, 64, deep, 4, 4, VECTOR, HALF, resident=2, max_m=16),
-        Tile(128, 128, 32, 8, 2, CONTIGUOUS, HALF, slices=4),
+        Tile(64, 64, 32, 4, 2, CONTIGUOUS, HALF, slices=2, resident=2),
         Tile(16, 64, 64, 4, 2, CONTIGUOUS, HALF, resident=2, max_m=16, a_along_k=(True,)),
-        Tile(32, 32, 32, 2, 2, STRIDED, HALF, resident=8),
+        Tile(32, 32, 32, 4, 2, STRIDED, HALF, resident=4),
     )
 
 
@@ -73,12 +73,12 @@ _IEEE = (
     Tile(16, 64, 32, 4, 4, VECTOR, IEEE, resident=2, max_m=16),
     Tile(64, 64, 16, 4, 2, CONTIGUOUS, IEEE, slices=2, resident=2),
     Tile(16, 64, 32, 4, 2, CONTIGUOUS, IEEE, resident=2, max_m=16, a_along_k=(True,)),
-    Tile(32, 32, 16, 2, 2, STRIDED, IEEE, resident=4),
+    Tile(32, 32, 16, 4, 2, STRIDED, IEEE, resident=4),
 )
 
 
 def _tf32(large: Tile) -> tuple[Tile, ...]:
-    return (large, Tile(128, 128, 32, 8, 2, CONTIGUOUS, TF32, slices=4))
+    return (large, Tile(64, 64, 32, 4, 2, CONTIGUOUS, TF32, slices=2, resident=2))
 
 
 # Tiles of 128 x 256 keep the tensor cores of Hopper and Blackwell fed from shared memory (anchors/gpu.md 2.2).
@@ -135,7 +135,8 @@ MACHINES = {
 
 _TILE_CYCLES = 1500  # filling the pipeline and storing the result
 _LAUNCH_CYCLES = 4000  # a second launch
-_ELEMENTS_PER_CYCLE = 16  # where every element is an access of its own
+# Where every element is an access of its own: elements per cycle, for neighbouring ones and for scattered ones.
+_ELEMENTS_PER_CYCLE = {CONTIGUOUS: 16, STRIDED: 4}
 _MIN_STEPS = 4  # steps of K in a split, at least
 
 
@@ -169,7 +170,7 @@ def _plans(tile: Tile, M: int, N: int, K: int, batch: int, reduced: int, itemsiz
     tiles, steps = batch * cdiv(M, tile.M) * cdiv(N, tile.N), reduced * cdiv(K, tile.K)
     slots = machine.multiprocessors * tile.resident
     elements = (min(tile.M, M) + min(tile.N, N)) * tile.K
-    moved = elements / _ELEMENTS_PER_CYCLE if tile.access in (STRIDED, CONTIGUOUS) else 0
+    moved = elements / _ELEMENTS_PER_CYCLE[tile.access] if tile.access in _ELEMENTS_PER_CYCLE else 0
     step_cycles = max(2 * tile.M * tile.N * tile.K / machine.flops[tile.kind], elements * itemsize / machine.bytes, moved)
     counts = {1}
     if tile.any_layout and tiles * 2 <= slots and steps >= 2 * _MIN_STEPS:

@@ -296,8 +296,7 @@ def product_variants(architecture: int) -> list[Variant]:
 
 def allows_tf32() -> bool:
     """Does torch allow float32 products in TF32 on CUDA?"""
-    precision = torch.backends.cuda.matmul.fp32_precision
-    return (precision if precision != "none" else torch.backends.fp32_precision) == "tf32"
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 @lru_cache(maxsize=64)
