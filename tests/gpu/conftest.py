@@ -65,8 +65,9 @@ def _launched_only_what_is_listed(request: pytest.FixtureRequest) -> Iterator[No
     if not _RUNS_TRITON or family not in PRESENT:
         yield
         return
+    named = "table" in request.fixturenames
+    architecture = request.getfixturevalue("table") if named else variants.architecture_of(DEVICE)
     with variants.observed() as seen:
         yield
-        architecture = variants.architecture_of(DEVICE)
     unlisted = {variant.name for variant in set(seen) - set(module(family).variants(architecture))}
     assert not unlisted, f"launched, but not in variants({architecture})"

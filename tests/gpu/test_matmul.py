@@ -49,8 +49,17 @@ def _shape(tile: Tile) -> tuple[int, int, int]:
     return (rows - (rows % 8 if not odd else 0), tile.N + 40 - odd, 2 * tile.K + 8 - odd)
 
 
-def test_every_tile_and_layout(table, device, gpu_dtypes, monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")  # native's too, where it matters
+@pytest.fixture
+def _tf32_allowed() -> Iterator[None]:
+    """For native as well."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    yield
+    matmul.fp32_precision = before
+
+
+@pytest.mark.usefixtures("_tf32_allowed")
+def test_every_tile_and_layout(table, device, gpu_dtypes):
     reached = set()
     for tile in TILES[table]:
         rows, cols, depth = _shape(tile)
@@ -218,7 +227,8 @@ def test_nan_and_inf_stay_in_their_rows(table, device):
 
 
 def test_no_depth_gives_zeros_or_the_input(table, device):
-    assert torch.equal(TF.matmul(torch.empty(20, 0, device=device), torch.empty(0, 5, device=device)).cpu(), torch.zeros(20, 5))
+    left, right = torch.empty(20, 0, device=device), torch.empty(0, 5, device=device)
+    assert torch.equal(TF.matmul(left, right).cpu(), torch.zeros(20, 5))
     extra = torch.randn(2, 20, 5, device=device)
     ours = TF.baddbmm(extra, torch.empty(2, 20, 0, device=device), torch.empty(2, 0, 5, device=device), beta=2)
     assert torch.equal(ours, 2 * extra)

@@ -1,9 +1,9 @@
 """Which tile computes a product: pure functions of shape, dtype and architecture.
 
 A table holds a handful of tiles per architecture and kind of arithmetic; :func:`choose` takes the one whose estimated
-time is least. The estimate knows four things: the matrix units' rate, the bytes that each step of K moves from L2 (the
-limit of small tiles), how many programs run at a time (a half empty last wave costs a whole one), and the cost of
-starting a tile. Its figures are data-sheet values; no GPU has been measured yet.
+time is least. The estimate knows five things: the matrix units' rate, the bytes that each step of K moves from L2 (the
+limit of small tiles), memory's latency, how many programs run at a time (a half empty last wave costs a
+whole one), and the cost of starting a tile. Its figures are data-sheet values; no GPU has been measured yet.
 """
 
 from dataclasses import dataclass
@@ -133,6 +133,7 @@ MACHINES = {
     100: Machine(148, {HALF: 8192, TF32: 4096, IEEE: 256}, bytes=64),
 }
 
+_MEMORY_CYCLES = 800  # from asking for a tile to having it; hidden by the stages in flight
 _TILE_CYCLES = 1500  # filling the pipeline and storing the result
 _LAUNCH_CYCLES = 4000  # a second launch
 # Where every element is an access of its own: elements per cycle, for neighbouring ones and for scattered ones.
@@ -181,8 +182,11 @@ def _plans(tile: Tile, M: int, N: int, K: int, batch: int, reduced: int, itemsiz
         programs = tiles * splits
         # Programs on one multiprocessor share its units: a wave takes as long as the fullest multiprocessor's share.
         waves, last = divmod(programs, slots)
-        share = waves * tile.resident + cdiv(last, machine.multiprocessors)
-        cycles = share * cdiv(steps, splits) * step_cycles + (waves + (last > 0)) * _TILE_CYCLES
+        latency = _MEMORY_CYCLES / (tile.stages - 1)
+        wave_cycles = waves * max(tile.resident * step_cycles, latency)
+        if last > 0:
+            wave_cycles += max(cdiv(last, machine.multiprocessors) * step_cycles, latency)
+        cycles = cdiv(steps, splits) * wave_cycles + (waves + (last > 0)) * _TILE_CYCLES
         if splits > 1:
             traffic = 8 * splits * batch * M * N / (machine.bytes * machine.multiprocessors)
             cycles += _LAUNCH_CYCLES + traffic
