@@ -70,15 +70,15 @@ def _half(large: Tile, medium: Tile, *more: Tile, deep: int) -> tuple[Tile, ...]
 _IEEE = (
     Tile(64, 64, 16, 4, 3, VECTOR, IEEE, slices=2, resident=2),
     Tile(32, 32, 32, 2, 3, VECTOR, IEEE, resident=4),
-    Tile(16, 64, 32, 4, 4, VECTOR, IEEE, resident=2, max_m=16),
-    Tile(64, 64, 16, 4, 2, CONTIGUOUS, IEEE, slices=2, resident=2),
-    Tile(16, 64, 32, 4, 2, CONTIGUOUS, IEEE, resident=2, max_m=16, a_along_k=(True,)),
+    Tile(16, 64, 32, 8, 4, VECTOR, IEEE, resident=2, max_m=16),
+    Tile(64, 64, 16, 8, 2, CONTIGUOUS, IEEE, slices=2, resident=2),
+    Tile(16, 64, 32, 8, 2, CONTIGUOUS, IEEE, resident=2, max_m=16, a_along_k=(True,)),
     Tile(32, 32, 16, 4, 2, STRIDED, IEEE, resident=4),
 )
 
 
 def _tf32(large: Tile) -> tuple[Tile, ...]:
-    return (large, Tile(64, 64, 32, 4, 2, CONTIGUOUS, TF32, slices=2, resident=2))
+    return (large, Tile(64, 64, 32, 8, 2, CONTIGUOUS, TF32, slices=2))
 
 
 # Tiles of 128 x 256 keep the tensor cores of Hopper and Blackwell fed from shared memory (anchors/gpu.md 2.2).
@@ -136,6 +136,7 @@ MACHINES = {
 _MEMORY_CYCLES = 800  # from asking for a tile to having it; hidden by the stages in flight
 _TILE_CYCLES = 1500  # filling the pipeline and storing the result
 _LAUNCH_CYCLES = 4000  # a second launch
+_DESCRIPTOR_CYCLES = 4000  # two tensor maps, made by the CPU for every launch
 # Where every element is an access of its own: elements per cycle, for neighbouring ones and for scattered ones.
 _ELEMENTS_PER_CYCLE = {CONTIGUOUS: 16, STRIDED: 4}
 _MIN_STEPS = 4  # steps of K in a split, at least
@@ -187,6 +188,8 @@ def _plans(tile: Tile, M: int, N: int, K: int, batch: int, reduced: int, itemsiz
         if last > 0:
             wave_cycles += max(cdiv(last, machine.multiprocessors) * step_cycles, latency)
         cycles = cdiv(steps, splits) * wave_cycles + (waves + (last > 0)) * _TILE_CYCLES
+        if tile.access == DESCRIPTOR:
+            cycles += _DESCRIPTOR_CYCLES
         if splits > 1:
             traffic = 8 * splits * batch * M * N / (machine.bytes * machine.multiprocessors)
             cycles += _LAUNCH_CYCLES + traffic
