@@ -63,11 +63,13 @@ def weights_again(logits, logsumexp, factor, GENERAL: tl.constexpr):
 
 @triton.jit
 def _queries_step(k, v, query, grad_output, logsumexp, delta, batch, head, start, dk, dv, columns, first, queries,
-                  keys, size, value_size, q_row, d_row, mask, mask_base, mask_offsets, mask_row, mask_kind, head_element,
-                  seed, high, low, causal, dropout, scale, factor, keep_scale, BLOCK_M: tl.constexpr,
-                  BLOCK_D: tl.constexpr, GENERAL: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
+                  keys, size, value_size, q_row, d_row, mask, mask_base, mask_col, mask_row, mask_kind, head_element,
+                  seed, high, low, full, dropout, scale, factor, keep_scale, BLOCK_M: tl.constexpr,
+                  BLOCK_D: tl.constexpr, GENERAL: tl.constexpr, TMA: tl.constexpr,
                   PRECISION: tl.constexpr):  # fmt: skip
-    """One block of queries, seen from a tile of keys: all tiles are [keys, queries]."""
+    """One block of queries, seen from a tile of keys: all tiles are [keys, queries]. Before ``full`` blocks cross the
+    diagonal.
+    """
     q = load_rows(query, batch, head, start, queries, size, q_row, BLOCK_M, BLOCK_D, TMA, True)
     rows = start + tl.arange(0, BLOCK_M)
     inside = rows < queries
@@ -76,25 +78,26 @@ def _queries_step(k, v, query, grad_output, logsumexp, delta, batch, head, start
     if GENERAL:
         logits = logits * scale
         if mask_kind != 0:
-            offsets = mask_offsets + tl.arange(0, BLOCK_M)[None, :] * mask_row
+            offsets = (columns * mask_col)[:, None] + (tl.arange(0, BLOCK_M) * mask_row)[None, :]
             readable = (columns < keys)[:, None] & inside[None, :]
             logits += mask_tile(
                 mask, mask_kind, mask_base + tl.cast(start, tl.int64) * mask_row, offsets, readable, k.dtype
             )
-    if MASKED:
-        logits = tl.where((causal == 0) | (columns[:, None] <= rows[None, :]), logits, -float("inf"))
+    if start < full:
+        logits = tl.where(columns[:, None] <= rows[None, :], logits, -float("inf"))
     weights = weights_again(logits, lse[None, :], factor, GENERAL)
     d = load_rows(grad_output, batch, head, start, queries, value_size, d_row, BLOCK_M, BLOCK_D, TMA, True)
-    dp = tl.dot(v, tl.trans(d), input_precision=PRECISION)
-    kept_weights = weights
-    if GENERAL:  # noqa: SIM102 (a constant, then a branch)
+    if GENERAL:
+        share = tl.full(weights.shape, 1.0, tl.float32)
         if dropout != 0:
             elements = head_element + rows.to(tl.int64) * keys
             kept = keep_tile(elements, first, seed, high, low, BLOCK_M, weights.shape[0])
             share = tl.where(tl.trans(kept), keep_scale, 0.0)
-            kept_weights = weights * share
-            dp = dp * share
-    dv = tl.dot(kept_weights.to(d.dtype), d, dv, input_precision=PRECISION)
+        dv = tl.dot((weights * share).to(d.dtype), d, dv, input_precision=PRECISION)
+        dp = tl.dot(v, tl.trans(d), input_precision=PRECISION) * share
+    else:
+        dv = tl.dot(weights.to(d.dtype), d, dv, input_precision=PRECISION)
+        dp = tl.dot(v, tl.trans(d), input_precision=PRECISION)
     ds = weights * (dp - tl.load(delta + rows, mask=inside, other=0.0)[None, :])
     dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
     return dk, dv
@@ -141,7 +144,6 @@ def attention_backward_keys_kernel(
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     begin, full = query_range_in_kernel(first, BLOCK_N, BLOCK_M, causal)
-    mask_offsets = tl.arange(0, BLOCK_N)[:, None] * mask_col
     for member in tl.range(0, group):
         head = key_head * group + member
         index = batch * heads + head
@@ -150,24 +152,14 @@ def attention_backward_keys_kernel(
             d_source = head_pointer(grad_output, batch, head, d_batch, d_head, UNIT)
         lse_base = logsumexp + index.to(tl.int64) * queries
         delta_base = delta + index.to(tl.int64) * queries
-        mask_base = mask_offset(index, mask_inner_heads, mask_outer, mask_inner) + first.to(tl.int64) * mask_col
+        mask_base = mask_offset(index, mask_inner_heads, mask_outer, mask_inner)
         head_element = index.to(tl.int64) * queries * keys
-        masked_end = tl.minimum(full, queries)
-        if GENERAL:
-            masked_end = queries
-        for start in tl.range(begin, masked_end, BLOCK_M):
+        for start in tl.range(begin, queries, BLOCK_M):
             dk, dv = _queries_step(
                 k, v, q_source, d_source, lse_base, delta_base, batch, head, start, dk, dv, columns, first, queries,
-                keys, size, value_size, q_row * UNIT, d_row * UNIT, mask, mask_base, mask_offsets, mask_row, mask_kind,
-                head_element, seed_value, threshold_high, threshold_low, causal, dropout, scale, factor, keep_scale,
-                BLOCK_M, BLOCK_D, GENERAL, TMA, True, PRECISION)  # fmt: skip
-        if not GENERAL:
-            for start in tl.range(full, queries, BLOCK_M):
-                dk, dv = _queries_step(
-                    k, v, q_source, d_source, lse_base, delta_base, batch, head, start, dk, dv, columns, first,
-                    queries, keys, size, value_size, q_row * UNIT, d_row * UNIT, mask, mask_base, mask_offsets,
-                    mask_row, mask_kind, head_element, seed_value, threshold_high, threshold_low, causal, dropout,
-                    scale, factor, keep_scale, BLOCK_M, BLOCK_D, GENERAL, TMA, False, PRECISION)  # fmt: skip
+                keys, size, value_size, q_row * UNIT, d_row * UNIT, mask, mask_base, mask_col, mask_row, mask_kind,
+                head_element, seed_value, threshold_high, threshold_low, full, dropout, scale, factor, keep_scale,
+                BLOCK_M, BLOCK_D, GENERAL, TMA, PRECISION)  # fmt: skip
     if wants_key != 0:
         base = head_pointer(grad_key, batch, key_head, gk_batch, gk_head, UNIT)
         store_rows(base, dk * scale, first, keys, size, gk_row * UNIT, BLOCK_N, BLOCK_D)
@@ -177,17 +169,18 @@ def attention_backward_keys_kernel(
 
 
 @triton.jit
-def gradient_tile(q, d, k, v, lse, its_delta, rows, columns, queries, keys, mask, mask_base, mask_offsets, mask_kind,
-                  row_element, first_column, seed, high, low, causal, dropout, scale, factor, keep_scale,
-                  GENERAL: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """dS of a tile [queries, keys]."""
+def gradient_tile(q, d, k, v, lse, its_delta, rows, columns, queries, keys, crosses_edge, mask, mask_base, mask_offsets,
+                  mask_col, mask_kind, row_element, first_column, seed, high, low, causal, dropout, scale, factor,
+                  keep_scale, GENERAL: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """dS of a tile [queries, keys]. crosses_edge: the diagonal or the end of the keys."""
     logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if GENERAL:
         logits = logits * scale
         if mask_kind != 0:
             inside = (rows < queries)[:, None] & (columns < keys)[None, :]
-            logits += mask_tile(mask, mask_kind, mask_base, mask_offsets, inside, q.dtype)
-    if MASKED:
+            offsets = mask_offsets[:, None] + (columns * mask_col)[None, :]
+            logits += mask_tile(mask, mask_kind, mask_base, offsets, inside, q.dtype)
+    if crosses_edge:
         visible = (columns < keys)[None, :] & ((causal == 0) | (columns[None, :] <= rows[:, None]))
         logits = tl.where(visible, logits, -float("inf"))
     weights = weights_again(logits, lse[:, None], factor, GENERAL)
@@ -197,24 +190,6 @@ def gradient_tile(q, d, k, v, lse, its_delta, rows, columns, queries, keys, mask
             kept = keep_tile(row_element, first_column, seed, high, low, weights.shape[0], weights.shape[1])
             dp = tl.where(kept, dp * keep_scale, 0.0)
     return weights * (dp - its_delta[:, None])
-
-
-@triton.jit
-def _keys_step(q, d, key, value, lse, its_delta, batch, key_head, start, dq, sums, rows, queries, keys, size,
-               value_size, k_row, v_row, mask, mask_base, mask_offsets, mask_col, mask_kind, row_element, seed, high,
-               low, causal, dropout, scale, factor, keep_scale, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-               GENERAL: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    k = load_rows(key, batch, key_head, start, keys, size, k_row, BLOCK_N, BLOCK_D, TMA, MASKED)
-    v = load_rows(value, batch, key_head, start, keys, value_size, v_row, BLOCK_N, BLOCK_D, TMA, MASKED)
-    columns = start + tl.arange(0, BLOCK_N)
-    ds = gradient_tile(
-        q, d, k, v, lse, its_delta, rows, columns, queries, keys, mask, mask_base + tl.cast(start, tl.int64) * mask_col,
-        mask_offsets + tl.arange(0, BLOCK_N)[None, :] * mask_col, mask_kind, row_element, start, seed, high, low,
-        causal, dropout, scale, factor, keep_scale, GENERAL, MASKED, PRECISION)  # fmt: skip
-    if GENERAL:
-        sums += tl.sum(ds, 1)
-    dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
-    return dq, sums
 
 
 @attention_kernel
@@ -261,26 +236,22 @@ def attention_backward_queries_kernel(
     its_delta = tl.where(makes_delta != 0, 0.0, tl.load(delta + row_id, mask=inside, other=0.0))
     seed_value = tl.load(seed)
     mask_base = mask_offset(index, mask_inner_heads, mask_outer, mask_inner) + first.to(tl.int64) * mask_row
-    mask_offsets = tl.arange(0, BLOCK_M)[:, None] * mask_row
+    mask_offsets = tl.arange(0, BLOCK_M) * mask_row
     row_element = row_id * keys
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     sums = tl.zeros([BLOCK_M], tl.float32)
     full, end = key_range_in_kernel(first, BLOCK_M, keys, BLOCK_N, causal)
-    if GENERAL:
-        full = 0
-    else:
-        for start in tl.range(0, full, BLOCK_N):
-            dq, sums = _keys_step(
-                q, d, k_source, v_source, lse, its_delta, batch, key_head, start, dq, sums, rows, queries, keys, size,
-                value_size, k_row * UNIT, v_row * UNIT, mask, mask_base, mask_offsets, mask_col, mask_kind,
-                row_element, seed_value, threshold_high, threshold_low, causal, dropout, scale, factor, keep_scale,
-                BLOCK_N, BLOCK_D, GENERAL, TMA, False, PRECISION)  # fmt: skip
-    for start in tl.range(full, end, BLOCK_N):
-        dq, sums = _keys_step(
-            q, d, k_source, v_source, lse, its_delta, batch, key_head, start, dq, sums, rows, queries, keys, size,
-            value_size, k_row * UNIT, v_row * UNIT, mask, mask_base, mask_offsets, mask_col, mask_kind, row_element,
-            seed_value, threshold_high, threshold_low, causal, dropout, scale, factor, keep_scale,
-            BLOCK_N, BLOCK_D, GENERAL, TMA, True, PRECISION)  # fmt: skip
+    for start in tl.range(0, end, BLOCK_N):
+        k = load_rows(k_source, batch, key_head, start, keys, size, k_row * UNIT, BLOCK_N, BLOCK_D, TMA, True)
+        v = load_rows(v_source, batch, key_head, start, keys, value_size, v_row * UNIT, BLOCK_N, BLOCK_D, TMA, True)
+        columns = start + tl.arange(0, BLOCK_N)
+        ds = gradient_tile(
+            q, d, k, v, lse, its_delta, rows, columns, queries, keys, start >= full, mask, mask_base, mask_offsets,
+            mask_col, mask_kind, row_element, start, seed_value, threshold_high, threshold_low, causal, dropout,
+            scale, factor, keep_scale, GENERAL, PRECISION)  # fmt: skip
+        if GENERAL:
+            sums += tl.sum(ds, 1)
+        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
     if makes_delta != 0:
         tl.store(delta + row_id, sums, mask=inside)
     else:

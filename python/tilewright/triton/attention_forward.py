@@ -40,37 +40,6 @@ def softmax_step(logits, peak, total, factor, GENERAL: tl.constexpr):
 
 
 @triton.jit
-def _keys_step(q, key, value, batch, key_head, start, acc, total, peak, rows, queries, keys, size, value_size,
-               k_row, v_row, mask, mask_base, mask_offsets, mask_col, mask_kind, row_element, seed, high, low, causal,
-               dropout, scale, factor, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, GENERAL: tl.constexpr, TMA: tl.constexpr,
-               MASKED: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """One block of keys. GENERAL: with a mask or dropout. MASKED: it crosses the diagonal or the end of the keys."""
-    k = load_rows(key, batch, key_head, start, keys, size, k_row, BLOCK_N, BLOCK_D, TMA, MASKED)
-    logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    column = start + tl.arange(0, BLOCK_N)
-    if GENERAL:
-        logits = logits * scale
-        if mask_kind != 0:
-            offsets = mask_offsets + tl.arange(0, BLOCK_N)[None, :] * mask_col
-            inside = (rows < queries)[:, None] & (column < keys)[None, :]
-            logits += mask_tile(
-                mask, mask_kind, mask_base + tl.cast(start, tl.int64) * mask_col, offsets, inside, q.dtype
-            )
-    if MASKED:
-        visible = (column < keys)[None, :] & ((causal == 0) | (column[None, :] <= rows[:, None]))
-        logits = tl.where(visible, logits, -float("inf"))
-    weights, peak, total, shrink = softmax_step(logits, peak, total, factor, GENERAL)
-    if GENERAL:  # noqa: SIM102 (a constant, then a branch)
-        if dropout != 0:
-            kept = keep_tile(row_element, start, seed, high, low, weights.shape[0], BLOCK_N)
-            weights = tl.where(kept, weights, 0.0)
-    acc = acc * shrink[:, None]
-    v = load_rows(value, batch, key_head, start, keys, value_size, v_row, BLOCK_N, BLOCK_D, TMA, MASKED)
-    acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
-    return acc, total, peak
-
-
-@triton.jit
 def finish(acc, total, peak, natural, keep_scale):
     """(output, logsumexp) of rows whose keys have all been seen; +Inf where there was none to attend to."""
     nothing = total == 0.0
@@ -114,27 +83,32 @@ def attention_forward_kernel(
     seed_value = tl.load(seed)
     row_element = (index.to(tl.int64) * queries + rows) * keys
     mask_base = mask_offset(index, mask_inner_heads, mask_outer, mask_inner) + first.to(tl.int64) * mask_row
-    mask_offsets = tl.arange(0, BLOCK_M)[:, None] * mask_row
+    mask_offsets = tl.arange(0, BLOCK_M) * mask_row
     q = load_rows(q_source, batch, head, first, queries, size, q_row * UNIT, BLOCK_M, BLOCK_D, TMA, True)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     peak = tl.full([BLOCK_M], -float("inf"), tl.float32)
     full, end = key_range_in_kernel(first, BLOCK_M, keys, BLOCK_N, causal)
-    if GENERAL:
-        full = 0
-    else:
-        for start in tl.range(0, full, BLOCK_N):
-            acc, total, peak = _keys_step(
-                q, k_source, v_source, batch, key_head, start, acc, total, peak, rows, queries, keys, size, value_size,
-                k_row * UNIT, v_row * UNIT, mask, mask_base, mask_offsets, mask_col, mask_kind, row_element, seed_value,
-                threshold_high, threshold_low, causal, dropout, scale, factor,
-                BLOCK_N, BLOCK_D, GENERAL, TMA, False, PRECISION)  # fmt: skip
-    for start in tl.range(full, end, BLOCK_N):
-        acc, total, peak = _keys_step(
-            q, k_source, v_source, batch, key_head, start, acc, total, peak, rows, queries, keys, size, value_size,
-            k_row * UNIT, v_row * UNIT, mask, mask_base, mask_offsets, mask_col, mask_kind, row_element, seed_value,
-            threshold_high, threshold_low, causal, dropout, scale, factor,
-            BLOCK_N, BLOCK_D, GENERAL, TMA, True, PRECISION)  # fmt: skip
+    for start in tl.range(0, end, BLOCK_N):
+        k = load_rows(k_source, batch, key_head, start, keys, size, k_row * UNIT, BLOCK_N, BLOCK_D, TMA, True)
+        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        column = start + tl.arange(0, BLOCK_N)
+        if GENERAL:
+            logits = logits * scale
+            if mask_kind != 0:
+                offsets = mask_offsets[:, None] + (column * mask_col)[None, :]
+                inside = (rows < queries)[:, None] & (column < keys)[None, :]
+                logits += mask_tile(mask, mask_kind, mask_base, offsets, inside, q.dtype)
+        if start >= full:
+            visible = (column < keys)[None, :] & ((causal == 0) | (column[None, :] <= rows[:, None]))
+            logits = tl.where(visible, logits, -float("inf"))
+        weights, peak, total, shrink = softmax_step(logits, peak, total, factor, GENERAL)
+        if GENERAL:  # noqa: SIM102 (a constant, then a branch)
+            if dropout != 0:
+                kept = keep_tile(row_element, start, seed_value, threshold_high, threshold_low, BLOCK_M, BLOCK_N)
+                weights = tl.where(kept, weights, 0.0)
+        v = load_rows(v_source, batch, key_head, start, keys, value_size, v_row * UNIT, BLOCK_N, BLOCK_D, TMA, True)
+        acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
     result, saved = finish(acc, total, peak, natural, keep_scale)
     o_base = head_pointer(output, batch, head, o_batch, o_head, UNIT)
     store_rows(o_base, result, first, queries, value_size, o_row * UNIT, BLOCK_M, BLOCK_D)

@@ -64,12 +64,12 @@ def attention_mask_gradient_kernel(
         lse = tl.load(logsumexp + row_id, mask=rows < queries, other=float("inf"))
         its_delta = tl.load(delta + row_id, mask=rows < queries, other=0.0)
         mask_base = mask_offset(index, mask_inner_heads, mask_outer, mask_inner)
-        mask_base += tl.cast(first_row, tl.int64) * mask_row + tl.cast(first_column, tl.int64) * mask_col
-        mask_offsets = tl.arange(0, BLOCK_M)[:, None] * mask_row + tl.arange(0, BLOCK_N)[None, :] * mask_col
+        mask_base += tl.cast(first_row, tl.int64) * mask_row
+        mask_offsets = tl.arange(0, BLOCK_M) * mask_row
         acc += gradient_tile(
-            q, d, k, v, lse, its_delta, rows, columns, queries, keys, mask, mask_base, mask_offsets, mask_kind,
-            row_id * keys, first_column, seed_value, threshold_high, threshold_low, causal, dropout, scale, factor,
-            keep_scale, True, True, PRECISION)  # fmt: skip
+            q, d, k, v, lse, its_delta, rows, columns, queries, keys, items > 0, mask, mask_base, mask_offsets,
+            mask_col, mask_kind, row_id * keys, first_column, seed_value, threshold_high, threshold_low, causal,
+            dropout, scale, factor, keep_scale, True, PRECISION)  # fmt: skip
     # One row or column stands for all that were walked over.
     if mask_rows == 1:
         acc = tl.broadcast_to(tl.sum(acc, 0)[None, :], [BLOCK_M, BLOCK_N])

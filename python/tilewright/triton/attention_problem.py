@@ -14,7 +14,7 @@ from .attention_tiles import BOOL_MASK, ELEMENT_MASK, FLOAT_MASK, NO_MASK
 from .philox import threshold_halves
 
 _LOG2E = 1.4426950408889634
-# Offsets inside a tile are int32: strides of a mask beyond this are taken away by a copy.
+# Offsets from a tile's first row are int32: strides of rows beyond this are taken away by a copy.
 _MAX_MASK_STRIDE = 2**22
 
 
@@ -138,7 +138,7 @@ def attention_mask(mask: Tensor | None, query: Tensor, keys: int) -> AttentionMa
     leading, scores = query.shape[:-2], (*query.shape[:-1], keys)
     expanded = mask.expand(scores)
     groups = merged(leading, expanded.stride()[:-2])
-    if len(groups) > 2 or max(expanded.stride()[-2:]) > _MAX_MASK_STRIDE:
+    if len(groups) > 2 or expanded.stride(-2) > _MAX_MASK_STRIDE or (keys > 1 and expanded.stride(-1) > 1):
         expanded = mask.expand(*leading, *(1, 1, *mask.shape)[-2:]).contiguous().expand(scores)
         groups = merged(leading, expanded.stride()[:-2])
     outer, inner = [(1, 0), (1, 0), *groups][-2:]

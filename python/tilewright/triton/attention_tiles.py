@@ -100,7 +100,8 @@ def mask_offset(head, inner_heads, outer_stride, inner_stride):
 def mask_tile(mask, kind, base, offsets, inside, ELEMENT: tl.constexpr):
     """What is added to the logits, float32: the mask's numbers, or 0 and -Inf for a bool mask.
 
-    base: int64, of the tile's corner; offsets: int32, from there. Both in elements of the mask.
+    base: int64, of the tile's first row; offsets: int32, from there. Both in elements of the mask. Offsets must hold
+    the block's number, else they, widened for each type, are kept in registers over the whole loop.
     """
     if kind == 1:
         attends = tl.load(mask + base + offsets, mask=inside, other=0)
