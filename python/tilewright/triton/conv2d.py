@@ -193,6 +193,7 @@ def _product_variant(dtype: torch.dtype, bits: int, mode: str, vector: int, grad
         "BLOCK_M": tile.rows,
         "BLOCK_N": tile.columns,
         "BLOCK_K": tile.depth,
+        "SLICE": 16 if tile.columns == 256 else 32,
     }
     return _variant(product, pointers, constants, tile.warps, tile.stages)
 
@@ -308,7 +309,7 @@ def _run_product(
     )
     pixel_tiles, column_tiles = -(-pixels // tile.rows), -(-merge * columns // tile.columns)
     total = shape.groups * columns
-    stores_vectors = total % widest == 0 and merge * columns % widest == 0 and output.data_ptr() % 16 == 0
+    stores_vectors = shape.channels_last and total % widest == 0 and merge * columns % widest == 0 and output.data_ptr() % 16 == 0
     if residual is not None:
         stores_vectors = stores_vectors and residual.data_ptr() % 16 == 0
     in_size = shape.out if gradient else shape.size

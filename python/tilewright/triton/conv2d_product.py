@@ -27,21 +27,59 @@ def first_and_count(residue, stride, padding, dilation, kernel, spacing):
 
 @triton.jit
 def _finish(
-    sums, offsets, mask, columns_bias, output, residual, saved, has_residual, has_saved, activation, VECTOR: tl.constexpr
-):
-    """bias, residual and activation on a block of sums, and its way to memory; offsets of output, residual and saved."""
-    sums += columns_bias[None, :]
-    if has_residual:
-        sums += tl.load(_aligned(residual + offsets, VECTOR), mask, 0.0).to(tl.float32)
-    if has_saved:
-        tl.store(_aligned(saved + offsets, VECTOR), sums.to(saved.dtype.element_ty), mask)
-    tl.store(_aligned(output + offsets, VECTOR), activate(sums, activation).to(output.dtype.element_ty), mask)
+    sums, rows, m_ok, first, end, column_stride, vectors, bias, output, residual, saved, has_bias, has_residual,
+    has_saved, activation, WIDEST: tl.constexpr, SLICE: tl.constexpr
+):  # fmt: skip
+    """bias, residual and activation on a block of sums, and its way to memory, SLICE columns at a time.
 
+    All columns at once would need more registers for pointers and masks than there are beside the sums.
 
-@triton.jit
-def _aligned(pointers, VECTOR: tl.constexpr):
-    """Runs of VECTOR elements along the last axis start at multiples of their size."""
-    return tl.multiple_of(pointers, (1, VECTOR * pointers.dtype.element_ty.primitive_bitwidth // 8))
+    Args:
+        rows: [BLOCK_M] int64, where the pixels of output, residual and saved lie.
+        first, end: the block's first column, and the one behind the last there is.
+        vectors: columns are neighbours in memory and can be accessed by WIDEST; else column_stride counts, and
+            neighbouring lanes take neighbouring pixels.
+    """
+    if sums.shape[1] > SLICE:
+        HALF: tl.constexpr = sums.shape[1] // 2
+        left, right = tl.split(tl.permute(tl.reshape(sums, (sums.shape[0], 2, HALF)), (0, 2, 1)))
+        _finish(
+            left, rows, m_ok, first, end, column_stride, vectors, bias, output, residual, saved, has_bias,
+            has_residual, has_saved, activation, WIDEST, SLICE,
+        )  # fmt: skip
+        _finish(
+            right, rows, m_ok, first + HALF, end, column_stride, vectors, bias, output, residual, saved, has_bias,
+            has_residual, has_saved, activation, WIDEST, SLICE,
+        )  # fmt: skip
+    else:
+        BYTES: tl.constexpr = WIDEST * output.dtype.element_ty.primitive_bitwidth // 8
+        n = first + tl.arange(0, sums.shape[1])
+        mask = m_ok[:, None] & (n < end)[None, :]
+        # Nothing is known of these offsets' alignment, so nothing wider than an element is accessed, and that the run
+        # of pixels breaks between images does no harm: the hint chooses the order of lanes and nothing else.
+        offsets = tl.max_contiguous(rows[:, None] + (n * column_stride)[None, :], (sums.shape[0], 1))
+        # Rounding changes no value where there are vectors; it tells the compiler what divides what.
+        whole = first // WIDEST * WIDEST + tl.arange(0, sums.shape[1])
+        whole_mask = m_ok[:, None] & (whole < end // WIDEST * WIDEST)[None, :]
+        whole_offsets = rows[:, None] + whole[None, :]
+        if has_bias:
+            sums += tl.load(bias + n, n < end, 0.0).to(tl.float32)[None, :]
+        if has_residual:
+            if vectors:
+                sums += tl.load(tl.multiple_of(residual + whole_offsets, (1, BYTES)), whole_mask, 0.0).to(tl.float32)
+            else:
+                sums += tl.load(residual + offsets, mask, 0.0).to(tl.float32)
+        if has_saved:
+            rounded = sums.to(output.dtype.element_ty)
+            if vectors:
+                tl.store(tl.multiple_of(saved + whole_offsets, (1, BYTES)), rounded, whole_mask)
+            else:
+                tl.store(saved + offsets, rounded, mask)
+        result = activate(sums, activation).to(output.dtype.element_ty)
+        if vectors:
+            tl.store(tl.multiple_of(output + whole_offsets, (1, BYTES)), result, whole_mask)
+        else:
+            tl.store(output + offsets, result, mask)
 
 
 @triton.jit
@@ -128,6 +166,7 @@ def product(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    SLICE: tl.constexpr,  # columns of the result finished at a time
 ):
     # Neighbouring programs share pixels: tiles of columns, then groups, then tiles of pixels, then residue classes.
     program = tl.program_id(0)
@@ -177,7 +216,7 @@ def product(
     local = (start - first_image * plane).to(tl.int32) + tl.arange(0, BLOCK_M)
     image = local // plane
     within = local - image * plane
-    image = image + first_image
+    image = image + first_image.to(tl.int32)
     q = within // width
     u = within - q * width
     m_ok = image < images
@@ -187,6 +226,7 @@ def product(
     row = row + first_group.to(tl.int64) * channels
 
     # What is known of divisors makes 16-byte accesses: rounding here changes no value.
+    BYTES: tl.constexpr = VECTOR * x.dtype.element_ty.primitive_bitwidth // 8
     k_total = live * channels // VECTOR * VECTOR
     n_total = live * filters
     if GRADIENT and MODE == "taps":
@@ -231,7 +271,8 @@ def product(
             inside = (y >= 0) & (y < in_height) & (z >= 0) & (z < in_width)
             place = row + ((ti * step_h).to(tl.int64) * x_row + (tj * step_w).to(tl.int64) * x_pixel)
             k_ok = k < k_total
-            a = tl.load(_aligned(x + (place[:, None] + k[None, :]), VECTOR), inside[:, None] & k_ok[None, :], 0.0)
+            a_pointers = tl.multiple_of(x + (place[:, None] + k[None, :]), (1, BYTES))
+            a = tl.load(a_pointers, inside[:, None] & k_ok[None, :], 0.0)
             source = tap0 + ti * tap_h + tj * tap_w
             mask = k_ok[:, None] & n_ok[None, :]
             if MODE == "merged":
@@ -242,14 +283,14 @@ def product(
                 run = filters // VECTOR * VECTOR if MODE == "taps" else filters
                 pointers = weight + ((filter * (taps * run) + source * run)[:, None] + column[None, :])
                 if MODE == "taps":
-                    pointers = tl.multiple_of(pointers, (1, VECTOR * weight.dtype.element_ty.primitive_bitwidth // 8))
+                    pointers = tl.multiple_of(pointers, (1, BYTES))
             else:
                 filter = (first_group * filters + n).to(tl.int64)
                 channel = k % channels if MODE == "merged" else k
                 run = channels // VECTOR * VECTOR if MODE == "taps" else channels
                 pointers = weight + ((filter * (taps * run) + source * run)[None, :] + channel[:, None])
                 if MODE == "taps":
-                    pointers = tl.multiple_of(pointers, (VECTOR * weight.dtype.element_ty.primitive_bitwidth // 8, 1))
+                    pointers = tl.multiple_of(pointers, (BYTES, 1))
             b = tl.load(pointers, mask, 0.0)
             sums = tl.dot(a, b, sums, input_precision=PRECISION)
 
@@ -261,28 +302,14 @@ def product(
                 taps_w, step_h, step_w, x_row, x_pixel, tap_h, tap_w, taps, GRADIENT, BLOCK_M, BLOCK_N,
             )  # fmt: skip
 
-    columns_bias = tl.zeros((BLOCK_N,), tl.float32)
-    first_column = first_group * filters
-    if has_bias:
-        columns_bias = tl.load(bias + first_column + n, n_ok, 0.0).to(tl.float32)
     if GRADIENT:
         within = (q * stride_height + residue_h) * out_width + u * stride_width + residue_w
     total = (groups * filters).to(tl.int64)
     out_plane = (out_height * out_width).to(tl.int64)
-    if planes:
-        # Lanes go along pixels. Nothing is known of alignment, so nothing wider than an element is stored, and that
-        # the run of pixels breaks between images does no harm.
-        offsets = (image * total * out_plane + within)[:, None] + ((first_column + n) * out_plane)[None, :]
-        offsets = tl.max_contiguous(offsets, (BLOCK_M, 1))
-        mask = m_ok[:, None] & n_ok[None, :]
-        _finish(sums, offsets, mask, columns_bias, output, residual, saved, has_residual, has_saved, activation, 1)
-    elif stores_vectors:
-        run = total // WIDEST * WIDEST
-        first = first_column // WIDEST * WIDEST
-        offsets = ((image * out_plane + within) * run)[:, None] + (first + n)[None, :]
-        mask = m_ok[:, None] & (n < n_total // WIDEST * WIDEST)[None, :]
-        _finish(sums, offsets, mask, columns_bias, output, residual, saved, has_residual, has_saved, activation, WIDEST)
-    else:
-        offsets = ((image * out_plane + within) * total)[:, None] + (first_column + n)[None, :]
-        mask = m_ok[:, None] & n_ok[None, :]
-        _finish(sums, offsets, mask, columns_bias, output, residual, saved, has_residual, has_saved, activation, 1)
+    column_stride = tl.where(planes != 0, out_plane, 1)
+    lines = tl.where(planes != 0, image * total * out_plane + within, (image * out_plane + within) * total)
+    first = first_group * filters
+    _finish(
+        sums, lines, m_ok, first + column_tile * BLOCK_N, first + n_total, column_stride, stores_vectors, bias, output,
+        residual, saved, has_bias, has_residual, has_saved, activation, WIDEST, SLICE,
+    )  # fmt: skip
