@@ -193,7 +193,7 @@ def _product_variant(dtype: torch.dtype, bits: int, mode: str, vector: int, grad
         "BLOCK_M": tile.rows,
         "BLOCK_N": tile.columns,
         "BLOCK_K": tile.depth,
-        "SLICE": 16 if tile.columns == 256 else 32,
+        "SLICE": schedule.finished_at_a_time(tile),
     }
     return _variant(product, pointers, constants, tile.warps, tile.stages)
 
@@ -294,7 +294,9 @@ def _run_product(
     aligned = _aligned(x, reduced) and _aligned(weight, shape.channels)
     mode, depth = schedule.reading(architecture, bits, reduced, columns, shape.groups, aligned)
     merge = schedule.merged_groups(reduced, columns, shape.groups) if mode == "merged" else 1
-    vector = widest if mode == "taps" or (mode == "merged" and _aligned(x, merge * reduced, shape.groups * reduced)) else 1
+    vector = (
+        widest if mode == "taps" or (mode == "merged" and _aligned(x, merge * reduced, shape.groups * reduced)) else 1
+    )
     classes = tuple(min(s, n) for s, n in zip(shape.stride, shape.size, strict=True)) if gradient else (1, 1)
     result_size = shape.size if gradient else shape.out
     pixels = shape.images * -(-result_size[0] // classes[0]) * -(-result_size[1] // classes[1])
@@ -309,9 +311,9 @@ def _run_product(
     )
     pixel_tiles, column_tiles = -(-pixels // tile.rows), -(-merge * columns // tile.columns)
     total = shape.groups * columns
-    stores_vectors = shape.channels_last and total % widest == 0 and merge * columns % widest == 0 and output.data_ptr() % 16 == 0
-    if residual is not None:
-        stores_vectors = stores_vectors and residual.data_ptr() % 16 == 0
+    stores_vectors = shape.channels_last and all(n % widest == 0 for n in (total, merge * columns))
+    for tensor in (output, residual):
+        stores_vectors = stores_vectors and (tensor is None or tensor.data_ptr() % 16 == 0)
     in_size = shape.out if gradient else shape.size
     arguments = {
         "x": x,

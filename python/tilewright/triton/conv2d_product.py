@@ -83,29 +83,145 @@ def _finish(
 
 
 @triton.jit
-def _group_by_group(
-    x, weight, row, y0, x0, n, n_ok, first_group, channels, filters, in_height, in_width, tap0, taps_h, taps_w, step_h,
-    step_w, stride_h, stride_w, tap_h, tap_w, taps, GRADIENT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+def _axis(residue, size, kernel, stride, padding, dilation, spacing, GRADIENT: tl.constexpr):
+    """One axis of a window: (pixels of the result, scale, origin, taps, step), first tap of the kernel.
+
+    Pixel q reads position q * scale + origin + t * step for the t-th of its taps, kernel tap first + t * spacing.
+    """
+    if GRADIENT:
+        first, taps = first_and_count(residue, stride, padding, dilation, kernel, spacing)
+        # Exact where there are taps.
+        origin = (residue + padding - first * dilation) // stride
+        return (size - residue + stride - 1) // stride, 1, origin, taps, -(spacing * dilation // stride), first
+    else:
+        return size, stride, -padding, kernel, dilation, 0
+
+
+@triton.jit
+def _inside(y, x, in_size):
+    """Does a position lie in x? in_size: (height, width)."""
+    return (y >= 0) & (y < in_size[0]) & (x >= 0) & (x < in_size[1])
+
+
+@triton.jit
+def _flat_sums(
+    x, weight, pixels, n, n_ok, sizes, in_size, steps, strides, source, GRADIENT: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
 ):  # fmt: skip
-    """The merged product where it met a number that is not finite, which must not reach the groups beside its own."""
+    """The product with taps and channels as one index; arguments as those of _tap_sums."""
+    row, y0, x0 = pixels
+    first_group, channels, filters, _ = sizes
+    taps_h, taps_w, step_h, step_w = steps
+    tap0, tap_h, tap_w, taps = source
+    depth = taps_h * taps_w * channels
     sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    group = n // filters
-    for step in range(taps_h * taps_w * channels):
-        tap, c = step // channels, step % channels
-        ti, tj = tap // taps_w, tap % taps_w
-        y, u = y0 + ti * step_h, x0 + tj * step_w
-        inside = (y >= 0) & (y < in_height) & (u >= 0) & (u < in_width)
-        place = ti.to(tl.int64) * step_h * stride_h + tj.to(tl.int64) * step_w * stride_w
-        mask = inside[:, None] & n_ok[None, :]
-        a = tl.load(x + row[:, None] + place + (group * channels + c)[None, :], mask, 0.0)
-        source = tap0 + ti * tap_h + tj * tap_w
+    for step in range((depth + BLOCK_K - 1) // BLOCK_K):
+        k = step * BLOCK_K + tl.arange(0, BLOCK_K)
+        k_ok = k < depth
+        tap = k // channels
+        channel = k - tap * channels
+        i = tap // taps_w
+        j = tap - i * taps_w
+        inside = _inside(y0[:, None] + (i * step_h)[None, :], x0[:, None] + (j * step_w)[None, :], in_size)
+        place = (i * step_h).to(tl.int64) * strides[0] + (j * step_w).to(tl.int64) * strides[1] + channel
+        a = tl.load(x + (row[:, None] + place[None, :]), inside & k_ok[None, :], 0.0)
         if GRADIENT:
-            filter = ((first_group + group) * channels + c).to(tl.int64)
-            offset = filter * taps * filters + source * filters + n % filters
+            filter = (first_group * channels + channel).to(tl.int64)
+            offsets = ((filter * taps + tap0 + i * tap_h + j * tap_w) * filters)[:, None] + n[None, :]
         else:
             filter = (first_group * filters + n).to(tl.int64)
-            offset = filter * taps * channels + source * channels + c
-        b = tl.load(weight + offset, n_ok, 0.0)
+            offsets = (filter * taps * channels)[None, :] + k[:, None]  # all taps in order: k counts as memory does
+        b = tl.load(weight + offsets, k_ok[:, None] & n_ok[None, :], 0.0)
+        sums = tl.dot(a, b, sums, input_precision=PRECISION)
+    return sums
+
+
+@triton.jit
+def _tap_sums(
+    x, weight, pixels, n, n_ok, sizes, in_size, steps, strides, source, MODE: tl.constexpr, VECTOR: tl.constexpr,
+    GRADIENT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr
+):  # fmt: skip
+    """The product tap by tap.
+
+    Args:
+        pixels: (offset in x, y, x) of the tile's rows at the window's origin.
+        n, n_ok: the tile's columns.
+        sizes: (first group, channels, filters, all channels of the tile's groups).
+        in_size: (height, width) of x.
+        steps: (taps down, taps across, positions between them down and across).
+        strides: of x, (down, across).
+        source: (first tap in the kernel, taps between those of the window down and across, all taps).
+    """
+    row, y0, x0 = pixels
+    first_group, channels, filters, k_total = sizes
+    taps_h, taps_w, step_h, step_w = steps
+    tap0, tap_h, tap_w, taps = source
+    # Rounding changes no value here; it tells the compiler what divides what, which makes 16-byte accesses.
+    BYTES: tl.constexpr = VECTOR * x.dtype.element_ty.primitive_bitwidth // 8
+    k_total = k_total // VECTOR * VECTOR
+    blocks = (k_total + BLOCK_K - 1) // BLOCK_K
+    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for step in range(taps_h * taps_w * blocks):
+        tap = step // blocks
+        k = (step - tap * blocks) * BLOCK_K + tl.arange(0, BLOCK_K)
+        k_ok = k < k_total
+        i = tap // taps_w
+        j = tap - i * taps_w
+        inside = _inside(y0 + i * step_h, x0 + j * step_w, in_size)
+        place = row + ((i * step_h).to(tl.int64) * strides[0] + (j * step_w).to(tl.int64) * strides[1])
+        a_pointers = tl.multiple_of(x + (place[:, None] + k[None, :]), (1, BYTES))
+        a = tl.load(a_pointers, inside[:, None] & k_ok[None, :], 0.0)
+        kernel_tap = tap0 + i * tap_h + j * tap_w
+        b_mask = k_ok[:, None] & n_ok[None, :]
+        if MODE == "merged":  # weights stand on the diagonal, a block for each group
+            b_mask = b_mask & ((k // channels)[:, None] == (n // filters)[None, :])
+            if GRADIENT:
+                filter = (first_group * channels + k).to(tl.int64)
+                offsets = ((filter * taps + kernel_tap) * filters)[:, None] + (n % filters)[None, :]
+            else:
+                filter = (first_group * filters + n).to(tl.int64)
+                offsets = ((filter * taps + kernel_tap) * channels)[None, :] + (k % channels)[:, None]
+            b = tl.load(weight + offsets, b_mask, 0.0)
+        elif GRADIENT:
+            filter = (first_group * channels + k).to(tl.int64)
+            offsets = ((filter * taps + kernel_tap) * filters)[:, None] + n[None, :]
+            b = tl.load(tl.multiple_of(weight + offsets, (1, BYTES)), b_mask, 0.0)
+        else:
+            filter = (first_group * filters + n).to(tl.int64)
+            offsets = ((filter * taps + kernel_tap) * channels)[None, :] + k[:, None]
+            b = tl.load(tl.multiple_of(weight + offsets, (BYTES, 1)), b_mask, 0.0)
+        sums = tl.dot(a, b, sums, input_precision=PRECISION)
+    return sums
+
+
+@triton.jit
+def _group_by_group(
+    x, weight, pixels, n, n_ok, sizes, in_size, steps, strides, source, GRADIENT: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr
+):  # fmt: skip
+    """The merged product without the zeros beside the diagonal; arguments as those of _tap_sums."""
+    row, y0, x0 = pixels
+    first_group, channels, filters, _ = sizes
+    taps_h, taps_w, step_h, step_w = steps
+    tap0, tap_h, tap_w, taps = source
+    group = n // filters
+    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for step in range(taps_h * taps_w * channels):
+        tap, channel = step // channels, step % channels
+        i, j = tap // taps_w, tap % taps_w
+        inside = _inside(y0 + i * step_h, x0 + j * step_w, in_size)
+        place = row + ((i * step_h).to(tl.int64) * strides[0] + (j * step_w).to(tl.int64) * strides[1])
+        a_pointers = x + (place[:, None] + (group * channels + channel)[None, :])
+        a = tl.load(a_pointers, inside[:, None] & n_ok[None, :], 0.0)
+        kernel_tap = tap0 + i * tap_h + j * tap_w
+        if GRADIENT:
+            filter = ((first_group + group) * channels + channel).to(tl.int64)
+            offsets = (filter * taps + kernel_tap) * filters + n % filters
+        else:
+            filter = (first_group * filters + n).to(tl.int64)
+            offsets = (filter * taps + kernel_tap) * channels + channel
+        b = tl.load(weight + offsets, n_ok, 0.0)
         sums += a.to(tl.float32) * b.to(tl.float32)[None, :]
     return sums
 
@@ -179,33 +295,14 @@ def product(
     residue = rest // pixel_tiles
     live = tl.minimum(merge, groups - first_group)
 
-    # The window: which taps there are, where the first lies, how far apart they are.
-    if GRADIENT:
-        residue_h, residue_w = residue // classes_width, residue % classes_width
-        first_h, taps_h = first_and_count(
-            residue_h, stride_height, padding_height, dilation_height, kernel_height, spacing_height
-        )
-        first_w, taps_w = first_and_count(
-            residue_w, stride_width, padding_width, dilation_width, kernel_width, spacing_width
-        )
-        rows = (out_height - residue_h + stride_height - 1) // stride_height
-        width = (out_width - residue_w + stride_width - 1) // stride_width
-        # Exact where there are taps, in floor division's stead: the dividend may be negative.
-        origin_h = (residue_h + padding_height - first_h * dilation_height) // stride_height
-        origin_w = (residue_w + padding_width - first_w * dilation_width) // stride_width
-        step_h, step_w = -(spacing_height * dilation_height // stride_height), -(spacing_width * dilation_width // stride_width)
-        scale_h, scale_w = 1, 1
-    else:
-        residue_h, residue_w, first_h, first_w = 0, 0, 0, 0
-        taps_h, taps_w = kernel_height, kernel_width
-        rows, width = out_height, out_width
-        origin_h, origin_w = -padding_height, -padding_width
-        step_h, step_w = dilation_height, dilation_width
-        scale_h, scale_w = stride_height, stride_width
-    taps = kernel_height * kernel_width
-    # tap (ti, tj) of the window is tap0 + ti * tap_h + tj * tap_w of the kernel
-    tap0 = first_h * kernel_width + first_w
-    tap_h, tap_w = spacing_height * kernel_width, spacing_width
+    # The window, and which residue class of the result's pixels: without classes, all of them.
+    residue_h, residue_w = residue // classes_width, residue % classes_width
+    rows, scale_h, origin_h, taps_h, step_h, first_h = _axis(
+        residue_h, out_height, kernel_height, stride_height, padding_height, dilation_height, spacing_height, GRADIENT
+    )
+    width, scale_w, origin_w, taps_w, step_w, first_w = _axis(
+        residue_w, out_width, kernel_width, stride_width, padding_width, dilation_width, spacing_width, GRADIENT
+    )
 
     # Rows of the tile: one 64-bit division for the first, 32-bit ones for the others.
     plane = rows * width
@@ -216,91 +313,44 @@ def product(
     local = (start - first_image * plane).to(tl.int32) + tl.arange(0, BLOCK_M)
     image = local // plane
     within = local - image * plane
-    image = image + first_image.to(tl.int32)
+    image += first_image.to(tl.int32)
     q = within // width
     u = within - q * width
     m_ok = image < images
     y0 = tl.where(m_ok, q * scale_h + origin_h, -(1 << 30))  # a position that no tap brings inside
     x0 = u * scale_w + origin_w
     row = image * x_image + y0.to(tl.int64) * x_row + x0.to(tl.int64) * x_pixel
-    row = row + first_group.to(tl.int64) * channels
+    row += first_group.to(tl.int64) * channels
 
-    # What is known of divisors makes 16-byte accesses: rounding here changes no value.
-    BYTES: tl.constexpr = VECTOR * x.dtype.element_ty.primitive_bitwidth // 8
-    k_total = live * channels // VECTOR * VECTOR
+    pixels = (row, y0, x0)
     n_total = live * filters
     if GRADIENT and MODE == "taps":
-        n_total = n_total // VECTOR * VECTOR
+        n_total = n_total // VECTOR * VECTOR  # changes no value: the weight is read 16 bytes at a time along n
     n = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     n_ok = n < n_total
-    ks = tl.arange(0, BLOCK_K)
-    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-
+    sizes = (first_group, channels, filters, live * channels)
+    in_size = (in_height, in_width)
+    steps = (taps_h, taps_w, step_h, step_w)
+    strides = (x_row, x_pixel)
+    source = (
+        first_h * kernel_width + first_w, spacing_height * kernel_width, spacing_width, kernel_height * kernel_width
+    )  # fmt: skip
     if MODE == "flat":
-        depth = taps_h * taps_w * channels
-        for step in range((depth + BLOCK_K - 1) // BLOCK_K):
-            k = step * BLOCK_K + ks
-            tap = k // channels
-            c = k - tap * channels
-            ti = tap // taps_w
-            tj = tap - ti * taps_w
-            y = y0[:, None] + (ti * step_h)[None, :]
-            z = x0[:, None] + (tj * step_w)[None, :]
-            k_ok = k < depth
-            inside = (y >= 0) & (y < in_height) & (z >= 0) & (z < in_width) & k_ok[None, :]
-            place = (ti * step_h).to(tl.int64) * x_row + (tj * step_w).to(tl.int64) * x_pixel + c
-            a = tl.load(x + (row[:, None] + place[None, :]), inside, 0.0)
-            source = tap0 + ti * tap_h + tj * tap_w
-            if GRADIENT:
-                filter = (first_group * channels + c).to(tl.int64)
-                offset = (filter * taps * filters + source * filters)[:, None] + n[None, :]
-            else:
-                filter = (first_group * filters + n).to(tl.int64)
-                offset = (filter * taps * channels)[None, :] + k[:, None]
-            b = tl.load(weight + offset, k_ok[:, None] & n_ok[None, :], 0.0)
-            sums = tl.dot(a, b, sums, input_precision=PRECISION)
+        sums = _flat_sums(
+            x, weight, pixels, n, n_ok, sizes, in_size, steps, strides, source, GRADIENT, PRECISION, BLOCK_M, BLOCK_N,
+            BLOCK_K,
+        )  # fmt: skip
     else:
-        blocks = (k_total + BLOCK_K - 1) // BLOCK_K
-        for step in range(taps_h * taps_w * blocks):
-            tap = step // blocks
-            k = (step - tap * blocks) * BLOCK_K + ks
-            ti = tap // taps_w
-            tj = tap - ti * taps_w
-            y = y0 + ti * step_h
-            z = x0 + tj * step_w
-            inside = (y >= 0) & (y < in_height) & (z >= 0) & (z < in_width)
-            place = row + ((ti * step_h).to(tl.int64) * x_row + (tj * step_w).to(tl.int64) * x_pixel)
-            k_ok = k < k_total
-            a_pointers = tl.multiple_of(x + (place[:, None] + k[None, :]), (1, BYTES))
-            a = tl.load(a_pointers, inside[:, None] & k_ok[None, :], 0.0)
-            source = tap0 + ti * tap_h + tj * tap_w
-            mask = k_ok[:, None] & n_ok[None, :]
-            if MODE == "merged":
-                mask = mask & ((k // channels)[:, None] == (n // filters)[None, :])
-            if GRADIENT:
-                filter = (first_group * channels + k).to(tl.int64)
-                column = n % filters if MODE == "merged" else n
-                run = filters // VECTOR * VECTOR if MODE == "taps" else filters
-                pointers = weight + ((filter * (taps * run) + source * run)[:, None] + column[None, :])
-                if MODE == "taps":
-                    pointers = tl.multiple_of(pointers, (1, BYTES))
-            else:
-                filter = (first_group * filters + n).to(tl.int64)
-                channel = k % channels if MODE == "merged" else k
-                run = channels // VECTOR * VECTOR if MODE == "taps" else channels
-                pointers = weight + ((filter * (taps * run) + source * run)[None, :] + channel[:, None])
-                if MODE == "taps":
-                    pointers = tl.multiple_of(pointers, (BYTES, 1))
-            b = tl.load(pointers, mask, 0.0)
-            sums = tl.dot(a, b, sums, input_precision=PRECISION)
-
-    if MODE == "merged":
-        # NaN where a sum is not finite. Zeros beside the diagonal must not meet another group's infinities.
-        if tl.max(tl.max(tl.where((sums - sums) == 0.0, 0, 1), 1), 0) != 0:
+        sums = _tap_sums(
+            x, weight, pixels, n, n_ok, sizes, in_size, steps, strides, source, MODE, VECTOR, GRADIENT, PRECISION,
+            BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+    if MODE == "merged":  # noqa: SIM102 (a constant, and a value)
+        # Where a sum is not finite, zeros beside the diagonal have met another group's infinities.
+        if tl.max(tl.max(tl.where(sums - sums == 0.0, 0, 1), 1), 0) != 0:
             sums = _group_by_group(
-                x, weight, row, y0, x0, n, n_ok, first_group, channels, filters, in_height, in_width, tap0, taps_h,
-                taps_w, step_h, step_w, x_row, x_pixel, tap_h, tap_w, taps, GRADIENT, BLOCK_M, BLOCK_N,
-            )  # fmt: skip
+                x, weight, pixels, n, n_ok, sizes, in_size, steps, strides, source, GRADIENT, BLOCK_M, BLOCK_N
+            )
 
     if GRADIENT:
         within = (q * stride_height + residue_h) * out_width + u * stride_width + residue_w

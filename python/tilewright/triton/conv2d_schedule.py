@@ -96,19 +96,25 @@ def product_tiles(architecture: int, bits: int, mode: str) -> tuple[Tile, ...]:
     stages = 3 if architecture in (80, 86) else 4
     if bits == 19:
         return {
-            "taps": (Tile(128, 64, 32, 4, stages), Tile(64, 64, 32, 4, stages)),
+            "taps": (Tile(128, 64, 32, 8, stages), Tile(64, 64, 32, 4, stages)),
             "flat": (Tile(64, 64, 32, 4, 2),),
             "merged": (Tile(64, 32, 32, 4, 2),),
         }[mode]
     if mode == "flat":
-        return Tile(128, 64, 32, 4, 2), Tile(64, 32, 32, 4, 2)
+        return Tile(128, 64, 32, 8, 2), Tile(64, 32, 32, 4, 2)
     if mode == "merged":
         return (Tile(64, 32, 32, 4, stages),)
-    shallow = (Tile(128, 128, 32, 8, stages + 1), Tile(128, 64, 32, 4, stages + 1), Tile(64, 32, 32, 4, stages + 1))
+    shallow = (Tile(128, 128, 32, 8, stages + 1), Tile(128, 64, 32, 8, stages + 1), Tile(64, 32, 32, 4, stages + 1))
     if architecture == 86:
-        return Tile(128, 128, 64, 8, 2), Tile(128, 64, 64, 4, 3), Tile(64, 64, 64, 4, 3), *shallow
+        return Tile(128, 128, 64, 8, 2), Tile(128, 64, 64, 8, 3), Tile(64, 64, 64, 4, 3), *shallow
     largest = Tile(128, 256, 64, 8, 3 if architecture == 80 else 4)
-    return largest, Tile(128, 128, 64, 8, stages), Tile(128, 64, 64, 4, stages), Tile(64, 64, 64, 4, stages), *shallow
+    return largest, Tile(128, 128, 64, 8, stages), Tile(128, 64, 64, 8, stages), Tile(64, 64, 64, 4, stages), *shallow
+
+
+def finished_at_a_time(tile: Tile) -> int:
+    """Columns of a result that the epilogue works on at once: 16 elements a thread, 8 where sums fill the registers."""
+    each = 8 if tile.columns == 256 else 16
+    return min(tile.columns, each * 32 * tile.warps // tile.rows)
 
 
 def choose_tile(architecture: int, tiles: tuple[Tile, ...], rows: int, columns: int, copies: int, depth: int) -> Tile:
@@ -176,9 +182,7 @@ def pixel_step(depth: int, height: int, width: int) -> tuple[int, int, int]:
     return images, *divmod(rest, width)
 
 
-def advance(
-    pixel: tuple[int, int, int], step: tuple[int, int, int], height: int, width: int
-) -> tuple[int, int, int]:
+def advance(pixel: tuple[int, int, int], step: tuple[int, int, int], height: int, width: int) -> tuple[int, int, int]:
     """(image, row, column) and a pixel_step: the pixel that far on, without a division."""
     image, row, column = (a + b for a, b in zip(pixel, step, strict=True))
     if column >= width:
