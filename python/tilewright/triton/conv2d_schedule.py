@@ -5,7 +5,6 @@ channel counts of one group: channels and filters in the forward pass, filters a
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 # Streaming multiprocessors of the largest usual part: plans depend on shapes and on the table, never on the very card,
@@ -56,18 +55,18 @@ def tap_spacing(stride: int, dilation: int) -> int:
 def reading(architecture: int, bits: int, reduced: int, columns: int, groups: int, aligned: bool) -> tuple[str, int]:
     """How tiles read their operands, and a step's depth.
 
-    "taps": a step is one tap and `depth` channels, read 16 bytes at a time (reduced and columns are multiples of them).
+    "taps": a step is one tap and `depth` channels, read 16 bytes at a time.
     "merged": the same for several small groups side by side, with a block-diagonal weight.
     "flat": taps and channels are one index, decoded for every element: few or misaligned channels.
     """
     if groups > 1 and max(reduced, columns) <= SMALL_GROUP:
         return "merged", MERGED_WIDTH
-    deepest = max(tile.depth for tile in product_tiles(architecture, bits, "taps"))
     if aligned:
-        for depth in sorted({deepest, 32} if bits == 16 else {deepest}, reverse=True):
-            # A step's part beyond the last channel multiplies zeros: a quarter of the work at most, or half a step
-            # of the shallowest.
-            if padded(reduced, depth) * 4 <= reduced * 5 or (depth <= 32 and reduced * 2 >= padded(reduced, depth)):
+        for depth in sorted({tile.depth for tile in product_tiles(architecture, bits, "taps")}, reverse=True):
+            # What a step has beyond the last channel multiplies zeros: of deep steps a fifth at most, of shallow ones,
+            # behind which there is only "flat", half.
+            waste = padded(reduced, depth) - reduced
+            if waste * 4 <= reduced or (depth <= 32 and waste <= reduced):
                 return "taps", depth
     return "flat", product_tiles(architecture, bits, "flat")[0].depth
 
@@ -156,6 +155,112 @@ def choose_weight_tile(tiles: tuple[Tile, ...], filters: int, columns: int) -> T
     return tiles[-1]
 
 
+@dataclass(frozen=True)
+class ProductPlan:
+    """One launch of the forward pass or of the data gradient.
+
+    Attributes:
+        vector: elements that x's runs of channels are accessed by.
+        merge: groups side by side in a tile.
+        classes: residue classes of the result's positions, down and across.
+    """
+
+    mode: str
+    vector: int
+    tile: Tile
+    merge: int
+    tile_groups: int
+    pixel_tiles: int
+    column_tiles: int
+    classes: tuple[int, int]
+
+    @property
+    def programs(self) -> int:
+        return self.column_tiles * self.tile_groups * self.pixel_tiles * self.classes[0] * self.classes[1]
+
+
+def plan_product(
+    architecture: int,
+    bits: int,
+    images: int,
+    size: tuple[int, int],
+    classes: tuple[int, int],
+    reduced: int,
+    columns: int,
+    groups: int,
+    gradient: bool,
+    aligned: tuple[bool, bool],
+) -> ProductPlan:
+    """What to launch for a result of `size`; aligned: do x's pixels, the weight start at multiples of 16 bytes?"""
+    widest = widest_vector(bits)
+    runs = (reduced, columns if gradient else reduced)
+    whole = all(ok and run % widest == 0 for ok, run in zip(aligned, runs, strict=True))
+    mode, depth = reading(architecture, bits, reduced, columns, groups, whole)
+    merge, vector = 1, 1
+    if mode == "merged":
+        merge = merged_groups(reduced, columns, groups)
+        vector = widest if aligned[0] and merge * reduced % widest == 0 and groups * reduced % widest == 0 else 1
+    elif mode == "taps":
+        vector = widest
+    pixels = images * -(-size[0] // classes[0]) * -(-size[1] // classes[1])  # of the largest class
+    tile_groups = -(-groups // merge)
+    copies = tile_groups * classes[0] * classes[1]
+    tile = choose_tile(architecture, product_tiles(architecture, bits, mode), pixels, merge * columns, copies, depth)
+    pixel_tiles, column_tiles = -(-pixels // tile.rows), -(-merge * columns // tile.columns)
+    return ProductPlan(mode, vector, tile, merge, tile_groups, pixel_tiles, column_tiles, classes)
+
+
+def widest_vector(bits: int) -> int:
+    """Elements in 16 bytes."""
+    return 8 if bits == 16 else 4
+
+
+@dataclass(frozen=True)
+class WeightPlan:
+    """One launch of the weight gradient; attributes as ProductPlan's, grad_vector that of the output's gradient."""
+
+    mode: str
+    vector: int
+    grad_vector: int
+    tile: Tile
+    merge: int
+    tiles: int
+    filter_tiles: int
+    column_tiles: int
+    chunk: int
+    chunks: int
+
+
+def plan_weight(
+    architecture: int,
+    bits: int,
+    pixels: int,
+    taps: int,
+    channels: int,
+    filters: int,
+    groups: int,
+    aligned: tuple[bool, bool],
+) -> WeightPlan:
+    """What to launch; aligned: do the pixels of x, of the output's gradient start at multiples of 16 bytes?"""
+    widest = widest_vector(bits)
+    merge, vector, grad_vector = 1, 1, 1
+    whole = [ok and run % widest == 0 for ok, run in zip(aligned, (channels, filters), strict=True)]
+    if groups > 1 and max(channels, filters) <= SMALL_GROUP:
+        mode, merge = "merged", merged_groups(channels, filters, groups)
+        if all(aligned) and all(n * m % widest == 0 for n in (channels, filters) for m in (merge, groups)):
+            vector = grad_vector = widest
+    elif all(whole) and channels > 32:  # a tile has 64 columns
+        mode, vector, grad_vector = "taps", widest, widest
+    else:
+        mode, grad_vector = "flat", widest if whole[1] else 1
+    columns = merge * channels * (taps if mode == "flat" else 1)
+    tile = choose_weight_tile(weight_tiles(architecture, bits, mode), merge * filters, columns)
+    filter_tiles, column_tiles = -(-merge * filters // tile.rows), -(-columns // tile.columns)
+    tiles = filter_tiles * column_tiles * -(-groups // merge) * (1 if mode == "flat" else taps)
+    chunk, chunks = split_pixels(architecture, tiles, pixels, tile.depth)
+    return WeightPlan(mode, vector, grad_vector, tile, merge, tiles, filter_tiles, column_tiles, chunk, chunks)
+
+
 def split_pixels(architecture: int, tiles: int, pixels: int, depth: int) -> tuple[int, int]:
     """(chunk, chunks): into how many parts of `chunk` pixels the weight gradient's sum is cut.
 
@@ -190,10 +295,3 @@ def advance(pixel: tuple[int, int, int], step: tuple[int, int, int], height: int
     if row >= height:
         image, row = image + 1, row - height
     return image, row, column
-
-
-def all_modes() -> Iterator[tuple[str, int]]:
-    """(mode, bits) of every table."""
-    for mode in ("taps", "flat", "merged"):
-        for bits in (16, 19, 32):
-            yield mode, bits

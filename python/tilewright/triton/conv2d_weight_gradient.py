@@ -112,13 +112,13 @@ def weight_sums(
     tap_x = tap % kernel_width * dilation_width - padding_width
     grad_columns = first_group * filters // GRAD_VECTOR * GRAD_VECTOR + f
     x_columns = first_group * channels // VECTOR * VECTOR + column
-    grad_bytes: tl.constexpr = GRAD_VECTOR * grad.dtype.element_ty.primitive_bitwidth // 8
-    x_bytes: tl.constexpr = VECTOR * x.dtype.element_ty.primitive_bitwidth // 8
+    GRAD_BYTES: tl.constexpr = GRAD_VECTOR * grad.dtype.element_ty.primitive_bitwidth // 8
+    BYTES: tl.constexpr = VECTOR * x.dtype.element_ty.primitive_bitwidth // 8
     sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for k in range(0, count, BLOCK_K):
         k_ok = ks < count - k
         grad_rows = (start + k + ks) * total
-        a_pointers = tl.multiple_of(grad + (grad_rows[:, None] + grad_columns[None, :]), (1, grad_bytes))
+        a_pointers = tl.multiple_of(grad + (grad_rows[:, None] + grad_columns[None, :]), (1, GRAD_BYTES))
         a = tl.load(a_pointers, k_ok[:, None] & f_ok[None, :], 0.0)
         if MODE == "flat":
             in_y = (y * stride_height)[:, None] + tap_y[None, :]
@@ -133,7 +133,7 @@ def weight_sums(
             in_x = u * stride_width + tap_x
             inside = k_ok & (in_y >= 0) & (in_y < in_height) & (in_x >= 0) & (in_x < in_width)
             rows = image.to(tl.int64) * x_image + in_y.to(tl.int64) * x_row + in_x.to(tl.int64) * x_pixel
-            b_pointers = tl.multiple_of(x + (rows[:, None] + x_columns[None, :]), (1, x_bytes))
+            b_pointers = tl.multiple_of(x + (rows[:, None] + x_columns[None, :]), (1, BYTES))
             b = tl.load(b_pointers, inside[:, None] & n_ok[None, :], 0.0)
         sums = tl.dot(tl.trans(a), b, sums, input_precision=PRECISION)
         image, y, u = step_pixels(image, y, u, step_images, step_rows, step_columns, out_height, out_width)
@@ -158,6 +158,7 @@ def column_sums(
     filters: tl.int32,
     chunk: tl.int32,
     filter_tiles: tl.int32,
+    VECTOR: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -167,11 +168,12 @@ def column_sums(
     start = part.to(tl.int64) * chunk
     count = tl.minimum(pixels - start, chunk.to(tl.int64)).to(tl.int32)
     rows = tl.arange(0, BLOCK_M)
+    BYTES: tl.constexpr = VECTOR * grad.dtype.element_ty.primitive_bitwidth // 8
     sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for k in range(0, count, BLOCK_M):
         offsets = ((start + k + rows) * filters)[:, None] + f[None, :]
-        mask = (rows < count - k)[:, None] & (f < filters)[None, :]
-        sums += tl.load(grad + offsets, mask, 0.0).to(tl.float32)
+        mask = (rows < count - k)[:, None] & (f < filters // VECTOR * VECTOR)[None, :]
+        sums += tl.load(tl.multiple_of(grad + offsets, (1, BYTES)), mask, 0.0).to(tl.float32)
     tl.store(partial + part.to(tl.int64) * filters + f, tl.sum(sums, 0), f < filters)
 
 
