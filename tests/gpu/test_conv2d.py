@@ -10,11 +10,11 @@ import triton.language as tl
 from torch import Tensor
 
 import tilewright.functional as TF
-from tests.conv2d_cases import FORMATS, reference, run
 from tilewright.testing import assert_as_accurate
 from tilewright.triton import conv2d, conv2d_product, conv2d_schedule, conv2d_weight_gradient
-from tilewright.triton.conv2d_schedule import Tile
 from tilewright.triton.variants import architecture_of, observed
+
+from ..conv2d_cases import FORMATS, reference, run
 
 # name: input, weight, options. Both formats, each with all the gradients, so small: edges of tiles, taps and classes.
 CASES = {
@@ -92,12 +92,12 @@ def test_mixed_memory_formats(device):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """Tables of small tiles and short chunks: many tiles in every direction on little data."""
-    monkeypatch.setattr(conv2d_schedule, "product_tiles", lambda *_: (Tile(32, 32, 32, 4, 2),))
-    monkeypatch.setattr(conv2d_schedule, "weight_tiles", lambda *_: (Tile(32, 32, 32, 4, 2),))
+    """The tables' smallest tiles and short chunks: many tiles in every direction on little data."""
     monkeypatch.setattr(
-        conv2d_schedule, "split_pixels", lambda architecture, tiles, pixels, depth: (64, -(-pixels // 64))
+        conv2d_schedule, "choose_tile", lambda _, tiles, *rest: [tile for tile in tiles if tile.depth == rest[-1]][-1]
     )
+    monkeypatch.setattr(conv2d_schedule, "choose_weight_tile", lambda tiles, *_: tiles[-1])
+    monkeypatch.setattr(conv2d_schedule, "split_pixels", lambda _, __, pixels, ___: (64, -(-pixels // 64)))
     monkeypatch.setattr(conv2d_schedule, "split_rows", lambda pixels, *_: (64, -(-pixels // 64)))
 
 
@@ -105,10 +105,10 @@ def small_tiles(monkeypatch):
 @pytest.mark.parametrize(
     ("x_shape", "weight_shape", "options"),
     [
-        ((3, 40, 7, 9), (72, 40, 3, 3), {"padding": 1}),
-        ((2, 72, 7, 7), (40, 72, 3, 2), {"padding": 1, "stride": 2, "dilation": (1, 2)}),
-        ((2, 7, 9, 9), (35, 7, 3, 3), {"stride": (2, 1)}),
-        ((2, 60, 5, 5), (40, 3, 3, 3), {"padding": 1, "groups": 20}),
+        ((3, 72, 5, 9), (72, 72, 2, 2), {"padding": 1}),
+        ((4, 72, 11, 11), (72, 72, 2, 1), {"stride": 2, "dilation": (1, 2)}),
+        ((2, 7, 9, 9), (70, 7, 3, 3), {"stride": (2, 1)}),
+        ((2, 60, 6, 6), (40, 3, 3, 3), {"padding": 1, "groups": 20}),
     ],
     ids=["taps", "taps, strided", "flat", "merged"],
 )
@@ -293,19 +293,18 @@ def test_bad_arguments_of_the_raw_op(device, change):
 
 def test_depthwise_goes_to_the_op_that_is_there(device, monkeypatch):
     library = torch.library.Library("tilewright_conv2d_test", "DEF")
-    library.define(
-        "depthwise_forward(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, str activation) -> (Tensor, Tensor)"
-    )
+    library.define("depthwise(Tensor input, Tensor weight, SymInt[2] stride, str activation) -> (Tensor, Tensor)")
     calls = []
-    library.impl(
-        "depthwise_forward",
-        lambda input, weight, bias, stride, activation: calls.append((stride, activation)) or (input + 1, weight + 1),
-        torch._C._dispatch_key_for_device(device.type),
-    )
-    op = torch.ops.tilewright_conv2d_test.depthwise_forward.default
+
+    def depthwise(input, weight, stride, activation):
+        calls.append((stride, activation))
+        return input + 1, weight + 1
+
+    library.impl("depthwise", depthwise, torch._C._dispatch_key_for_device(device.type))
+    op = torch.ops.tilewright_conv2d_test.depthwise.default
     monkeypatch.setattr(conv2d, "_depthwise_op", lambda name, _: op if name == "depthwise_forward" else None)
     x, weight = torch.randn(1, 4, 5, 5, device=device), torch.randn(4, 1, 3, 3, device=device)
-    output = TF.conv2d_act(x, weight, stride=2, activation="silu")
+    output = TF.conv2d_act(x, weight, stride=2, groups=4, activation="silu")
     assert torch.equal(output, x + 1)
     assert calls == [([2, 2], "silu")]
     TF.conv2d(x, torch.randn(4, 4, 3, 3, device=device))

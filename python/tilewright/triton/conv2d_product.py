@@ -347,7 +347,7 @@ def product(
         )  # fmt: skip
     if MODE == "merged":  # noqa: SIM102 (a constant, and a value)
         # Where a sum is not finite, zeros beside the diagonal have met another group's infinities.
-        if tl.max(tl.max(tl.where(sums - sums == 0.0, 0, 1), 1), 0) != 0:
+        if tl.max(tl.where(sums - sums == 0.0, 0, 1)) != 0:
             sums = _group_by_group(
                 x, weight, pixels, n, n_ok, sizes, in_size, steps, strides, source, GRADIENT, BLOCK_M, BLOCK_N
             )

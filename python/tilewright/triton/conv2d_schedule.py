@@ -90,7 +90,7 @@ def product_tiles(architecture: int, bits: int, mode: str) -> tuple[Tile, ...]:
         return {
             "taps": (Tile(64, 64, 16, 4, 3),),
             "flat": (Tile(64, 32, 16, 4, 2),),
-            "merged": (Tile(64, 32, 32, 4, 2),),
+            "merged": (Tile(64, 32, 32, 8, 2),),
         }[mode]
     stages = 3 if architecture in (80, 86) else 4
     if bits == 19:
@@ -106,14 +106,16 @@ def product_tiles(architecture: int, bits: int, mode: str) -> tuple[Tile, ...]:
     shallow = (Tile(128, 128, 32, 8, stages + 1), Tile(128, 64, 32, 8, stages + 1), Tile(64, 32, 32, 4, stages + 1))
     if architecture == 86:
         return Tile(128, 128, 64, 8, 2), Tile(128, 64, 64, 8, 3), Tile(64, 64, 64, 4, 3), *shallow
-    largest = Tile(128, 256, 64, 8, 3 if architecture == 80 else 4)
-    return largest, Tile(128, 128, 64, 8, stages), Tile(128, 64, 64, 8, stages), Tile(64, 64, 64, 4, stages), *shallow
+    smaller = Tile(128, 128, 64, 8, stages), Tile(128, 64, 64, 8, stages), Tile(64, 64, 64, 4, stages), *shallow
+    # Only where products take their operands from shared memory do registers hold 128 sums a thread and all the rest.
+    return smaller if architecture == 80 else (Tile(128, 256, 64, 8, 4), *smaller)
 
 
 def finished_at_a_time(tile: Tile) -> int:
     """Columns of a result that the epilogue works on at once: 16 elements a thread, 8 where sums fill the registers."""
-    each = 8 if tile.columns == 256 else 16
-    return min(tile.columns, each * 32 * tile.warps // tile.rows)
+    threads = 32 * tile.warps
+    each = 8 if tile.rows * tile.columns >= 64 * threads else 16
+    return min(tile.columns, each * threads // tile.rows)
 
 
 def choose_tile(architecture: int, tiles: tuple[Tile, ...], rows: int, columns: int, copies: int, depth: int) -> Tile:
@@ -137,12 +139,11 @@ def weight_tiles(architecture: int, bits: int, mode: str) -> tuple[Tile, ...]:
     stages = 3 if architecture in (80, 86) else 4
     if mode == "merged":
         return (Tile(MERGED_WIDTH, MERGED_WIDTH, 64 if bits == 16 else 32, 4, 3),)
+    warps = 8 if mode == "flat" and bits != 16 else 4
     if bits == 32:
-        return (Tile(64, 64, 16, 4, 2),)
-    if bits == 19:
-        return (Tile(64, 64, 32, 4, stages),)
-    if mode == "flat":
-        return (Tile(64, 64, 32, 4, stages),)
+        return (Tile(64, 64, 16, warps, 2),)
+    if bits == 19 or mode == "flat":
+        return (Tile(64, 64, 32, warps, stages),)
     largest = Tile(128, 128, 32 if architecture == 86 else 64, 8, stages)
     return largest, Tile(64, 64, 64, 4, stages)
 
