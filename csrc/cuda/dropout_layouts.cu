@@ -52,27 +52,38 @@ __device__ __forceinline__ void apply(const DropoutArgs<T>& args, int64_t offset
   store<N>(args.y + offset, v);
 }
 
+// Whole accesses: the last dimension holds whole groups, one behind the other.
+template <typename T, int kVec>
+__device__ __forceinline__ void permuted_group(const DropoutArgs<T>& args, const PermutedLayout& layout,
+                                               const Keep<Acc<T>>& keep, int64_t first) {
+  Acc<T> factor[kGroup];
+  keep.factors(first, factor);
+  const int64_t start = offset_of(layout, first);
+#pragma unroll
+  for (int i = 0; i < kGroup; i += kVec) {
+    Acc<T> of_access[kVec];
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) of_access[j] = factor[i + j];
+    apply<T, kVec>(args, start + i, of_access);
+  }
+}
+
 template <typename T, int kVec>
 __global__ void __launch_bounds__(kElementwiseBlock)
     dropout_permuted_groups(const DropoutArgs<T> args, const PermutedLayout layout) {
-  using A = Acc<T>;
-  const Keep<A> keep(args.dropout);
+  const Keep<Acc<T>> keep(args.dropout);
   const int64_t step = static_cast<int64_t>(gridDim.x) * kElementwiseBlock;
   for (int64_t group = static_cast<int64_t>(blockIdx.x) * kElementwiseBlock + threadIdx.x; group * kGroup < args.numel;
        group += step) {
     const int64_t first = group * kGroup;
-    A factor[kGroup];
-    keep.factors(first, factor);
-    const int64_t start = kVec > 1 ? offset_of(layout, first) : 0;
-#pragma unroll
-    for (int i = 0; i < kGroup; i += kVec) {
-      A of_access[kVec];
-#pragma unroll
-      for (int j = 0; j < kVec; ++j) of_access[j] = factor[i + j];
-      if constexpr (kVec > 1) {
-        apply<T, kVec>(args, start + i, of_access);
-      } else {
-        if (first + i < args.numel) apply<T, 1>(args, offset_of(layout, first + i), of_access);
+    if constexpr (kVec > 1) {
+      permuted_group<T, kVec>(args, layout, keep, first);
+    } else {
+      const uint32_t bits = keep.bits_of_group(group);
+#pragma unroll 1  // eight copies of the divisions are more than the instruction cache likes
+      for (int i = 0; i < kGroup && first + i < args.numel; ++i) {
+        const Acc<T> factor[1] = {keep.factor_of_bit(((bits >> i) & 1u) != 0)};
+        apply<T, 1>(args, offset_of(layout, first + i), factor);
       }
     }
   }
