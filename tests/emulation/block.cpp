@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstdio>
+#include <cstring>
 #include <numeric>
 
 uint3 threadIdx, blockIdx;
@@ -19,6 +21,11 @@ const char* name_of(Collective call) {
   return kNames[static_cast<int>(call)];
 }
 
+bool is_same(std::source_location a, std::source_location b) {
+  return a.line() == b.line() && a.column() == b.column() &&
+         (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
+}
+
 bool is_shuffle(Collective call) { return call <= Collective::shfl_xor; }
 
 std::string hex(unsigned mask) {
@@ -29,9 +36,7 @@ std::string hex(unsigned mask) {
 
 void thread_main() {
   Stack::arrived();
-  active->body();
-  active->current().state = State::exited;
-  Stack::leave(true);
+  active->live();
 }
 
 }  // namespace
@@ -52,7 +57,7 @@ void Block::run(unsigned threads, const std::function<void()>& body, Random* ord
   const unsigned warps = (threads + kWarp - 1) / kWarp;
   std::vector<unsigned> turns(warps);
   std::iota(turns.begin(), turns.end(), 0u);
-  while (count(State::exited) < threads_) {
+  while (exited_ < threads_) {
     if (order != nullptr) {
       for (unsigned i = warps; i > 1; --i) std::swap(turns[i - 1], turns[order->next() % i]);
     }
@@ -60,8 +65,8 @@ void Block::run(unsigned threads, const std::function<void()>& body, Random* ord
     for (const unsigned warp : turns) {
       moved |= run_warp(warp, order != nullptr ? static_cast<unsigned>(order->next()) : 0);
     }
-    if (count(State::at_barrier) + count(State::exited) == threads_) {
-      release_barrier();
+    if (at_barrier_ + exited_ == threads_) {
+      if (at_barrier_ > 0) release_barrier();
     } else if (!moved) {
       report_deadlock();
     }
@@ -71,7 +76,7 @@ void Block::run(unsigned threads, const std::function<void()>& body, Random* ord
 void Block::start(unsigned threads) {
   while (pool_.size() < threads) pool_.push_back(std::make_unique<Thread>());
   threads_ = threads;
-  barriers_ = 0;
+  barriers_ = exited_ = at_barrier_ = 0;
   warp_barriers_.assign((threads + kWarp - 1) / kWarp, 0);
   failure_.clear();
   for (unsigned i = 0; i < threads; ++i) {
@@ -106,34 +111,40 @@ bool Block::run_warp(unsigned warp, unsigned turn) {
   return moved;
 }
 
-void Block::wait(State state, std::source_location where) {
-  current_->state = state;
+void Block::live() {
+  (*body_)();
+  current_->state = State::exited;
+  ++exited_;
+  Stack::leave(true);
+}
+
+void Block::sync_block(std::source_location where) {
+  current_->state = State::at_barrier;
   current_->where = where;
+  ++at_barrier_;
   Stack::leave(false);
 }
 
-void Block::sync_block(std::source_location where) { wait(State::at_barrier, where); }
-
 void Block::release_barrier() {
-  const Thread* first = nullptr;
+  const Thread *first = nullptr, *gone = nullptr;
   for (unsigned i = 0; i < threads_; ++i) {
     Thread& thread = *pool_[i];
-    if (thread.state == State::exited) continue;
+    if (thread.state == State::exited) {
+      gone = &thread;
+      continue;
+    }
     if (first == nullptr) first = &thread;
-    if (thread.where.line() != first->where.line() || thread.where.column() != first->where.column() ||
-        std::string(thread.where.file_name()) != first->where.file_name()) {
+    if (!is_same(thread.where, first->where)) {
       throw Violation("thread " + described(first->index) + " waits in __syncthreads at " + described(first->where) +
                       ", thread " + described(thread.index) + " in another one at " + described(thread.where));
     }
     thread.state = State::ready;
   }
-  if (first == nullptr) return;  // all are done
-  for (unsigned i = 0; i < threads_; ++i) {
-    if (pool_[i]->state == State::exited) {
-      throw Violation("thread " + described(pool_[i]->index) + " has left the kernel, while thread " +
-                      described(first->index) + " waits for it in __syncthreads at " + described(first->where));
-    }
+  if (gone != nullptr) {
+    throw Violation("thread " + described(gone->index) + " has left the kernel, while thread " +
+                    described(first->index) + " waits for it in __syncthreads at " + described(first->where));
   }
+  at_barrier_ = 0;
   ++barriers_;
 }
 
@@ -153,10 +164,11 @@ uint64_t Block::rendezvous(Collective call, unsigned mask, unsigned source, uint
   self.source = source;
   self.value = value;
   self.where = where;
-  unsigned present = 0;
+  unsigned present = 1u << self.lane;
   for (unsigned lane = 0; lane < lanes; ++lane) {
     const Thread& other = *pool_[self.warp * kWarp + lane];
-    if ((mask >> lane & 1u) == 0 || other.state != State::at_collective) continue;
+    if (other.state != State::at_collective || lane == self.lane) continue;
+    if ((mask >> lane & 1u) == 0 && (other.mask >> self.lane & 1u) == 0) continue;  // not each other's business
     if (other.call != call || other.mask != mask) {
       fail(call_name + " with the mask " + hex(mask) + " meets thread " + described(other.index) + " in " +
                name_of(other.call) + " with the mask " + hex(other.mask) + " at " + described(other.where),
@@ -213,11 +225,6 @@ void Block::report_deadlock() const {
     }
   }
   throw Violation("lanes of a warp wait for each other in a circle of collectives");
-}
-
-unsigned Block::count(State state) const {
-  return static_cast<unsigned>(
-      std::count_if(pool_.begin(), pool_.begin() + threads_, [&](const auto& thread) { return thread->state == state; }));
 }
 
 unsigned Block::lanes_of(unsigned warp) const { return std::min(kWarp, threads_ - warp * kWarp); }

@@ -41,7 +41,8 @@ class Block {
   void sync_block(std::source_location where);
   uint64_t rendezvous(Collective call, unsigned mask, unsigned source, uint64_t value, std::source_location where);
   [[noreturn]] void fail(const std::string& what, std::source_location where);
-  void body() const { (*body_)(); }
+  // What a thread does from its first to its last moment.
+  void live();
   Thread& current() const { return *current_; }
   unsigned barriers() const { return barriers_; }
   unsigned warp_barriers(unsigned warp) const { return warp_barriers_[warp]; }
@@ -49,11 +50,9 @@ class Block {
  private:
   void start(unsigned threads);
   bool run_warp(unsigned warp, unsigned turn);
-  void wait(State state, std::source_location where);
   void complete(unsigned warp, unsigned mask);
   void release_barrier();
   [[noreturn]] void report_deadlock() const;
-  unsigned count(State state) const;
   unsigned lanes_of(unsigned warp) const;
 
   std::vector<std::unique_ptr<Thread>> pool_;  // grows to the largest block
@@ -62,6 +61,7 @@ class Block {
   const std::function<void()>* body_ = nullptr;
   std::string failure_;
   unsigned threads_ = 0, barriers_ = 0;
+  unsigned exited_ = 0, at_barrier_ = 0;  // threads in these states
 };
 
 std::string described(const uint3& index);

@@ -1,12 +1,14 @@
 """Builds the CUDA sources for the emulation: csrc/cuda, unchanged, as C++.
 
-Three libraries in build/emulation/<variant>: `selftest` (tests/emulation/selftest), `kernels` (csrc/cuda/*.cu) and `bindings`
-(csrc/cuda/*.cpp, which see torch). The kernels' library has no thread_local variables but the kernels' __shared__ ones.
+Three libraries in build/emulation/<variant>: `selftest` (tests/emulation/selftest), `kernels` (csrc/cuda/*.cu), and for
+both variants one `bindings` (csrc/cuda/*.cpp, which see torch), loaded after the kernels. The kernels' library has no
+thread_local variables but the kernels' __shared__ ones.
 
 Ninja decides what to compile, by the headers each file included; a lock lets one process build and the others wait.
 """
 
 import fcntl
+import importlib.util
 import os
 import platform
 import shutil
@@ -57,6 +59,14 @@ def _ninja() -> str:
     return found
 
 
+def _extension() -> Path:
+    """tilewright._C: the bindings call the checks of csrc/ops in it."""
+    spec = importlib.util.find_spec("tilewright._C")
+    assert spec is not None, "tilewright is not built"
+    assert spec.origin is not None
+    return Path(spec.origin).resolve()
+
+
 def _machine_flags() -> str:
     if platform.machine() == "x86_64":
         words = Path("/proc/cpuinfo").read_text().split()
@@ -72,6 +82,7 @@ def _rules(variant: str) -> str:
     system = " ".join(f"-isystem {path}" for path in cpp_extension.include_paths())
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)} -DAT_PER_OPERATOR_HEADERS"
     library = cpp_extension.library_paths()[0]
+    extension = _extension()
     lines = [
         "ninja_required_version = 1.5",
         f"compiler = {compiler}",
@@ -90,7 +101,7 @@ def _rules(variant: str) -> str:
         "  command = $compiler -include torch.h $torch_flags -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "rule link",
-        f"  command = $compiler -shared {VARIANTS[variant]} $in $libraries -Wl,-rpath,'$$ORIGIN' -o $out",
+        f"  command = $compiler -shared {VARIANTS[variant]} $in $libraries -o $out",
     ]
 
     def objects(rule: str, sources: list[Path], order: str = "") -> str:
@@ -112,8 +123,8 @@ def _rules(variant: str) -> str:
     bindings = [EMULATION / "registration.cpp", *sorted((ROOT / "csrc" / "cuda").glob("*.cpp"))]
     link(
         "bindings",
-        f"{objects('torch', bindings, ' | torch.h.gch')} | kernels.so",
-        f"kernels.so -L{library} -ltorch_cpu -lc10 -Wl,-rpath,{library}",
+        f"{objects('torch', bindings, ' | torch.h.gch')} | {extension}",
+        f"{extension} -L{library} -ltorch_cpu -lc10 -Wl,-rpath,{library}:{extension.parent}",
     )
     return "\n".join(lines) + "\n"
 

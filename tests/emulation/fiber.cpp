@@ -76,6 +76,9 @@ size_t scheduler_bytes;
 }  // namespace
 
 Stack::Stack() {
+  // Tops at equal distances in pages would all meet in one set of the cache.
+  static unsigned made = 0;
+  spread_ = made++ % 32 * 128;
   void* mapping = mmap(nullptr, kPage + kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapping == MAP_FAILED) throw std::bad_alloc();
   mapping_ = static_cast<unsigned char*>(mapping);
@@ -95,7 +98,7 @@ void Stack::prepare(void (*entry)()) {
   __asan_unpoison_memory_region(bottom_, kStackBytes);  // frames of a thread that never came to its end
 #endif
   // r15 r14 r13 r12 rbx rbp, the return address; the stack is then a multiple of 16 at simt_start's call.
-  auto* top = reinterpret_cast<uint64_t*>(bottom_ + kStackBytes) - 9;
+  auto* top = reinterpret_cast<uint64_t*>(bottom_ + kStackBytes - spread_) - 9;
   for (int i = 0; i < 9; ++i) top[i] = 0;
   top[4] = reinterpret_cast<uint64_t>(entry);
   top[6] = reinterpret_cast<uint64_t>(&simt_start);

@@ -22,6 +22,7 @@ class Stack {
 
  private:
   unsigned char *mapping_, *bottom_;
+  size_t spread_;
   void* pointer_ = nullptr;
 };
 

@@ -2,6 +2,7 @@
 #include "simt.h"
 
 #include <cxxabi.h>
+#include <dlfcn.h>
 #include <link.h>
 
 #include <cstdlib>
@@ -251,5 +252,16 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 // What the tests count, for ctypes.
 extern "C" {
 uint64_t simt_launches() { return simt::launches; }
-uint64_t simt_kernels() { return simt::kernels_launched.size(); }
+
+// How many different kernels were launched; their distances from the library's start go to `places`, if there is room.
+size_t simt_kernels(uint64_t* places, size_t room) {
+  size_t count = 0;
+  for (const simt::AnyKernel kernel : simt::kernels_launched) {
+    Dl_info library;
+    dladdr(reinterpret_cast<void*>(kernel), &library);
+    if (count < room) places[count] = reinterpret_cast<uint64_t>(kernel) - reinterpret_cast<uint64_t>(library.dli_fbase);
+    ++count;
+  }
+  return count;
+}
 }
