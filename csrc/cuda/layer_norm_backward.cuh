@@ -13,6 +13,7 @@
 #pragma once
 #include <algorithm>
 
+#include "common/macros.h"
 #include "cuda/layer_norm.h"
 #include "cuda/reduce.cuh"
 #include "cuda/row_tile.cuh"
