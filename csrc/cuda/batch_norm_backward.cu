@@ -50,7 +50,7 @@ __device__ __forceinline__ void load_gradient(const T* dy, const T* y, const int
 }
 
 template <int kVec>
-constexpr int kAccesses = kVec == 1 ? 8 : 4;
+constexpr int kAccesses = kVec == 1 ? 8 : kVec == 8 ? 2 : 4;
 
 // dx, last values first; where `writes_residual`, dresidual as well.
 template <typename T, typename Layout>

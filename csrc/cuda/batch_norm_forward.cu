@@ -77,7 +77,7 @@ template <bool kSmooth, typename Layout, typename T, typename A>
 __device__ __forceinline__ void normalise(const BatchNormForwardArgs<T>& args, const Layout& task,
                                           const A (&mean)[Layout::kChannels], const A (&var)[Layout::kChannels]) {
   constexpr int kVec = Layout::kVec, kChannels = Layout::kChannels;
-  constexpr int kItems = (kVec == 1 ? 8 : 4) / (kSmooth ? 2 : 1);
+  constexpr int kItems = kVec == 1 ? (kSmooth ? 4 : 8) : kSmooth || kVec == 8 ? 2 : 4;
   const Parameter<T> weights{args.weight, args.wide_parameters}, biases{args.bias, args.wide_parameters};
   A scale[kChannels], shift[kChannels];
 #pragma unroll
