@@ -77,7 +77,7 @@ __device__ __forceinline__ void last_tile(const DepthwiseArgs<T>& args, const La
     for (int q = 0; q < Tile::kWindow; ++q) {
       load_inside<kVec>(row_inside && is_inside(in_x + q * step_x, in.width), row + q * pixel, x[q]);
     }
-    row += step_y * in.width * static_cast<int64_t>(in.channels);
+    row += static_cast<int64_t>(step_y) * in.width * in.channels;
     add_row<Tile>(x, reach, weights, pitch, sums);
   }
   finish<T>(args, works ? channel : out.channels, sums, [&](int k) -> int64_t {

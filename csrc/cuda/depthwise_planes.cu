@@ -6,7 +6,7 @@
 //               a b c                a thread's window moves down; each read serves up to K outputs
 //               : : :
 //
-// The weights of the plane's filter are in registers. Threads of narrow images go on with the next rows and planes, so
+// Threads of narrow images go on with the next rows and planes, so
 // that no lane is idle; with dilation d a thread has every d-th row.
 #include "cuda/depthwise.cuh"
 
@@ -21,43 +21,40 @@ struct PlaneTiling {
   int64_t threads;
 };
 
-template <typename T, int kKernel>
-__device__ __forceinline__ void read_weights(const DepthwiseWeight<T>& weight, int64_t filter,
-                                             Acc<T> (&out)[kKernel][kKernel]) {
-  const T* from = weight.data + filter * weight.filter;
-#pragma unroll
-  for (int i = 0; i < kKernel; ++i) {
-#pragma unroll
-    for (int j = 0; j < kKernel; ++j) out[i][j] = widen(from[i * weight.row + j * weight.col]);
-  }
-}
-
-// sums[k] += what the plane gives to output row k of the column; (in_y, in_x) is the window's corner.
+// sums[k] += what the plane gives to output row k of the column; (in_y, in_x) is the window's corner. The window goes by
+// columns, of which one has few weights and many reads that wait for nothing.
 template <typename T, int kKernel, int kStride>
 __device__ __forceinline__ void add_column(const DepthwiseImages<const T>& in, const T* plane, int in_y, int in_x,
-                                           int step_y, int step_x, const Acc<T> (&weight)[kKernel][kKernel],
+                                           int step_y, int step_x, const DepthwiseWeight<T>& weight, int filter,
                                            Acc<T> (&sums)[kPlaneRows][1]) {
+  using A = Acc<T>;
   constexpr int kReach = (kPlaneRows - 1) * kStride + kKernel;
-  const T* row = plane + static_cast<int64_t>(in_y) * in.width + in_x;
+  const T* corner = plane + static_cast<int64_t>(in_y) * in.width + in_x;
+  const T* weights = weight.data + filter * weight.filter;
+  const int64_t line = static_cast<int64_t>(step_y) * in.width;
+#pragma unroll(kKernel == 3 ? kKernel : 1)
+  for (int j = 0; j < kKernel; ++j) {
+    A tap[kKernel];
 #pragma unroll
-  for (int reach = 0; reach < kReach; ++reach) {
-    const bool row_inside = is_inside(in_y + reach * step_y, in.height);
+    for (int i = 0; i < kKernel; ++i) tap[i] = widen(weights[j * weight.col + i * weight.row]);
+    const bool column_inside = is_inside(in_x + j * step_x, in.width);
+    const T* from = corner + j * step_x;
 #pragma unroll
-    for (int j = 0; j < kKernel; ++j) {
-      Acc<T> x[1];
-      load_inside<1>(row_inside && is_inside(in_x + j * step_x, in.width), row + j * step_x, x);
+    for (int reach = 0; reach < kReach; ++reach) {
+      A x[1];
+      load_inside<1>(column_inside && is_inside(in_y + reach * step_y, in.height), from, x);
 #pragma unroll
       for (int i = reach % kStride; i < kKernel; i += kStride) {
         const int k = (reach - i) / kStride;
-        if (i <= reach && k < kPlaneRows) sums[k][0] += x[0] * weight[i][j];
+        if (i <= reach && k < kPlaneRows) sums[k][0] += x[0] * tap[i];
       }
+      from += line;
     }
-    row += static_cast<int64_t>(step_y) * in.width;
   }
 }
 
 template <typename T, int kKernel, int kStride>
-__global__ void __launch_bounds__(kPlaneBlock, kKernel == 3 ? 5 : 3)
+__global__ void __launch_bounds__(kPlaneBlock, 4)
     depthwise_plane_tile(const DepthwiseArgs<T> args, const PlaneTiling tiling) {
   using A = Acc<T>;
   const auto& in = args.in;
@@ -76,12 +73,11 @@ __global__ void __launch_bounds__(kPlaneBlock, kKernel == 3 ? 5 : 3)
     const int count = gathers ? args.filters_of_channel : 1;
     A sums[kPlaneRows][1] = {};
     for (int filter = first; filter < first + count; ++filter) {
-      A weight[kKernel][kKernel];
-      read_weights<T, kKernel>(args.weight, filter, weight);
       const int source = gathers ? filter : filter / args.filters_of_channel;
       const T* plane = in.data + (image * in.channels + source) * in.height * in.width;
       add_column<T, kKernel, kStride>(in, plane, y0 * kStride - args.geometry.padding[0],
-                                      x * kStride - args.geometry.padding[1], step_y, step_x, weight, sums);
+                                      x * kStride - args.geometry.padding[1], step_y, step_x, args.weight,
+                                      filter, sums);
     }
     finish<T>(args, channel, sums, [&](int k) -> int64_t {
       const int y = y0 + k * step_y;

@@ -13,6 +13,28 @@ struct PlaneCellTiling {
   int64_t threads;
 };
 
+// The same number, of which the compiler no longer knows that it is the same in every turn of a loop: what is computed
+// from it is computed anew and not kept in registers.
+__device__ __forceinline__ int64_t computed_anew(int64_t x) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+l"(x));
+#endif
+  return x;
+}
+
+// The weights of one filter in registers.
+template <int kKernel, typename T>
+__device__ __forceinline__ void read_weights(const DepthwiseWeight<T>& weight, int64_t filter,
+                                             Acc<T> (&out)[kKernel][kKernel]) {
+  const T* from = weight.data + filter * weight.filter;
+  const int64_t row = computed_anew(weight.row), col = computed_anew(weight.col);
+#pragma unroll
+  for (int i = 0; i < kKernel; ++i) {
+#pragma unroll
+    for (int j = 0; j < kKernel; ++j) out[i][j] = widen(from[i * row + j * col]);
+  }
+}
+
 // sums[2 * cell + k][column of the cell]; dy is the plane of one filter, (a, b) the first cell.
 template <typename T, int kKernel>
 __device__ __forceinline__ void add_filter(const DepthwiseImages<const T>& in, const T* dy, int a, int b,
@@ -20,17 +42,14 @@ __device__ __forceinline__ void add_filter(const DepthwiseImages<const T>& in, c
                                            Acc<T> (&sums)[2 * kCells][2]) {
   using A = Acc<T>;
   constexpr int kReach = (kKernel + 1) / 2;
-  const T* of_filter = weight.data + filter * weight.filter;
   A taps[kKernel][kKernel];
-#pragma unroll
-  for (int i = 0; i < kKernel; ++i) {
-#pragma unroll
-    for (int j = 0; j < kKernel; ++j) taps[i][j] = widen(of_filter[i * weight.row + j * weight.col]);
-  }
+  read_weights<kKernel>(weight, filter, taps);
+  const int64_t line = computed_anew(in.width);
+  const int y0 = static_cast<int>(computed_anew(a - (kReach - 1)));
+  const T* row = dy + y0 * line + b;
 #pragma unroll
   for (int r = 0; r < kCells + kReach - 1; ++r) {  // row a - (T - 1) + r of dy
-    const int y = a - (kReach - 1) + r;
-    const T* row = dy + static_cast<int64_t>(y) * in.width + b;
+    const int y = y0 + r;
 #pragma unroll
     for (int u = 0; u < kReach; ++u) {  // column b - u: taps 2u and 2u + 1
       A value[1];
@@ -46,6 +65,7 @@ __device__ __forceinline__ void add_filter(const DepthwiseImages<const T>& in, c
         }
       }
     }
+    row += line;
   }
 }
 
