@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: build test demo bench lint format check clean
+.PHONY: build test demo bench gpu lint format check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -14,7 +14,7 @@ $(BIN)/python:
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q "$(TORCH)"
 
 $(VENV)/.built: $(BIN)/python $(SOURCES)
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install -q --no-build-isolation -e ".[test,bench,demo,lint]"
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install -q --no-build-isolation -e ".[test,bench,demo,lint,gpu]"
 	touch $@
 
 build: $(VENV)/.built
@@ -29,6 +29,10 @@ demo: build  ## trains two real models, native and accelerated side by side
 bench: build  ## the benchmark suite against native; make bench ARGS=--quick
 	$(BIN)/python -m tilewright bench $(ARGS)
 
+# Uses the Python and the CUDA build of torch that are there: such a machine may have no network to fill .venv from.
+gpu:  ## on a machine with an NVIDIA GPU: build, test and measure there; make gpu ARGS="--only layer_norm"
+	PYTHONPATH=python:. $(PYTHON) -m benchmarks.gpu $(ARGS)
+
 check: build  ## every op against float64 references, on each ISA of this machine
 	$(BIN)/python -m tilewright check
 
@@ -36,12 +40,12 @@ lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	git ls-files 'csrc/*.h' 'csrc/*.cpp' | xargs $(BIN)/clang-format --dry-run -Werror
+	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
 
 format: build
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	git ls-files 'csrc/*.h' 'csrc/*.cpp' | xargs $(BIN)/clang-format -i
+	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' | xargs $(BIN)/clang-format -i
 
 clean:
 	rm -rf build $(VENV) python/tilewright/*.so python/tilewright/_build.py

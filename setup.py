@@ -27,6 +27,7 @@ class CMakeBuild(build_ext):
         sanitize = os.environ.get("TILEWRIGHT_SANITIZE", "0") == "1"
         tag = f"{sysconfig.get_config_var('SOABI')}-torch{torch.__version__}" + ("-sanitize" if sanitize else "")
         build = ROOT / "build" / f"cmake-{tag}"
+        architectures = os.environ.get("TILEWRIGHT_CUDA_ARCHITECTURES", CUDA_ARCHITECTURES)
         definitions = {
             "TILEWRIGHT_TORCH_INCLUDES": ";".join(cpp_extension.include_paths()),
             "TILEWRIGHT_TORCH_LIBRARY_DIR": ";".join(cpp_extension.library_paths()),
@@ -36,7 +37,7 @@ class CMakeBuild(build_ext):
             "TILEWRIGHT_EXTENSION_SUFFIX": sysconfig.get_config_var("EXT_SUFFIX"),
             "TILEWRIGHT_OUTPUT_DIR": str(output),
             "TILEWRIGHT_SANITIZE": str(int(sanitize)),
-            "TILEWRIGHT_CUDA_ARCHITECTURES": os.environ.get("TILEWRIGHT_CUDA_ARCHITECTURES", CUDA_ARCHITECTURES),
+            "TILEWRIGHT_CUDA_ARCHITECTURES": architectures,
         }
         arguments = [f"-D{name}={value}" for name, value in definitions.items()]
         subprocess.check_call(["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *arguments])
@@ -44,6 +45,7 @@ class CMakeBuild(build_ext):
         (output / "_build.py").write_text(
             '"""Written by setup.py: what the extension beside this file was built for."""\n\n'
             f'TORCH_VERSION = "{torch.__version__}"\nPYTHON_VERSION = "{sys.version.split()[0]}"\n'
+            f'CUDA_ARCHITECTURES = "{architectures if (output / "_cuda.so").exists() else ""}"\n'
         )
 
     def copy_extensions_to_source(self) -> None:

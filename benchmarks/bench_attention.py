@@ -118,4 +118,18 @@ CASES = [
     _case("64x12x49x32", _BF16),
 ]
 
+GPU = [
+    _case("1x64x2048x128", _BF16, "causal", kv_heads=8),
+    _case("1x64x8192x128", _BF16, "causal", kv_heads=8, quick=True),
+    _case("1x64x8192x128", _BF16, kv_heads=8, quick=True),
+    _case("4x16x2048x64", _BF16, quick=True),
+    _case("4x16x2048x64", _BF16, "dropout", quick=True),
+    _case("4x16x1024x64", _BF16, "bool mask"),
+    _case("4x16x1024x64", _BF16, "bias"),
+    _case("2x8x2048x256", _BF16, "causal"),
+    _case("8x32x1x8192x128", _BF16, kv_heads=8, directions=_FORWARD_ONLY, quick=True),
+    _case("64x12x49x32", _BF16),
+    _case("2x12x1024x64"),
+]
+
 SWEEP = [_case(f"1x8x{s}x64", size=8.0 * s * s * 64 * 2) for s in (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024)]

@@ -107,4 +107,18 @@ CASES = [
     _case("8x256x56x56", training=False, act=True, residual=True),
 ]
 
+GPU = [
+    _case("128x64x56x56", _BF16, "NHWC", quick=True),
+    _case("128x256x14x14", _BF16, "NHWC"),
+    _case("64x64x112x112", _BF16, "NHWC"),
+    _case("128x64x56x56", _BF16, quick=True),
+    _case("128x256x14x14", _BF16),
+    _case("8x512x7x7", _BF16),
+    _case("128x64x56x56", layout="NHWC"),
+    _case("128x256x56x56", _BF16, "NHWC", act=True, residual=True, quick=True),
+    _case("128x256x56x56", _BF16, act=True, residual=True),
+    _case("128x64x56x56", _BF16, "NHWC", training=False),
+    _case("8192x1024", _BF16, "NC"),
+]
+
 SWEEP = [_case(f"{2**k}x64x28x28", size=2**k * 64.0 * 784) for k in range(0, 8)]

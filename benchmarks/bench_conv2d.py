@@ -128,4 +128,20 @@ CASES = [
     _case("8x64x56", 256, 1, layout="NHWC", act="silu"),
 ]
 
+GPU = [
+    _case("64x64x56", 64, 3, _BF16, "NHWC", quick=True),
+    _case("64x256x14", 256, 3, _BF16, "NHWC", quick=True),
+    _case("64x512x7", 512, 3, _BF16, "NHWC"),
+    _case("64x64x56", 256, 1, _BF16, "NHWC", quick=True),
+    _case("64x128x56", 128, 3, _BF16, "NHWC", stride=2),
+    _case("64x256x14", 256, 3, _BF16),
+    _case("64x3x224", 64, 7, _BF16, "NHWC", stride=2, padding=3, first=True),
+    _case("64x192x56", 192, 7, _BF16, "NHWC", groups=192, quick=True),
+    _case("64x96x56", 96, 3, _BF16, groups=96),
+    _case("64x144x28", 144, 3, _BF16, "NHWC", groups=144, stride=2),
+    _case("64x128x28", 128, 3, _BF16, "NHWC", groups=8),
+    _case("64x256x14", 256, 3, _BF16, "NHWC", act="relu", residual=True, quick=True),
+    _case("256x1x28", 6, 5, _BF16, padding=0, first=True),
+]
+
 SWEEP = [_case(f"8x{c}x28", c, 3, size=9.0 * 8 * 784 * c * c) for c in (4, 8, 16, 32, 48, 64, 96, 128, 192, 256)]

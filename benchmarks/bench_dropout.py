@@ -147,4 +147,16 @@ CASES = [
     _masked_scale("16x1024x1024"),
 ]
 
+GPU = [
+    _dropout("16384x4096", _BF16, quick=True),
+    _dropout("16384x4096"),
+    _dropout("1024x1024", _BF16),
+    _dropout("64x256x56x56", _BF16, layout="NHWC"),
+    _dropout_add("16384x4096", _BF16, quick=True),
+    _dropout_add_layer_norm("16384x4096", _BF16, quick=True),
+    _dropout_add_layer_norm("8192x1024", _BF16),
+    _masked_scale("16384x4096", _BF16, quick=True),
+    _dropout("4096", _BF16, quick=True),
+]
+
 SWEEP = [_dropout(str(4**k), size=4.0**k) for k in range(4, 13)]

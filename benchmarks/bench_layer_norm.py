@@ -61,4 +61,18 @@ CASES = [
     _layer_norm("4096x768", layout="plain"),
 ]
 
+GPU = [
+    _layer_norm("2048x4096", _BF16),
+    _layer_norm("16384x1024", _BF16),
+    _layer_norm("16384x4096", _BF16, quick=True),
+    _layer_norm("8192x8192", _BF16, quick=True),
+    _layer_norm("1024x12288", _BF16),
+    _layer_norm("4096x16384", _BF16),
+    _layer_norm("131072x128", _BF16, quick=True),
+    _layer_norm("16384x4096"),
+    _layer_norm("256x131072", _BF16),
+    _layer_norm("8192x1023", _BF16),
+    _layer_norm("32x768", _BF16, quick=True),
+]
+
 SWEEP = [_layer_norm(f"{2**k}x768", size=2**k * 768.0) for k in range(0, 15, 2)]

@@ -94,4 +94,15 @@ CASES = [
     _case("2048x256", 1024, _BF16, activation="gelu"),
 ]
 
+GPU = [
+    _case("8192x4096", 4096, _BF16, quick=True),
+    _case("16384x1024", 4096, _BF16),
+    _case("8192x768", 3072, _BF16, activation="gelu", quick=True),
+    _case("8192x768", 3072, _BF16, activation="relu"),
+    _case("8x197x192", 576, _BF16),
+    _case("8191x777", 1111, _BF16),
+    _case("16x4096", 4096, _BF16, directions=(FORWARD,), quick=True),
+    _case("4096x1024", 1024),
+]
+
 SWEEP = [_case(f"{2**k}x512", 512, size=2.0**k * 512 * 512) for k in range(0, 13)]

@@ -81,6 +81,22 @@ CASES = [
     _case("matmul", "8x256x256x256", layout="contiguous"),
 ]
 
+GPU = [
+    _case("matmul", "8192x8192x8192", _BF16, quick=True),
+    _case("matmul", "4096x4096x4096", _BF16),
+    _case("matmul", "2048x2048x2048", _BF16, quick=True),
+    _case("matmul", "4096x4096x4096", _BF16, layout="second transposed"),
+    _case("matmul", "4096x4096x4096", _BF16, layout="first transposed"),
+    _case("bmm", "96x512x64x512", _BF16, quick=True),
+    _case("bmm", "512x32x32x32", _BF16, quick=True),
+    _case("bmm", "96x197x64x197", _BF16),
+    _case("bmm", "12x333x77x111", _BF16),
+    _case("bmm", "64x512x256x64", _BF16, layout="second shared"),
+    _case("matmul", "1x4096x4096", _BF16, directions=(FORWARD,)),
+    _case("matmul", "64x65536x64", _BF16),
+    _case("matmul", "2048x2048x2048"),
+]
+
 SWEEP = [
     _case("matmul", f"{n}x{n}x{n}", size=float(n) ** 3)
     for n in (8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)

@@ -1,7 +1,8 @@
 """What a bench file is made of: cases, and the problem that a case builds when its turn comes.
 
-A bench file bench_<op>.py offers ``CASES`` and ``SWEEP`` (lists of :class:`Case`) and ``MODEL`` (one paragraph: which
-bytes and which floating-point operations it counts). Dimension letters are the library's: N C H W, M N K, B H S D,
+A bench file bench_<op>.py offers ``CASES`` and ``SWEEP`` (lists of :class:`Case`), ``GPU`` (those of a GPU: larger, in
+bfloat16) and ``MODEL`` (one paragraph: which bytes and which floating-point operations it counts). Tensors are made on
+torch's default device. Dimension letters are the library's: N C H W, M N K, B H S D,
 rows cols.
 """
 
@@ -79,8 +80,9 @@ class Case:
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, scale: float = 1.0) -> Tensor:
     """Normal numbers that do not depend on what ran before."""
-    generator = torch.Generator().manual_seed(seed + sum(shape))
-    return (torch.randn(*shape, generator=generator) * scale).to(dtype)
+    device = torch.get_default_device()
+    generator = torch.Generator(device).manual_seed(seed + sum(shape))
+    return (torch.randn(*shape, generator=generator, device=device) * scale).to(dtype)
 
 
 def element_size(dtype: torch.dtype) -> int:

@@ -45,8 +45,9 @@ def as_tuple(outputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 def output_gradients(outputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """The same gradients for every side: normal numbers drawn in float32, rounded to the case's type."""
-    generator = torch.Generator().manual_seed(_SEED)
-    return [torch.randn(y.shape, generator=generator).to(dtype).to(y.dtype) for y in outputs]
+    device = torch.get_default_device()
+    generator = torch.Generator(device).manual_seed(_SEED)
+    return [torch.randn(y.shape, generator=generator, device=device).to(dtype).to(y.dtype) for y in outputs]
 
 
 def _results(

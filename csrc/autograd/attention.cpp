@@ -4,7 +4,6 @@
 // Saved: the inputs, the seed, O and the logsumexp; P is made anew.
 #include "ops/attention.h"
 
-#include <ATen/autocast_mode.h>
 #include <ATen/ops/_safe_softmax.h>
 #include <ATen/ops/flatten.h>
 #include <ATen/ops/matmul.h>
@@ -13,6 +12,7 @@
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/zeros.h>
 
+#include "autograd/autocast.h"
 #include "autograd/native_backward.h"
 #include "ops/delegate.h"
 #include "ops/dropout.h"
@@ -105,13 +105,24 @@ Tensor as_new(const Tensor& output) {
   return result;
 }
 
+// The GPU kernels keep a row of the output in registers, which ends at this head size.
+constexpr int64_t kGpuHeadSize = 256;
+
+bool is_too_wide_for_gpu(const Tensor& query, const Tensor& value) {
+  if (!query.is_cuda() || query.dim() < 2 || value.dim() < 2) return false;
+  if (query.sym_size(-1) <= kGpuHeadSize && value.sym_size(-1) <= kGpuHeadSize) return false;
+  TORCH_WARN_ONCE("scaled_dot_product_attention: head sizes above ", kGpuHeadSize,
+                  " are computed by native PyTorch on a GPU, got ", query.sym_size(-1), " and ", value.sym_size(-1));
+  return true;
+}
+
 Tensor scaled_dot_product_attention(const Tensor& query, const Tensor& key, const Tensor& value,
                                     const OptionalTensor& attn_mask, double dropout_p, bool is_causal,
                                     std::optional<double> scale, bool enable_gqa) {
   const Tensor mask = value_or_undefined(attn_mask);
   const bool native_mask =
       layout_needs_native(mask) || (mask.defined() && mask.scalar_type() != at::kBool && tensor_needs_native(mask));
-  if (native_mask || use_native(Op::kAttention, query, key, value)) {
+  if (native_mask || use_native(Op::kAttention, query, key, value) || is_too_wide_for_gpu(query, value)) {
     return at::scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa);
   }
   const auto [q, k, v, contiguous] = prepare_attention(query, key, value, mask, dropout_p, is_causal, enable_gqa);
@@ -129,18 +140,6 @@ Tensor scaled_dot_product_attention(const Tensor& query, const Tensor& key, cons
   return contiguous ? as_new(output) : output;
 }
 
-// Native's autocast runs attention in the lower precision.
-template <c10::DeviceType kDevice>
-Tensor attention_autocast(const Tensor& query, const Tensor& key, const Tensor& value, const OptionalTensor& attn_mask,
-                          double dropout_p, bool is_causal, std::optional<double> scale, bool enable_gqa) {
-  const auto key_of_device = at::autocast::get_autocast_dispatch_key_from_device_type(kDevice);
-  const c10::impl::ExcludeDispatchKeyGuard without_autocast(key_of_device);
-  const auto dtype = at::autocast::get_autocast_dtype(kDevice);
-  const auto cast = [&](const auto& tensor) { return at::autocast::cached_cast(dtype, tensor, kDevice); };
-  static const auto op = find_op<decltype(scaled_dot_product_attention)>("tilewright::scaled_dot_product_attention");
-  return op.call(cast(query), cast(key), cast(value), cast(attn_mask), dropout_p, is_causal, scale, enable_gqa);
-}
-
 }  // namespace
 }  // namespace tilewright
 
@@ -150,9 +149,11 @@ TORCH_LIBRARY_IMPL(tilewright, CompositeImplicitAutograd, m) {
 TORCH_LIBRARY_IMPL(tilewright, FuncTorchBatched, m) {
   m.impl("scaled_dot_product_attention", tilewright::scaled_dot_product_attention);
 }
+// Native's autocast runs attention in the lower precision.
 TORCH_LIBRARY_IMPL(tilewright, AutocastCPU, m) {
-  m.impl("scaled_dot_product_attention", tilewright::attention_autocast<c10::DeviceType::CPU>);
+  tilewright::register_precision<"scaled_dot_product_attention", at::kCPU>(m, tilewright::scaled_dot_product_attention);
 }
 TORCH_LIBRARY_IMPL(tilewright, AutocastCUDA, m) {
-  m.impl("scaled_dot_product_attention", tilewright::attention_autocast<c10::DeviceType::CUDA>);
+  tilewright::register_precision<"scaled_dot_product_attention", at::kCUDA>(m,
+                                                                            tilewright::scaled_dot_product_attention);
 }

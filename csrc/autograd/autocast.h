@@ -1,4 +1,5 @@
-// Autocast for ops that native runs in the lower precision: cast the operands, switch autocast off, call again.
+// Autocast for ops that native runs in the lower precision, or in float32: cast the operands, switch autocast off, call
+// again.
 #pragma once
 #include <ATen/autocast_mode.h>
 
@@ -16,33 +17,37 @@ class AutocastOff {
   c10::impl::ExcludeDispatchKeyGuard guard_;
 };
 
-template <at::DeviceType kDevice>
-Tensor lower_precision(const Tensor& tensor) {
-  return at::autocast::cached_cast(at::autocast::get_autocast_dtype(kDevice), tensor, kDevice);
+enum class Precision { kLower, kFloat };
+
+template <at::DeviceType kDevice, Precision kPrecision>
+Tensor cast(const Tensor& tensor) {
+  const auto dtype = kPrecision == Precision::kFloat ? at::kFloat : at::autocast::get_autocast_dtype(kDevice);
+  return at::autocast::cached_cast(dtype, tensor, kDevice);
 }
 
-template <at::DeviceType kDevice>
-OptionalTensor lower_precision(const OptionalTensor& tensor) {
-  return is_defined(tensor) ? OptionalTensor(lower_precision<kDevice>(*tensor)) : tensor;
+template <at::DeviceType kDevice, Precision kPrecision>
+OptionalTensor cast(const OptionalTensor& tensor) {
+  return is_defined(tensor) ? OptionalTensor(cast<kDevice, kPrecision>(*tensor)) : tensor;
 }
 
 // What is no tensor stays as it is.
-template <at::DeviceType kDevice, typename T>
-const T& lower_precision(const T& argument) {
+template <at::DeviceType kDevice, Precision kPrecision, typename T>
+const T& cast(const T& argument) {
   return argument;
 }
 
-template <at::DeviceType kDevice, OpName kName, typename Result, typename... Args>
-Result call_in_lower_precision(Args... args) {
+template <at::DeviceType kDevice, Precision kPrecision, OpName kName, typename Result, typename... Args>
+Result call_in_precision(Args... args) {
   const AutocastOff off(kDevice);
   static const auto op = find_op<Result(Args...)>(kName.qualified().c_str());
-  return op.call(lower_precision<kDevice>(args)...);
+  return op.call(cast<kDevice, kPrecision>(args)...);
 }
 
 // The autocast kernel of op kName, whose signature is that of `function`.
-template <OpName kName, at::DeviceType kDevice, typename Result, typename... Args>
-void register_lower_precision(torch::Library& m, Result (* /*function*/)(Args...)) {
-  m.impl(kName.text, call_in_lower_precision<kDevice, kName, Result, Args...>);
+template <OpName kName, at::DeviceType kDevice, Precision kPrecision = Precision::kLower, typename Result,
+          typename... Args>
+void register_precision(torch::Library& m, Result (* /*function*/)(Args...)) {
+  m.impl(kName.text, call_in_precision<kDevice, kPrecision, kName, Result, Args...>);
 }
 
 }  // namespace tilewright

@@ -185,26 +185,6 @@ Tensor conv2d_act(const Tensor& input, const Tensor& weight, const OptionalTenso
   return run_any_rank(input, weight, bias, options, activation, added);
 }
 
-template <at::DeviceType kDevice>
-Tensor conv2d_autocast(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                       c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
-                       c10::SymInt groups) {
-  const AutocastOff off(kDevice);
-  static const auto op = find_op<decltype(conv2d)>("tilewright::conv2d");
-  return op.call(lower_precision<kDevice>(input), lower_precision<kDevice>(weight), lower_precision<kDevice>(bias),
-                 stride, padding, dilation, std::move(groups));
-}
-
-template <at::DeviceType kDevice>
-Tensor conv2d_act_autocast(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                           c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
-                           c10::SymInt groups, c10::string_view activation, const OptionalTensor& residual) {
-  const AutocastOff off(kDevice);
-  static const auto op = find_op<decltype(conv2d_act)>("tilewright::conv2d_act");
-  return op.call(lower_precision<kDevice>(input), lower_precision<kDevice>(weight), lower_precision<kDevice>(bias),
-                 stride, padding, dilation, std::move(groups), activation, lower_precision<kDevice>(residual));
-}
-
 void register_composite(torch::Library& m) {
   m.impl("conv2d", conv2d);
   m.impl("conv2d_act", conv2d_act);
@@ -212,8 +192,8 @@ void register_composite(torch::Library& m) {
 
 template <at::DeviceType kDevice>
 void register_autocast(torch::Library& m) {
-  m.impl("conv2d", conv2d_autocast<kDevice>);
-  m.impl("conv2d_act", conv2d_act_autocast<kDevice>);
+  register_precision<"conv2d", kDevice>(m, conv2d);
+  register_precision<"conv2d_act", kDevice>(m, conv2d_act);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <ATen/ops/dropout.h>
 #include <ATen/ops/layer_norm.h>
 
+#include "autograd/autocast.h"
 #include "autograd/native_backward.h"
 #include "ops/delegate.h"
 #include "ops/dropout.h"
@@ -149,4 +150,11 @@ TORCH_LIBRARY_IMPL(tilewright, CompositeImplicitAutograd, m) {
 TORCH_LIBRARY_IMPL(tilewright, FuncTorchBatched, m) {
   m.impl("dropout_add_layer_norm", tilewright::dropout_add_layer_norm);
   m.impl("dropout_add_layer_norm_prenorm", tilewright::dropout_add_layer_norm_prenorm);
+}
+// As layer_norm under CUDA's autocast.
+TORCH_LIBRARY_IMPL(tilewright, AutocastCUDA, m) {
+  using tilewright::Precision, tilewright::register_precision;
+  register_precision<"dropout_add_layer_norm", at::kCUDA, Precision::kFloat>(m, tilewright::dropout_add_layer_norm);
+  register_precision<"dropout_add_layer_norm_prenorm", at::kCUDA, Precision::kFloat>(
+      m, tilewright::dropout_add_layer_norm_prenorm);
 }

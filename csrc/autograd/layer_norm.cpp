@@ -4,6 +4,7 @@
 
 #include <ATen/ops/layer_norm.h>
 
+#include "autograd/autocast.h"
 #include "autograd/native_backward.h"
 #include "ops/delegate.h"
 
@@ -57,3 +58,7 @@ Tensor layer_norm(const Tensor& input, c10::SymIntArrayRef normalized_shape, con
 
 TORCH_LIBRARY_IMPL(tilewright, CompositeImplicitAutograd, m) { m.impl("layer_norm", tilewright::layer_norm); }
 TORCH_LIBRARY_IMPL(tilewright, FuncTorchBatched, m) { m.impl("layer_norm", tilewright::layer_norm); }
+// Native's list of what CUDA's autocast computes in float32 has layer_norm; the CPU's has not.
+TORCH_LIBRARY_IMPL(tilewright, AutocastCUDA, m) {
+  tilewright::register_precision<"layer_norm", at::kCUDA, tilewright::Precision::kFloat>(m, tilewright::layer_norm);
+}

@@ -131,8 +131,8 @@ void register_composite(torch::Library& m) {
 
 template <at::DeviceType kDevice>
 void register_autocast(torch::Library& m) {
-  register_lower_precision<"linear", kDevice>(m, linear);
-  register_lower_precision<"linear_act", kDevice>(m, linear_act);
+  register_precision<"linear", kDevice>(m, linear);
+  register_precision<"linear_act", kDevice>(m, linear_act);
 }
 
 }  // namespace

@@ -139,9 +139,9 @@ Tensor baddbmm(const Tensor& input, const Tensor& batch1, const Tensor& batch2, 
 // Native's autocast runs these in the lower precision.
 template <at::DeviceType kDevice>
 void register_autocast(torch::Library& m) {
-  register_lower_precision<"matmul", kDevice>(m, matmul);
-  register_lower_precision<"bmm", kDevice>(m, bmm);
-  register_lower_precision<"baddbmm", kDevice>(m, baddbmm);
+  register_precision<"matmul", kDevice>(m, matmul);
+  register_precision<"bmm", kDevice>(m, bmm);
+  register_precision<"baddbmm", kDevice>(m, baddbmm);
 }
 
 void register_composite(torch::Library& m) {

@@ -20,7 +20,7 @@ def _refuse_other_torch() -> None:
 
 _refuse_other_torch()
 
-from . import _C, _meta, functional, nn, testing  # noqa: E402
+from . import _C, _backends, _meta, functional, nn, testing  # noqa: E402
 from ._accelerate import accelerate, restore  # noqa: E402
 from ._info import info  # noqa: E402
 from ._summary import Summary, SummaryRow, summary  # noqa: E402
@@ -30,6 +30,7 @@ __all__ = [
     "Summary",
     "SummaryRow",
     "__version__",
+    "_backends",
     "_meta",
     "accelerate",
     "functional",

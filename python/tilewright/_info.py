@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import _C
+from . import _C, _backends
 
 
 def info() -> dict[str, Any]:
@@ -19,6 +19,7 @@ def info() -> dict[str, Any]:
         ``tilewright``, ``torch``, ``python``, ``compiler``: versions (torch: the running one); ``built_for_torch``;
         ``isa``: the instruction set in use, ``isas``: those this build has and this machine runs, slowest first;
         ``backends``: name -> {"available": bool, "detail": str}, for "cpu", "cuda" and "triton";
+        ``ops``: op -> {"cpu": instruction set, "cuda": "cuda", "triton" or "native", "why": one sentence};
         ``threads``: torch.get_num_threads(), ``cpu``: the processor's name, ``cpus``: how many this process may use.
 
     Example:
@@ -36,6 +37,7 @@ def info() -> dict[str, Any]:
         "isa": _C.active_isa(),
         "isas": list(_C.available_isas()),
         "backends": {"cpu": _cpu(), "cuda": _cuda(), "triton": _triton()},
+        "ops": _ops(),
         "threads": torch.get_num_threads(),
         "cpu": _cpu_model(),
         "cpus": len(os.sched_getaffinity(0)),
@@ -47,34 +49,31 @@ def _cpu() -> dict[str, Any]:
 
 
 def _cuda() -> dict[str, Any]:
-    if torch.version.cuda is None:
-        return {"available": False, "detail": "this torch is a CPU build"}
-    if not torch.cuda.is_available():
-        return {"available": False, "detail": f"torch is built for CUDA {torch.version.cuda}, but sees no GPU"}
-    if not _has_cuda_kernels():
-        return {
-            "available": False,
-            "detail": "this build of tilewright has no CUDA kernels: native PyTorch serves the GPU",
-        }
+    problem = _backends.cuda_problem()
+    if problem is not None:
+        built = _backends.architectures_built()
+        return {"available": False, "detail": f"{problem} (built: {built})" if built else problem}
     return {"available": True, "detail": f"CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}"}
 
 
 def _triton() -> dict[str, Any]:
+    problem = _backends.triton_problem()
     if importlib.util.find_spec("triton") is None:
-        return {"available": False, "detail": "triton is not installed"}
+        return {"available": False, "detail": problem or ""}
     version = metadata.version("triton")
-    if importlib.util.find_spec("tilewright.triton") is None:
-        return {
-            "available": False,
-            "detail": f"triton {version} is there; this build of tilewright has no Triton kernels",
-        }
-    if not torch.cuda.is_available():
-        return {"available": False, "detail": f"triton {version} is there, but torch sees no GPU"}
-    return {"available": True, "detail": f"triton {version}"}
+    return {"available": problem is None, "detail": f"triton {version}" + (f": {problem}" if problem else "")}
 
 
-def _has_cuda_kernels() -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key("tilewright::layer_norm_forward", "CUDA")
+def _ops() -> dict[str, dict[str, str]]:
+    """Which back end serves each op, per kind of device."""
+    isa = _C.active_isa()
+    if torch.cuda.is_available():
+        on_gpu = _backends.choices(torch.cuda.current_device())
+    else:
+        problem = _backends.cuda_problem() or ""
+        names = (*_backends.CUDA_OPS, *_backends.TRITON_OPS)
+        on_gpu = {op: _backends.Choice("native", problem) for op in names}
+    return {op: {"cpu": isa, "cuda": choice.backend, "why": choice.reason} for op, choice in sorted(on_gpu.items())}
 
 
 def _cpu_model() -> str:

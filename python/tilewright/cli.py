@@ -88,7 +88,14 @@ def _info(arguments: argparse.Namespace) -> int:
     table.add_row("ISA in use", f"{facts['isa']} (available: {', '.join(facts['isas'])})")
     for name, backend in facts["backends"].items():
         table.add_row(name, f"{'yes' if backend['available'] else 'no'}: {backend['detail']}")
-    _console().print(table)
+    served = Table(title="who computes what", title_justify="left")
+    for heading in ("op", "on the CPU", "on a GPU", "why"):
+        served.add_column(heading, overflow="fold")
+    for op, row in facts["ops"].items():
+        served.add_row(op, row["cpu"], row["cuda"], row["why"])
+    console = _console()
+    console.print(table)
+    console.print(served)
     return 0
 
 
