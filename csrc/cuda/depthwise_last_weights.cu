@@ -5,7 +5,7 @@
 //   dy     o o o o            P = 4, K = 3: 4 accesses
 //   x      o o o o o o        (P - 1) * S + K accesses for each tap row, 3 P products in all
 //
-// 5x5 and 7x7 have too many sums for one thread: one block takes the first 3 or 4 tap rows, its neighbour the others.
+// 5x5 and 7x7 have too many sums for one thread: a block takes three tap rows, its neighbours the others.
 //
 // A block adds its threads' sums and leaves one partial row of each tap; depthwise.cu adds those.
 #include "cuda/depthwise_sums.cuh"
@@ -17,7 +17,7 @@ template <typename T, int kKernelIn, int kStrideIn>
 struct SumTile {
   static constexpr int kKernel = kKernelIn, kStride = kStrideIn;
   static constexpr int kVec = 4, kColumns = kKernel == 3 ? 4 : 2;
-  static constexpr int kTapRows = kKernel == 3 ? 3 : (kKernel + 1) / 2, kPasses = (kKernel + kTapRows - 1) / kTapRows;
+  static constexpr int kTapRows = 3, kPasses = (kKernel + kTapRows - 1) / kTapRows;
   static constexpr int kWindow = (kColumns - 1) * kStride + kKernel, kValues = kKernel * kVec;
 };
 
@@ -68,7 +68,7 @@ __device__ __forceinline__ void add_strip(const DepthwiseWeightArgs<T>& args, in
 }
 
 template <typename T, typename Tile>
-__global__ void __launch_bounds__(kSumBlock, 3)
+__global__ void __launch_bounds__(kSumBlock, Tile::kKernel == 3 ? 4 : 3)
     depthwise_last_weight(const DepthwiseWeightArgs<T> args, const SumTiling tiling) {
   using A = Acc<T>;
   constexpr int kVec = Tile::kVec;
