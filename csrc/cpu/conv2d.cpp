@@ -153,8 +153,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
   if (output_mask[0]) dx = result_in(input_grad(shape, dy, weight), shape.format, result_format);
   if (output_mask[1]) {
     const Tensor x = in_format(input, shape.format);
-    dweight =
-        result_in(weight_grad(shape, dy, x, weight), shape.format, conv2d_weight_grad_format(shape, weight, result_format));
+    dweight = result_in(weight_grad(shape, dy, x, weight), shape.format,
+                        conv2d_weight_grad_format(shape, weight, result_format));
   }
   if (output_mask[2]) {
     dispatch_floating(dy.scalar_type(), "conv2d_backward",

@@ -83,8 +83,8 @@ Status launch_sums(const DepthwiseWeightArgs<T>& args, int64_t parts, const Laun
   if constexpr (!std::is_same_v<T, double>) {
     constexpr int kVec = 4;
     const int64_t channels = args.dy.channels;
-    const bool fits =
-        args.filters_of_channel == 1 && is_aligned<kVec>(args.x.data, channels) && is_aligned<kVec>(args.dy.data, channels);
+    const bool fits = args.filters_of_channel == 1 && is_aligned<kVec>(args.x.data, channels) &&
+                      is_aligned<kVec>(args.dy.data, channels);
     if (has_tiles<T>(g) && !g.channels_last) return depthwise_plane_weights(args, parts, where);
     if (has_tiles<T>(g) && fits) return depthwise_last_weights(args, parts, where);
   }

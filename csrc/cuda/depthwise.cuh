@@ -25,9 +25,9 @@ __device__ __forceinline__ Quotient divide(int64_t a, int b) {
   return {a / b, static_cast<int>(a % b)};
 }
 
-// Outputs of one direction, cut into strips of `size` whose members lie `step` apart: the strip (residue, index) has the
-// positions residue + step * (size * index + 0, 1, ... size - 1). With a dilation as step, neighbouring members share
-// all but one of their inputs.
+// Outputs of one direction, cut into strips of `size` whose members lie `step` apart: the strip (residue, index) has
+// the positions residue + step * (size * index + 0, 1, ... size - 1). With a dilation as step, neighbouring members
+// share all but one of their inputs.
 struct Strips {
   int step, size, per_residue;
 
@@ -181,9 +181,7 @@ __device__ __forceinline__ void read_shared(const A* from, A (&out)[N]) {
 }
 
 // Blocks for this many work items of one block each.
-inline dim3 blocks_for(int64_t items) {
-  return dim3(static_cast<unsigned>(items < kMaxBlocks ? items : kMaxBlocks));
-}
+inline dim3 blocks_for(int64_t items) { return dim3(static_cast<unsigned>(items < kMaxBlocks ? items : kMaxBlocks)); }
 
 // Elements of an access by tiles: 8 of 16 bits where a 3x3 window leaves registers for them.
 template <typename T, int kKernel>

@@ -5,8 +5,8 @@
 //                               weight[c * m + q, i, j] * in[n, c * m + q, (y + p - i * d) / s, ...]
 // With stride 1 the second is the first with the kernel turned round and padding d * (k - 1) - p.
 //
-// Images are dense, planes [N, C, H, W] or channels_last [N, H, W, C]. One dimension has at most 2^30 pixels, padding and
-// kernel included; the number of elements is not bounded.
+// Images are dense, planes [N, C, H, W] or channels_last [N, H, W, C]. One dimension has at most 2^30 pixels, padding
+// and kernel included; the number of elements is not bounded.
 #pragma once
 #include "common/types.h"
 #include "cpu/kernels/activation_args.h"
@@ -41,9 +41,9 @@ struct DepthwiseArgs {
   int64_t images;
   DepthwiseGeometry geometry;
   DepthwiseWeight<T> weight;
-  int filters_of_channel;       // forward: of an input channel, gradient: of an output channel
-  const T *bias, *residual;     // null: none. residual lies as out does
-  T* saved;                     // what the activation is applied to; null: not wanted
+  int filters_of_channel;    // forward: of an input channel, gradient: of an output channel
+  const T *bias, *residual;  // null: none. residual lies as out does
+  T* saved;                  // what the activation is applied to; null: not wanted
   Activation activation;
 };
 

@@ -54,8 +54,8 @@ __device__ __forceinline__ Place place_of(int64_t at, int accesses, int height, 
 }
 
 template <typename T, int kVec>
-__device__ __forceinline__ void add_filter(const DepthwiseArgs<T>& args, const Steps& steps, const T* images, int filter,
-                                           int y, int x, int quarter, Acc<T> (&sums)[kOutputs][kVec]) {
+__device__ __forceinline__ void add_filter(const DepthwiseArgs<T>& args, const Steps& steps, const T* images,
+                                           int filter, int y, int x, int quarter, Acc<T> (&sums)[kOutputs][kVec]) {
   const auto& g = args.geometry;
   const Direction down{g.stride[0], g.padding[0], g.dilation[0]}, across{g.stride[1], g.padding[1], g.dilation[1]};
   for (int i = 0; i < g.kernel[0]; ++i) {
@@ -108,7 +108,8 @@ __global__ void __launch_bounds__(kAnyBlock) depthwise_any_outputs(const Depthwi
 
 template <typename T, int kVec>
 Status launch_any(const DepthwiseArgs<T>& args, const Launch& where) {
-  const int64_t threads = args.images * (args.out.channels / kVec) * args.out.height * divide_up(args.out.width, kOutputs);
+  const int64_t threads =
+      args.images * (args.out.channels / kVec) * args.out.height * divide_up(args.out.width, kOutputs);
   return launch(where, depthwise_any_outputs<T, kVec>, blocks_for(divide_up(threads, kAnyBlock)), kAnyBlock, 0, args,
                 threads);
 }

@@ -1,5 +1,5 @@
-// Depthwise convolution of channels_last images by tiles in registers. A thread owns one access of channels (V) and R x P
-// outputs; a row of the window is read once and serves every output and tap that meets it:
+// Depthwise convolution of channels_last images by tiles in registers. A thread owns one access of channels (V) and R x
+// P outputs; a row of the window is read once and serves every output and tap that meets it:
 //
 //   S = 1, K = 3, P = 4, R = 2                       one warp: 128 bytes of channels x neighbouring strips
 //     inputs   o o o o o o   row 0   taps of row 0 for output row 0
@@ -7,9 +7,9 @@
 //              o o o o o o   row 2   rows 2, 1
 //              o o o o o o   row 3   row 2         for output row 1
 //
-// 24 accesses for 8 outputs where single outputs would need 72 (P = 2 where V = 8: 16 for 4); from memory each input comes once, the caches serve the
-// rest. With dilation d a strip has every d-th output, so its windows overlap in the same way. The weights of the block's
-// channels are in shared memory, in the accumulation type.
+// 24 accesses for 8 outputs where single outputs would need 72 (P = 2 where V = 8: 16 for 4); from memory each input
+// comes once, the caches serve the rest. With dilation d a strip has every d-th output, so its windows overlap in the
+// same way. The weights of the block's channels are in shared memory, in the accumulation type.
 #include "cuda/depthwise.cuh"
 
 namespace tilewright::gpu {
@@ -28,10 +28,11 @@ struct LastTiling {
   int64_t strips;
 };
 
-// Adds what one row of the window gives to all outputs of the tile. Row `reach` is tap row reach - k * S of output row k.
+// Adds what one row of the window gives to all outputs of the tile. Row `reach` is tap row reach - k * S of output row
+// k.
 template <typename Tile, typename A>
-__device__ __forceinline__ void add_row(const A (&x)[Tile::kWindow][Tile::kVec], int reach, const A* weights,
-                                        int pitch, A (&sums)[Tile::kRows * Tile::kColumns][Tile::kVec]) {
+__device__ __forceinline__ void add_row(const A (&x)[Tile::kWindow][Tile::kVec], int reach, const A* weights, int pitch,
+                                        A (&sums)[Tile::kRows * Tile::kColumns][Tile::kVec]) {
 #pragma unroll
   for (int k = 0; k < Tile::kRows; ++k) {
     const int i = reach - k * Tile::kStride;

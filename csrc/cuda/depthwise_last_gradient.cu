@@ -1,6 +1,6 @@
 // Data gradient of a depthwise convolution with stride 2, channels_last (stride 1 is a forward with the kernel turned
-// round). A cell is the 2 x 2 pixels of the input whose padded coordinates are (2a, 2b) ... (2a + 1, 2b + 1). Which taps
-// reach a pixel depends on its place in the cell alone, so that no tap is tested and no zero multiplied:
+// round). A cell is the 2 x 2 pixels of the input whose padded coordinates are (2a, 2b) ... (2a + 1, 2b + 1). Which
+// taps reach a pixel depends on its place in the cell alone, so that no tap is tested and no zero multiplied:
 //
 //   K = 3      taps (row)                      T = ceil(K / 2) = 2
 //   row 2a     0 from dy row a, 2 from a - 1   a thread owns one access of channels and P cells side by side;
@@ -69,7 +69,8 @@ __device__ __forceinline__ void cells(const DepthwiseArgs<T>& args, const CellTi
     A dy[Tile::kWindow][kVec];
 #pragma unroll
     for (int q = 0; q < Tile::kWindow; ++q) {
-      load_inside<kVec>(row_inside && is_inside(in_x + q, in.width), row + q * static_cast<int64_t>(in.channels), dy[q]);
+      load_inside<kVec>(row_inside && is_inside(in_x + q, in.width), row + q * static_cast<int64_t>(in.channels),
+                        dy[q]);
     }
     row -= line;
     add_row<Tile>(dy, t, weights, pitch, sums);

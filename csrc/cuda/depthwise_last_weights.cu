@@ -29,8 +29,8 @@ struct SumTiling {
 
 template <typename T, typename Tile>
 __device__ __forceinline__ void add_strip(const DepthwiseWeightArgs<T>& args, int64_t image, int y, int x0, int step,
-                                          int channel, int first_tap_row,
-                                          Acc<T> (&sums)[Tile::kTapRows][Tile::kValues], Acc<T> (&bias)[Tile::kVec]) {
+                                          int channel, int first_tap_row, Acc<T> (&sums)[Tile::kTapRows][Tile::kValues],
+                                          Acc<T> (&bias)[Tile::kVec]) {
   using A = Acc<T>;
   constexpr int kVec = Tile::kVec;
   const auto& g = args.geometry;

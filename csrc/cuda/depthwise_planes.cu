@@ -1,5 +1,6 @@
 // Depthwise convolution of planes by columns in registers. Neighbouring threads own neighbouring columns, so that every
-// access of a warp is one run of memory at any alignment, and a thread owns R outputs of its column, one below the other:
+// access of a warp is one run of memory at any alignment, and a thread owns R outputs of its column, one below the
+// other:
 //
 //   threads     0 1 2 3 4 ...        R = 8, K = 3, S = 1: 10 x 3 reads for 8 outputs of 9 taps
 //   inputs      a b c                row 0 ... R * S + K - S
@@ -21,8 +22,8 @@ struct PlaneTiling {
   int64_t threads;
 };
 
-// sums[k] += what the plane gives to output row k of the column; (in_y, in_x) is the window's corner. The window goes by
-// columns, of which one has few weights and many reads that wait for nothing.
+// sums[k] += what the plane gives to output row k of the column; (in_y, in_x) is the window's corner. The window goes
+// by columns, of which one has few weights and many reads that wait for nothing.
 template <typename T, int kKernel, int kStride>
 __device__ __forceinline__ void add_column(const DepthwiseImages<const T>& in, const T* plane, int in_y, int in_x,
                                            int step_y, int step_x, const DepthwiseWeight<T>& weight, int filter,
@@ -76,8 +77,8 @@ __global__ void __launch_bounds__(kPlaneBlock, 4)
       const int source = gathers ? filter : filter / args.filters_of_channel;
       const T* plane = in.data + (image * in.channels + source) * in.height * in.width;
       add_column<T, kKernel, kStride>(in, plane, y0 * kStride - args.geometry.padding[0],
-                                      x * kStride - args.geometry.padding[1], step_y, step_x, args.weight,
-                                      filter, sums);
+                                      x * kStride - args.geometry.padding[1], step_y, step_x, args.weight, filter,
+                                      sums);
     }
     finish<T>(args, channel, sums, [&](int k) -> int64_t {
       const int y = y0 + k * step_y;

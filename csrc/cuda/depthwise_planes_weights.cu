@@ -21,8 +21,9 @@ struct PlaneSumTiling {
 };
 
 template <typename T, int kKernel, int kStride>
-__device__ __forceinline__ void add_column(const DepthwiseWeightArgs<T>& args, const T* dy, const T* x, int y0, int column,
-                                           int step_y, Acc<T> (&sums)[kKernel][kKernel], Acc<T> (&bias)[1]) {
+__device__ __forceinline__ void add_column(const DepthwiseWeightArgs<T>& args, const T* dy, const T* x, int y0,
+                                           int column, int step_y, Acc<T> (&sums)[kKernel][kKernel],
+                                           Acc<T> (&bias)[1]) {
   using A = Acc<T>;
   constexpr int kReach = (kSumRows - 1) * kStride + kKernel;
   A upstream[kSumRows];
@@ -76,9 +77,8 @@ __global__ void __launch_bounds__(kSumBlock, kKernel == 7 ? 3 : 4)
     }
 #pragma unroll
     for (int i = 0; i < kKernel; ++i) {
-      sum_over_strips(sums[i], 0, [&](int j, int, A sum) {
-        partial(args, split.whole, i * kKernel + j)[filter] = sum;
-      });
+      sum_over_strips(sums[i], 0,
+                      [&](int j, int, A sum) { partial(args, split.whole, i * kKernel + j)[filter] = sum; });
     }
     sum_over_strips(bias, 0, [&](int, int, A sum) { partial(args, split.whole, kKernel * kKernel)[filter] = sum; });
   }

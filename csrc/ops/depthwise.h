@@ -1,5 +1,5 @@
-// conv2d with as many groups as input channels, for devices whose conv2d hands it on: conv2d_forward and conv2d_backward
-// of ops/conv2d.h without `groups`.
+// conv2d with as many groups as input channels, for devices whose conv2d hands it on: conv2d_forward and
+// conv2d_backward of ops/conv2d.h without `groups`.
 #pragma once
 #include "ops/conv2d.h"
 
