@@ -29,9 +29,9 @@ __device__ __forceinline__ Quotient divide(int64_t a, int b) {
 // the positions residue + step * (size * index + 0, 1, ... size - 1). With a dilation as step, neighbouring members
 // share all but one of their inputs.
 struct Strips {
-  int step, size, per_residue;
+  int step, size, residues, per_residue;
 
-  __host__ __device__ int count() const { return step * per_residue; }
+  __host__ __device__ int count() const { return residues * per_residue; }
   // The first position of a strip.
   __device__ __forceinline__ int at(int strip) const {
     if (step == 1) return strip * size;
@@ -41,8 +41,8 @@ struct Strips {
 };
 
 inline Strips cut_into_strips(int positions, int step, int size) {
-  const int longest = (positions + step - 1) / step;  // of the residues
-  return {step, size, (longest + size - 1) / size};
+  const int longest = (positions + step - 1) / step;  // of the residues, of which those beyond the positions are empty
+  return {step, size, step < positions ? step : positions, (longest + size - 1) / size};
 }
 
 // The channels of channels_last images, cut into tiles of 2^lanes_log threads with one access each.
@@ -81,31 +81,25 @@ __device__ __forceinline__ bool is_inside(int at, int size) {
   return static_cast<unsigned>(at) < static_cast<unsigned>(size);
 }
 
-// Applies an activation to N values of registers. The costly ones take one value of each row at a time, and the rows
-// move up meanwhile: a body per value would make most of a kernel's code.
+// Applies an activation to rows of registers. The costly ones take the first row while the others move up, once for each
+// row: a body for every value would make most of a kernel's code.
 template <int kRows, int N, typename A>
 __device__ __forceinline__ void activate_rows(Activation kind, A (&rows)[kRows][N]) {
   if (kind == Activation::kNone) return;
-  if (kind == Activation::kRelu) {
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-      for (int i = 0; i < N; ++i) rows[r][i] = activate(Activation::kRelu, rows[r][i]);
-    }
-    return;
-  }
+  if (kind == Activation::kRelu) return map_elements(rows, [](A x, int, int) { return relu(x); });
 #pragma unroll 1
   for (int turn = 0; turn < kRows; ++turn) {
-    A first[N];
+    A first[1][N];
 #pragma unroll
-    for (int i = 0; i < N; ++i) first[i] = activate(kind, rows[0][i]);
+    for (int i = 0; i < N; ++i) first[0][i] = rows[0][i];
+    activate(kind, first);
 #pragma unroll
     for (int r = 0; r + 1 < kRows; ++r) {
 #pragma unroll
       for (int i = 0; i < N; ++i) rows[r][i] = rows[r + 1][i];
     }
 #pragma unroll
-    for (int i = 0; i < N; ++i) rows[kRows - 1][i] = first[i];
+    for (int i = 0; i < N; ++i) rows[kRows - 1][i] = first[0][i];
   }
 }
 

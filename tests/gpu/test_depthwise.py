@@ -58,6 +58,7 @@ CASES = {
     "dilation 2": Case((11, 12), padding=(2, 2), dilation=(2, 2)),
     "dilation 3 and 1": Case((11, 12), (5, 5), padding=(6, 2), dilation=(3, 1)),
     "dilation beyond the image": Case((4, 5), padding=(9, 9), dilation=(9, 9)),
+    "dilation far beyond the image": Case((4, 5), padding=(10**5, 10**5), dilation=(10**5, 10**5)),
     "dilation and stride": Case((11, 12), padding=(2, 3), dilation=(2, 3), stride=(2, 2)),
     "common factor of dilation and stride": Case((17, 17), dilation=(4, 4), stride=(6, 6), padding=(4, 4)),
     "stride beyond the kernel": Case((14, 15), (2, 2), stride=(5, 5), padding=(0, 0)),
