@@ -8,6 +8,8 @@
 #include "cuda/registration.h"
 #include "cuda/run_dropout.h"
 #include "ops/dropout.h"
+
+#include <ATen/ops/empty_like.h>
 #include "ops/memory_order.h"
 
 namespace tilewright::gpu {
