@@ -27,13 +27,10 @@ bool are_wide(std::initializer_list<const Tensor*> parameters, at::ScalarType dt
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward_cuda(const Tensor& input,
-                                                                   const OptionalTensor& weight_opt,
-                                                                   const OptionalTensor& bias_opt,
-                                                                   const OptionalTensor& mean_opt,
-                                                                   const OptionalTensor& var_opt, double eps,
-                                                                   const OptionalTensor& residual_opt,
-                                                                   c10::string_view activation_name, bool saves) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward_cuda(
+    const Tensor& input, const OptionalTensor& weight_opt, const OptionalTensor& bias_opt,
+    const OptionalTensor& mean_opt, const OptionalTensor& var_opt, double eps, const OptionalTensor& residual_opt,
+    c10::string_view activation_name, bool saves) {
   const bool training = !is_defined(mean_opt);
   check_batch_norm(input, weight_opt, bias_opt, mean_opt, var_opt, training);
   const Tensor residual_in = value_or_undefined(residual_opt);
@@ -44,8 +41,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward_cuda(const Tensor&
   const Call call("batch_norm", input);
   Tensor output = empty_in_format(input, format);
   Tensor pre = saves && gradient_reads_input(activation) ? empty_in_format(input, format) : Tensor();
-  Tensor mean = empty_like_in(input, {input.size(1)}, sum_dtype), var = empty_like_in(input, {input.size(1)}, sum_dtype);
-  const Tensor given_mean = contiguous(value_or_undefined(mean_opt)), given_var = contiguous(value_or_undefined(var_opt));
+  Tensor mean = empty_like_in(input, {input.size(1)}, sum_dtype),
+         var = empty_like_in(input, {input.size(1)}, sum_dtype);
+  const Tensor given_mean = contiguous(value_or_undefined(mean_opt)),
+               given_var = contiguous(value_or_undefined(var_opt));
   if (input.numel() == 0) {
     if (training) {
       mean.zero_(), var.zero_();
@@ -61,8 +60,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward_cuda(const Tensor&
   dispatch_floating(dtype, "batch_norm", [&](auto element) {
     using T = decltype(element);
     const int64_t parts = training ? batch_norm_parts<T>(shape) : 1;
-    const Tensor partials =
-        parts > 1 ? empty_like_in(input, {2, parts, shape.channels}, at::kDouble) : Tensor();
+    const Tensor partials = parts > 1 ? empty_like_in(input, {2, parts, shape.channels}, at::kDouble) : Tensor();
     const BatchNormForwardArgs<T> args{const_data<T>(x),
                                        const_data<T>(residual),
                                        mutable_data<T>(output),

@@ -16,8 +16,8 @@ struct BatchNormShape {
 
 template <typename T>
 struct BatchNormForwardArgs {
-  const T *x, *residual;  // residual: like x, or null
-  T *y, *pre;             // pre: like x, what the activation is applied to; or null
+  const T *x, *residual;                               // residual: like x, or null
+  T *y, *pre;                                          // pre: like x, what the activation is applied to; or null
   const void *weight, *bias, *given_mean, *given_var;  // [channels] or null; without given ones, the batch's are used
   bool wide_parameters;                                // these four in Acc<T>, else in T
   Acc<T>*mean, *var;                                   // [channels], as used

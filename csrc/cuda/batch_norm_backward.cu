@@ -50,7 +50,9 @@ __device__ __forceinline__ void load_gradient(const T* dy, const T* y, const int
 }
 
 template <int kVec>
-constexpr int kAccesses = kVec == 1 ? 8 : kVec == 8 ? 2 : 4;
+constexpr int kAccesses = kVec == 1   ? 8
+                          : kVec == 8 ? 2
+                                      : 4;
 
 // dx, last values first; where `writes_residual`, dresidual as well.
 template <typename T, typename Layout>
@@ -80,8 +82,7 @@ __device__ __forceinline__ void write_gradient(const BatchNormBackwardArgs<T>& a
 // statistics dx.
 template <typename T, typename Layout>
 __device__ __forceinline__ void add_gradients(const BatchNormBackwardArgs<T>& args, const Layout& task,
-                                              const Factors<Layout>& factors,
-                                              Acc<T> (&sums)[2 * Layout::kChannels]) {
+                                              const Factors<Layout>& factors, Acc<T> (&sums)[2 * Layout::kChannels]) {
   using A = Acc<T>;
   constexpr int kVec = Layout::kVec, kChannels = Layout::kChannels, kItems = kAccesses<kVec>;
   const bool writes_dx = !args.training && args.dx != nullptr;
@@ -162,8 +163,7 @@ __global__ void __launch_bounds__(kBatchNormThreads)
 
 template <typename Layout, typename T>
 Status run(const BatchNormBackwardArgs<T>& args, const Launch& where) {
-  const bool has_sums =
-      args.dweight != nullptr || args.dbias != nullptr || (args.training && args.dx != nullptr);
+  const bool has_sums = args.dweight != nullptr || args.dbias != nullptr || (args.training && args.dx != nullptr);
   BatchNormSplit split = batch_norm_map(args.shape, sizeof(T));
   if (has_sums) {
     split = batch_norm_reduction(args.shape, sizeof(T));

@@ -1,6 +1,6 @@
 // batch_norm forward. Statistics of a channel: each thread takes chunks of values into registers, finds a chunk's mean
-// and centred sum of squares there, and merges them into its own by Chan's formula; the block's are merged the same way.
-// All values are taken relative to the first of the part, so that x + 1e4 keeps the digits of its mean.
+// and centred sum of squares there, and merges them into its own by Chan's formula; the block's are merged the same
+// way. All values are taken relative to the first of the part, so that x + 1e4 keeps the digits of its mean.
 //
 //   batch, few values    one launch: statistics, then y, from the same block
 //   batch                three launches: partial statistics, batch_norm_merge_statistics, y
@@ -214,7 +214,7 @@ int64_t batch_norm_parts(const BatchNormShape& shape) {
   return batch_norm_reduction(shape, sizeof(T)).parts;
 }
 
-#define TILEWRIGHT_INSTANTIATE(T)                                                       \
+#define TILEWRIGHT_INSTANTIATE(T)                                                    \
   template Status batch_norm_forward(const BatchNormForwardArgs<T>&, const Launch&); \
   template int64_t batch_norm_parts<T>(const BatchNormShape&);
 TILEWRIGHT_INSTANTIATE(float)

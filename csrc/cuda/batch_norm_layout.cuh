@@ -2,8 +2,8 @@
 // become one. A task is one part of one channel (planes) or of one tile of channels (rows).
 //
 //   rows    threads   0    1   ..  L-1 |  L   ..           L = lanes of a row, V = elements of one access
-//           channels  0..  V..         |  0..              each thread keeps V channels, threads t, t + L, ... share them
-//           row       begin            |  begin + 1        the next access is 256 / L rows further on
+//           channels  0..  V..         |  0..              each thread keeps V channels, threads t, t + L, ... share
+//           them row       begin            |  begin + 1        the next access is 256 / L rows further on
 //
 //   planes  threads   0    1   ..  255                     one channel, whose runs are walked as if they were one:
 //           elements  0..  V.. ..                          the next access is 256 accesses further on
@@ -227,7 +227,8 @@ inline dim3 batch_norm_blocks(const BatchNormGrid& grid) {
   return dim3(static_cast<unsigned>(std::min(grid.columns * grid.parts, kMaxBlocks)));
 }
 
-// Is a pointer null or aligned for the widest access? Where the length of rows or runs allows it, all accesses then are.
+// Is a pointer null or aligned for the widest access? Where the length of rows or runs allows it, all accesses then
+// are.
 template <typename T>
 bool is_aligned_for_vectors(const T* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;

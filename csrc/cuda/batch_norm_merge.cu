@@ -93,7 +93,9 @@ __global__ void __launch_bounds__(kBatchNormThreads) update_statistics(const Bat
   move_towards(args.running_var + channel * args.var_stride, var * args.unbiased, args.momentum);
 }
 
-dim3 blocks_of(int64_t channels, int64_t of_block) { return dim3(static_cast<unsigned>(divide_up(channels, of_block))); }
+dim3 blocks_of(int64_t channels, int64_t of_block) {
+  return dim3(static_cast<unsigned>(divide_up(channels, of_block)));
+}
 
 }  // namespace
 
@@ -116,7 +118,7 @@ Status batch_norm_update_stats(const BatchNormUpdateArgs<T>& args, const Launch&
   return launch(where, update_statistics<T>, blocks_of(args.channels, kBatchNormThreads), kBatchNormThreads, 0, args);
 }
 
-#define TILEWRIGHT_INSTANTIATE(T)                                                                 \
+#define TILEWRIGHT_INSTANTIATE(T)                                                             \
   template Status batch_norm_merge_statistics(const BatchNormForwardArgs<T>&, const Launch&); \
   template Status batch_norm_merge_sums(const BatchNormBackwardArgs<T>&, const Launch&);      \
   template Status batch_norm_update_stats(const BatchNormUpdateArgs<T>&, const Launch&);

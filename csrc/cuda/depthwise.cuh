@@ -81,8 +81,8 @@ __device__ __forceinline__ bool is_inside(int at, int size) {
   return static_cast<unsigned>(at) < static_cast<unsigned>(size);
 }
 
-// Applies an activation to rows of registers. The costly ones take the first row while the others move up, once for each
-// row: a body for every value would make most of a kernel's code.
+// Applies an activation to rows of registers. The costly ones take the first row while the others move up, once for
+// each row: a body for every value would make most of a kernel's code.
 template <int kRows, int N, typename A>
 __device__ __forceinline__ void activate_rows(Activation kind, A (&rows)[kRows][N]) {
   if (kind == Activation::kNone) return;

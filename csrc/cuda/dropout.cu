@@ -142,8 +142,8 @@ __global__ void __launch_bounds__(kElementwiseBlock)
 template <typename T, int kVec, bool kBias, bool kBits>
 Status launch_groups(const DropoutArgs<T>& args, const Launch& where) {
   const int64_t tiles = divide_up(args.numel, int64_t{kElementwiseBlock} * kGroup * kGroupsOfThread<T>);
-  return launch(where, dropout_groups<T, kVec, kBias, kBits>, dim3(static_cast<unsigned>(elementwise_blocks(tiles, where))),
-                kElementwiseBlock, 0, args);
+  return launch(where, dropout_groups<T, kVec, kBias, kBits>,
+                dim3(static_cast<unsigned>(elementwise_blocks(tiles, where))), kElementwiseBlock, 0, args);
 }
 
 }  // namespace

@@ -89,7 +89,7 @@ __device__ __forceinline__ void write_partials(const LayerNormBackwardArgs<T>& a
                                                const Acc<T> (&sums)[2][Shape::kItems][Shape::kVec]) {
   using A = Acc<T>;
   A* of_group = dynamic_shared<A>();  // [rows of block - 1, capacity]
-#pragma unroll  // or totals would be indexed at run time and live in local memory
+#pragma unroll                        // or totals would be indexed at run time and live in local memory
   for (int which = 0; which < 2; ++which) {
     A* partial = args.partials + (which * static_cast<int64_t>(gridDim.x) + blockIdx.x) * args.cols;
     if (Shape::group() > 0) {

@@ -59,7 +59,7 @@ void check_batch_norm_residual(const Tensor& residual, const Tensor& input) {
 }
 
 void check_batch_norm_backward(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& var,
-                    const Tensor& output, const std::array<bool, 4>& output_mask) {
+                               const Tensor& output, const std::array<bool, 4>& output_mask) {
   const auto is_like_input = [&](const Tensor& tensor) {
     return tensor.sizes().equals(input.sizes()) && tensor.scalar_type() == input.scalar_type();
   };

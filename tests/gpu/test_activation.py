@@ -27,7 +27,9 @@ def native_backward(dy: Tensor, x: Tensor, activation: str) -> Tensor:
 
 @pytest.mark.parametrize("activation", NATIVE)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", [1, 7, 512, 4096 + 5])  # less than an access, whole accesses, several blocks and a tail
+@pytest.mark.parametrize(
+    "size", [1, 7, 512, 4096 + 5]
+)  # less than an access, whole accesses, several blocks and a tail
 def test_like_native(device, size, dtype, activation):
     x, dy = ((torch.randn(size, device=device) * 3).to(dtype) for _ in range(2))
     native, reference = (native_backward(*pair, activation) for pair in ((dy, x), (dy.double(), x.double())))

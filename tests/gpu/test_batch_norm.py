@@ -242,14 +242,19 @@ def test_same_bits_every_time(device, kind, monkeypatch):
 def test_running_statistics_of_any_stride(device, dtype, momentum):
     channels = 300
     accumulation = torch.float64 if dtype == torch.float64 else torch.float32
-    batch = [torch.randn(channels, device=device).to(accumulation), torch.rand(channels, device=device).to(accumulation)]
+    batch = [
+        torch.randn(channels, device=device).to(accumulation),
+        torch.rand(channels, device=device).to(accumulation),
+    ]
     base = torch.randn(3 * channels, device=device).to(dtype)
     running = [base[::3], base[1::3]]
     unbiased = [batch[0].double(), batch[1].double() * 7 / 6]
     expected = [(1 - momentum) * r.double() + momentum * b for r, b in zip(running, unbiased, strict=True)]
     untouched = base[2::3].clone()
     torch.ops.tilewright.batch_norm_update_stats_(*running, *batch, 7, momentum)
-    torch.testing.assert_close(running, [e.to(dtype) for e in expected], rtol=0 if dtype.itemsize < 8 else 1e-15, atol=0)
+    torch.testing.assert_close(
+        running, [e.to(dtype) for e in expected], rtol=0 if dtype.itemsize < 8 else 1e-15, atol=0
+    )
     assert torch.equal(base[2::3], untouched)
     before = base.clone()
     torch.ops.tilewright.batch_norm_update_stats_(*running, *batch, 0, momentum)
@@ -297,8 +302,14 @@ def test_opcheck(device, activation, training, memory_format):
 def test_empty(device, shape, training):
     x = torch.randn(shape, device=device)
     pair = [
-        run(f, x, [torch.ones(4, device=device)] * 2, [torch.zeros(4, device=device), torch.ones(4, device=device)],
-            training, torch.randn_like(x))
+        run(
+            f,
+            x,
+            [torch.ones(4, device=device)] * 2,
+            [torch.zeros(4, device=device), torch.ones(4, device=device)],
+            training,
+            torch.randn_like(x),
+        )
         for f in (TF.batch_norm, F.batch_norm)
     ]
     torch.testing.assert_close(*pair)

@@ -112,7 +112,10 @@ def test_large_tiles_with_bias_and_saved_input(table, device):
                 patch.setattr(matmul_product, "choose", lambda *_, **__: Plan(tile, 1, 0.0))  # noqa: B023
                 output, saved = torch.ops.tilewright.linear_forward(x, w, b, "silu", True)
             assert seen == [matmul_product.product_variant(tile, torch.float16, True, True)]
-            native, exact = torch.nn.functional.linear(x, w, b), torch.nn.functional.linear(*(t.double() for t in (x, w, b)))
+            native, exact = (
+                torch.nn.functional.linear(x, w, b),
+                torch.nn.functional.linear(*(t.double() for t in (x, w, b))),
+            )
             assert_as_accurate(saved, native, exact, what=str(tile))
             silu = torch.nn.functional.silu
             assert_as_accurate(output, silu(native), silu(exact), what=str(tile))

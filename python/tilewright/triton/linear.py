@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import DTYPES
 from .activation import CODES, gradient_reads_input
 from .linear_kernel import column_sums
 from .matmul_config import cdiv
 from .matmul_product import Operand, Product, matrix, product_variants, run
-from . import DTYPES
 from .variants import Variant, launch, type_name
 
 _ROWS, _COLUMNS = 32, 64

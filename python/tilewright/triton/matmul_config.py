@@ -173,7 +173,9 @@ def _plans(tile: Tile, M: int, N: int, K: int, batch: int, reduced: int, itemsiz
     slots = machine.multiprocessors * tile.resident
     elements = (min(tile.M, M) + min(tile.N, N)) * tile.K
     moved = elements / _ELEMENTS_PER_CYCLE[tile.access] if tile.access in _ELEMENTS_PER_CYCLE else 0
-    step_cycles = max(2 * tile.M * tile.N * tile.K / machine.flops[tile.kind], elements * itemsize / machine.bytes, moved)
+    step_cycles = max(
+        2 * tile.M * tile.N * tile.K / machine.flops[tile.kind], elements * itemsize / machine.bytes, moved
+    )
     counts = {1}
     if tile.any_layout and tiles * 2 <= slots and steps >= 2 * _MIN_STEPS:
         wanted = min(slots // tiles, steps // _MIN_STEPS)
