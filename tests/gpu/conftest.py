@@ -1,5 +1,4 @@
-"""Where GPU tests run: on the card (TILEWRIGHT_TEST_DEVICE=cuda), or without one in the emulation (CUDA C++) or Triton's
-interpreter.
+"""Where GPU tests run: on the card (TILEWRIGHT_TEST_DEVICE=cuda), or without one emulated (CUDA C++) or interpreted.
 
 With TRITON_INTERPRET=1 the Triton ops fill the CPU slot, so that the same tests call them with CPU tensors;
 tests/test_triton_interpreter.py starts such a run for each family.

@@ -1,6 +1,6 @@
 """Without a GPU, the test files of the CUDA C++ families run on the emulation, in the CPU slot of the ops.
 
-A file belongs to one if its name contains a binding's of csrc/cuda: tests/gpu/test_layer_norm.py, test_layer_norm_edges.py.
+A file belongs to one if its name contains that of a binding of csrc/cuda: test_layer_norm.py, test_layer_norm_edges.py.
 Every test gets its own order of blocks, warps and lanes, drawn from its name.
 """
 
@@ -45,7 +45,7 @@ def emulation_order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 
 def sample(items: list[pytest.Item]) -> None:
-    """Leave of a sanitized run its small grid: of each test of a CUDA C++ family the first parameters and every fifth."""
+    """Leave of a sanitized run its small grid: of each test of a CUDA C++ family the first case and every fifth."""
     if os.environ.get("TILEWRIGHT_EMULATION") != "sanitized":
         return
     seen: dict[tuple[Path, str], int] = {}

@@ -47,14 +47,16 @@ def _forward(
     given = dict(locals())
     shape = check(input, weight, bias, stride, padding, dilation, groups)
     torch._check(activation in CODES, lambda: f"conv2d: activation must be one of {list(CODES)}, got {activation!r}")
-    torch._check(
-        residual is None
-        or (residual.shape == shape.output_size and residual.dtype == input.dtype and residual.device == input.device),
-        lambda: (
-            f"conv2d_act: residual must have (or broadcast to) the convolution's shape {list(shape.output_size)} and "
-            f"have dtype {input.dtype}, got {list(residual.shape)} and {residual.dtype}"
-        ),
-    )
+    if residual is not None:
+        got = f"{list(residual.shape)} and {residual.dtype}"
+        fits = residual.shape == shape.output_size and residual.dtype == input.dtype
+        torch._check(
+            fits and residual.device == input.device,
+            lambda: (
+                f"conv2d_act: residual must have (or broadcast to) the convolution's shape {list(shape.output_size)} "
+                f"and have dtype {input.dtype}, got {got}"
+            ),
+        )
     if shape.depthwise and (op := _depthwise_op("depthwise_forward", input.device.type)) is not None:
         return _call(op, given)
     memory_format = torch.contiguous_format if shape.empty else shape.memory_format

@@ -1,5 +1,7 @@
 """conv2d's products from Tensors to launches."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -91,9 +93,7 @@ def data_gradient(shape: Shape, grad: Tensor, weight: Tensor) -> Tensor:
     return result
 
 
-def _product(
-    shape: Shape, x: Tensor, weight: Tensor, result: Tensor, epilogue: dict[str, object], gradient: bool
-) -> None:
+def _product(shape: Shape, x: Tensor, weight: Tensor, result: Tensor, epilogue: dict[str, Any], gradient: bool) -> None:
     """Forward, or the data gradient where x is the output's gradient."""
     reduced, columns = (shape.filters, shape.channels) if gradient else (shape.channels, shape.filters)
     in_size, out_size = (shape.out, shape.size) if gradient else (shape.size, shape.out)
@@ -102,8 +102,9 @@ def _product(
     weight = weight.contiguous(memory_format=torch.channels_last)
     classes, spacing = (1, 1), (1, 1)
     if gradient:
-        classes = tuple(min(s, n) for s, n in zip(shape.stride, shape.size, strict=True))
-        spacing = tuple(schedule.tap_spacing(s, d) for s, d in zip(shape.stride, shape.dilation, strict=True))
+        (step, across), (height, width) = shape.stride, shape.size
+        classes = (min(step, height), min(across, width))
+        spacing = (schedule.tap_spacing(step, shape.dilation[0]), schedule.tap_spacing(across, shape.dilation[1]))
     plan = schedule.plan_product(
         architecture_of(x.device), bits, shape.images, out_size, classes, reduced, columns, shape.groups, gradient,
         (_aligned(x), weight.data_ptr() % 16 == 0),

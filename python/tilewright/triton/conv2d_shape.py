@@ -98,16 +98,18 @@ def check(
             f"got input {input.shape} with weight {weight.shape} and groups = {groups}"
         ),
     )
-    torch._check(
-        bias is None or (bias.shape == (filters,) and bias.dtype == input.dtype),
-        lambda: f"conv2d: bias must have shape [{filters}] and dtype {input.dtype}, got {bias.shape} and {bias.dtype}",
-    )
+    if bias is not None:
+        given = f"{list(bias.shape)} and {bias.dtype}"
+        torch._check(
+            bias.shape == (filters,) and bias.dtype == input.dtype,
+            lambda: f"conv2d: bias must have shape [{filters}] and dtype {input.dtype}, got {given}",
+        )
     for tensor in (weight, bias):
         torch._check(
             tensor is None or tensor.device == input.device,
             lambda tensor=tensor: f"conv2d: all tensors must be on input's device {input.device}, got {tensor.device}",
         )
-    size, kernel = tuple(input.shape[2:]), tuple(weight.shape[2:])
+    size, kernel = (input.shape[2], input.shape[3]), (weight.shape[2], weight.shape[3])
     out = []
     for n, k, p, d, s in zip(size, kernel, padding, dilation, stride, strict=True):
         reach = d * (k - 1) + 1

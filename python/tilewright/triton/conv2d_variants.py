@@ -1,8 +1,8 @@
 """Every compiled configuration of the conv2d kernels."""
 
-from collections.abc import Callable
 from functools import cache
 from inspect import Parameter, signature
+from typing import Any
 
 import torch
 import triton.language as tl
@@ -25,7 +25,7 @@ def product_bits(dtype: torch.dtype) -> int:
     return 19 if torch.backends.cudnn.allow_tf32 else 32
 
 
-def _variant(kernel: Callable, pointers: dict[str, str], constants: dict, warps: int, stages: int) -> Variant:
+def _variant(kernel: Any, pointers: dict[str, str], constants: dict, warps: int, stages: int) -> Variant:
     """A variant whose integer arguments are as the kernel annotates them; constants in the kernel's order."""
     types, ordered = [], []
     for name, parameter in signature(kernel.fn).parameters.items():

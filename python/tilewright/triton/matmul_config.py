@@ -119,7 +119,7 @@ TILES: dict[int, tuple[Tile, ...]] = {
 
 @dataclass(frozen=True)
 class Machine:
-    """What the estimate takes a card to be: multiprocessors, and per cycle and multiprocessor FLOP by kind, L2 bytes."""
+    """What the estimate takes a card to be: multiprocessors, and per cycle and multiprocessor FLOP and L2 bytes."""
 
     multiprocessors: int
     flops: dict[str, int]
