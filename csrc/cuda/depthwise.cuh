@@ -51,8 +51,6 @@ struct ChannelTiles {
   __host__ __device__ int lanes() const { return 1 << lanes_log; }
 };
 
-constexpr int kMostLanes = 16;
-
 // Few idle lanes first, then wide tiles; no more than 128 bytes.
 inline ChannelTiles cut_into_channel_tiles(int64_t accesses, int access_bytes) {
   ChannelTiles best = {0, 0};
@@ -70,12 +68,30 @@ inline ChannelTiles cut_into_channel_tiles(int64_t accesses, int access_bytes) {
 
 // out = inside ? from[0 ... N) : 0
 template <int N, typename T>
-__device__ __forceinline__ void load_inside(bool inside, const T* from, Acc<T> (&out)[N]) {
+__device__ __forceinline__ Pack<T, N> pack_inside(bool inside, const T* from) {
   Pack<T, N> pack = {};
   if (inside) pack = *reinterpret_cast<const Pack<T, N>*>(from);
+  return pack;
+}
+template <int N, typename T>
+__device__ __forceinline__ void widen(const Pack<T, N>& pack, Acc<T> (&out)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) out[i] = widen(pack.value[i]);
 }
+template <int N, typename T>
+__device__ __forceinline__ void load_inside(bool inside, const T* from, Acc<T> (&out)[N]) {
+  widen(pack_inside<N>(inside, from), out);
+}
+
+// The same number, of which the compiler no longer knows that it is the same in every turn of a loop: what is computed
+// from it is computed anew and not kept in registers.
+__device__ __forceinline__ int64_t computed_anew(int64_t x) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+l"(x));
+#endif
+  return x;
+}
+__device__ __forceinline__ int computed_anew(int x) { return static_cast<int>(computed_anew(int64_t{x})); }
 
 __device__ __forceinline__ bool is_inside(int at, int size) {
   return static_cast<unsigned>(at) < static_cast<unsigned>(size);

@@ -34,6 +34,8 @@ __device__ __forceinline__ void add_strip(const DepthwiseWeightArgs<T>& args, in
   using A = Acc<T>;
   constexpr int kVec = Tile::kVec;
   const auto& g = args.geometry;
+  const int dilation = computed_anew(g.dilation[0]);
+  step = computed_anew(step);
   A dy[Tile::kColumns][kVec];
   const T* dy_row = args.dy.data + (image * args.dy.height + y) * args.dy.width * args.dy.channels + channel;
 #pragma unroll
@@ -44,13 +46,13 @@ __device__ __forceinline__ void add_strip(const DepthwiseWeightArgs<T>& args, in
     for (int v = 0; v < kVec; ++v) bias[v] += dy[p][v];
   }
   const int in_x = x0 * Tile::kStride - g.padding[1];
-  const int in_y = y * Tile::kStride - g.padding[0] + first_tap_row * g.dilation[0];
+  const int in_y = y * Tile::kStride - g.padding[0] + first_tap_row * dilation;
   const int64_t pixel = static_cast<int64_t>(step) * args.x.channels;
-  const int64_t line = static_cast<int64_t>(g.dilation[0]) * args.x.width * args.x.channels;
+  const int64_t line = static_cast<int64_t>(dilation) * args.x.width * args.x.channels;
   const T* row = args.x.data + ((image * args.x.height + in_y) * args.x.width + in_x) * args.x.channels + channel;
 #pragma unroll
   for (int i = 0; i < Tile::kTapRows; ++i) {
-    const bool row_inside = is_inside(in_y + i * g.dilation[0], args.x.height);
+    const bool row_inside = is_inside(in_y + i * dilation, args.x.height);
 #pragma unroll
     for (int q = 0; q < Tile::kWindow; ++q) {
       A x[kVec];
@@ -59,6 +61,7 @@ __device__ __forceinline__ void add_strip(const DepthwiseWeightArgs<T>& args, in
       for (int p = 0; p < Tile::kColumns; ++p) {
         const int j = q - p * Tile::kStride;
         if (j < 0 || j >= Tile::kKernel) continue;
+        if (!(p == 0 || x0 + p * step < args.dy.width)) continue;  // 0 times Inf would be NaN
 #pragma unroll
         for (int v = 0; v < kVec; ++v) sums[i][j * kVec + v] += x[v] * dy[p][v];
       }

@@ -13,15 +13,6 @@ struct PlaneCellTiling {
   int64_t threads;
 };
 
-// The same number, of which the compiler no longer knows that it is the same in every turn of a loop: what is computed
-// from it is computed anew and not kept in registers.
-__device__ __forceinline__ int64_t computed_anew(int64_t x) {
-#if defined(__CUDACC__)
-  asm volatile("" : "+l"(x));
-#endif
-  return x;
-}
-
 // The weights of one filter in registers.
 template <int kKernel, typename T>
 __device__ __forceinline__ void read_weights(const DepthwiseWeight<T>& weight, int64_t filter,
@@ -44,8 +35,8 @@ __device__ __forceinline__ void add_filter(const DepthwiseImages<const T>& in, c
   constexpr int kReach = (kKernel + 1) / 2;
   A taps[kKernel][kKernel];
   read_weights<kKernel>(weight, filter, taps);
-  const int64_t line = computed_anew(in.width);
-  const int y0 = static_cast<int>(computed_anew(a - (kReach - 1)));
+  const int64_t line = computed_anew(int64_t{in.width});
+  const int y0 = computed_anew(a - (kReach - 1));
   const T* row = dy + y0 * line + b;
 #pragma unroll
   for (int r = 0; r < kCells + kReach - 1; ++r) {  // row a - (T - 1) + r of dy

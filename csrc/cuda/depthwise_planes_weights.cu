@@ -26,6 +26,8 @@ __device__ __forceinline__ void add_column(const DepthwiseWeightArgs<T>& args, c
                                            Acc<T> (&bias)[1]) {
   using A = Acc<T>;
   constexpr int kReach = (kSumRows - 1) * kStride + kKernel;
+  const int step_x = computed_anew(args.geometry.dilation[1]);
+  step_y = computed_anew(step_y);
   A upstream[kSumRows];
 #pragma unroll
   for (int k = 0; k < kSumRows; ++k) {
@@ -36,7 +38,6 @@ __device__ __forceinline__ void add_column(const DepthwiseWeightArgs<T>& args, c
     bias[0] += value[0];
   }
   const int in_y = y0 * kStride - args.geometry.padding[0], in_x = column * kStride - args.geometry.padding[1];
-  const int step_x = args.geometry.dilation[1];
   const int64_t line = static_cast<int64_t>(step_y) * args.x.width;
   const T* row = x + static_cast<int64_t>(in_y) * args.x.width + in_x;
 #pragma unroll
@@ -49,7 +50,9 @@ __device__ __forceinline__ void add_column(const DepthwiseWeightArgs<T>& args, c
 #pragma unroll
       for (int i = reach % kStride; i < kKernel; i += kStride) {
         const int k = (reach - i) / kStride;
-        if (i <= reach && k < kSumRows) sums[i][j] += value[0] * upstream[k];
+        if (i > reach || k >= kSumRows) continue;
+        if (k == 0 || y0 + k * step_y < args.dy.height)
+          sums[i][j] += value[0] * upstream[k];  // 0 times Inf would be NaN
       }
     }
     row += line;

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tilewright.testing import DTYPES, assert_as_accurate
+from tilewright.testing import DTYPES, assert_as_accurate, references
 
 OPS = torch.ops.tilewright
 FORMATS = {"planes": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -157,6 +157,24 @@ def test_nan_and_infinity_stay_in_their_windows(device, kernel):
         native = F.relu(F.conv2d(x, weight, None, *case.options, groups=case.channels))
         assert torch.equal(y.isnan(), native.isnan())
         assert torch.equal(y.isinf(), native.isinf())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [3, 4, 5])
+def test_infinity_reaches_only_the_gradients_of_its_taps(device, kernel, stride):
+    """Not those of outputs that a tile has beyond the image."""
+    case = Case((9, 10), (kernel, kernel), (stride, stride), (0, 0))
+    for last in (False, True):
+        x, weight, bias = _make(case, torch.float32, device, last)
+        x[0, 1, -1, 3], x[0, 2, 3, -1], x[1, 3, -1, -1] = float("inf"), -float("inf"), float("nan")
+        y, _ = OPS.depthwise_forward(x, weight, bias, *case.options, "none", False, None)
+        dy = torch.randn_like(y)
+        dx, dweight, _ = OPS.depthwise_backward(dy, x, weight, *case.options, [True, True, True])
+        leaf = weight.double().requires_grad_()
+        exact = references.conv2d(x, leaf, bias, *case.options, case.channels)
+        (expected,) = torch.autograd.grad(exact, leaf, dy.double())
+        assert torch.equal(dweight.isfinite(), expected.isfinite())
+        assert dx.isfinite().all()
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
