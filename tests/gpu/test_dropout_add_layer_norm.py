@@ -94,7 +94,7 @@ def test_the_norm_is_that_of_the_sum(device, shape, dtype, seeded):
     assert not_kept[1].shape == (0,)
 
 
-@pytest.mark.parametrize("shape", [(40, 96), (5, 9000)])
+@pytest.mark.parametrize("shape", [(40, 96), (2, 9000)])
 @pytest.mark.parametrize("mask", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (1, 0, 1, 1)])
 def test_gradients_that_are_not_wanted(device, shape, mask):
     z, dy, dsum = torch.randn(3, *shape, device=device)

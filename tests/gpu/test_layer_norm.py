@@ -10,7 +10,7 @@ from tilewright.testing import DTYPES, assert_as_accurate, ops_called, reference
 
 OPS = torch.ops.tilewright
 # One element, an odd row, each way a group of threads holds a row (and the row behind its last), of both access widths.
-COLS = (1, 2, 7, 8, 33, 64, 100, 257, 768, 1000, 2056)
+COLS = (1, 7, 8, 33, 64, 100, 257, 768, 1000, 2056)
 LONG = (4099, 16384, 33000, 40000)
 ROWS = (1, 5, 70)
 
@@ -85,6 +85,17 @@ def test_large_offset_keeps_the_variance(device, cols):
     assert_as_accurate(TF.layer_norm(x, (cols,)), F.layer_norm(x, (cols,)), reference)
 
 
+# dx of two columns is what cancellation leaves, in one row by chance more than in another: many rows are compared.
+@pytest.mark.parametrize("spread", [1.0, 1e-3])
+def test_rows_of_two_values_keep_their_digits(device, spread):
+    x = torch.randn(2000, 1, device=device) + spread * torch.randn(2000, 2, device=device)
+    dy, weight = torch.randn(2000, 2, device=device), torch.randn(2, device=device)
+    ours, native = (_run(f, x, [weight, None], dy) for f in (TF.layer_norm, F.layer_norm))
+    reference = _run(_reference, x.double(), [weight.double(), None], dy.double())
+    for index in (1, 2):
+        assert_as_accurate(ours[index], native[index], reference[index], factor=1.0)
+
+
 @pytest.mark.parametrize("cols", [8, 1000])
 def test_constant_rows(device, cols):
     x = torch.full((3, cols), 3.0, device=device, requires_grad=True)
@@ -104,7 +115,7 @@ def test_not_finite_stays_in_its_row(device, value):
     assert y[1].isnan().all()
 
 
-@pytest.mark.parametrize("shape", [(1000, 300), (5, 9000)])
+@pytest.mark.parametrize("shape", [(1000, 300), (2, 9000)])
 def test_the_same_bits_each_time(device, shape):
     x = torch.randn(shape, device=device, requires_grad=True)
     w, b = torch.randn(2, shape[1], device=device).requires_grad_().unbind()
@@ -115,7 +126,7 @@ def test_the_same_bits_each_time(device, shape):
 @pytest.mark.parametrize("cols", [96, 9000])
 @pytest.mark.parametrize("mask", [(True, False, False), (False, True, False), (False, False, True)])
 def test_gradients_that_are_not_wanted(device, cols, mask):
-    x, dy = torch.randn(2, 40, cols, device=device)
+    x, dy = torch.randn(2, 40 if cols < 1000 else 3, cols, device=device)
     w = torch.randn(cols, device=device)
     _, mean, rstd = OPS.layer_norm_forward(x, (cols,), w, None, 1e-5)
     every, some = (
