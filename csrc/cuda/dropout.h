@@ -65,10 +65,10 @@ Status dropout_mask(const Dropout<float>& dropout, uint8_t* mask, int64_t numel,
 // dx = dy * keep * scale, dbias = the sum of dx over rows.
 template <typename T>
 struct DropoutBiasBackwardArgs {
-  const T* dy;        // [rows, cols]
-  T* dx;              // [rows, cols] or null: not wanted
-  T* dbias;           // [cols]
-  Acc<T>* partials;   // [dropout_bias_partial_rows(rows, cols), cols]
+  const T* dy;       // [rows, cols]
+  T* dx;             // [rows, cols] or null: not wanted
+  T* dbias;          // [cols]
+  Acc<T>* partials;  // [dropout_bias_partial_rows(rows, cols), cols]
   int64_t rows, cols;
   Dropout<Acc<T>> dropout;
 };

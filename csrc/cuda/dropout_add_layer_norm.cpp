@@ -75,7 +75,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_backward_cuda(
   const auto gradient = [&](bool wanted, at::IntArrayRef shape, at::ScalarType type) {
     return wanted ? empty_like_in(sum, shape, type) : Tensor();
   };
-  Tensor dinput = gradient(output_mask[0], sum.sizes(), dtype), dresidual = gradient(output_mask[1], sum.sizes(), dtype);
+  Tensor dinput = gradient(output_mask[0], sum.sizes(), dtype),
+         dresidual = gradient(output_mask[1], sum.sizes(), dtype);
   Tensor dweight = gradient(output_mask[2], normalized_shape, parameter_dtype);
   Tensor dbias = gradient(output_mask[3], normalized_shape, parameter_dtype);
   if (sum.numel() == 0) {

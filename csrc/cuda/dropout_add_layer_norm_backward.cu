@@ -23,10 +23,7 @@ struct DropoutAddGradients {
   class Writer {
    public:
     __device__ __forceinline__ explicit Writer(const DropoutAddGradients& gradients)
-        : dsum_(gradients.dsum),
-          dresidual_(gradients.dresidual),
-          dinput_(gradients.dinput),
-          keep_(gradients.dropout) {}
+        : dsum_(gradients.dsum), dresidual_(gradients.dresidual), dinput_(gradients.dinput), keep_(gradients.dropout) {}
 
     template <int N>
     __device__ __forceinline__ void write(int64_t at, Acc<T> (&dz)[N]) const {
@@ -55,8 +52,8 @@ struct DropoutAddGradients {
 
 template <typename T>
 Status dropout_add_layer_norm_backward(const DropoutAddLayerNormBackwardArgs<T>& args, const Launch& where) {
-  return launch_layer_norm_backward(
-      args.norm, DropoutAddGradients<T>{args.dsum, args.norm.dx, args.dinput, args.dropout}, where);
+  return launch_layer_norm_backward(args.norm,
+                                    DropoutAddGradients<T>{args.dsum, args.norm.dx, args.dinput, args.dropout}, where);
 }
 
 template Status dropout_add_layer_norm_backward(const DropoutAddLayerNormBackwardArgs<float>&, const Launch&);

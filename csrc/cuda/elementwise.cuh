@@ -14,7 +14,8 @@ constexpr int kElementwiseBlock = 256;
 template <typename T>
 constexpr int kGroupsOfThread = 64 / (kGroup * static_cast<int>(sizeof(T)));
 
-// As many blocks as a GPU runs at a time, which then share the tiles evenly, or one for each tile where there are fewer.
+// As many blocks as a GPU runs at a time, which then share the tiles evenly, or one for each tile where there are
+// fewer.
 inline int64_t elementwise_blocks(int64_t tiles, const Launch& where) {
   return std::max(int64_t{1}, std::min(tiles, int64_t{2048 / kElementwiseBlock} * where.multiprocessors));
 }

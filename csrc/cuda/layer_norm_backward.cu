@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kColumns* kLanes) layer_norm_column_rows(const
   if (column < args.cols) {
     for (int64_t row = part * kLanes + lane; row < args.rows; row += parts * kLanes) {
       A xhat[1], dy[1];
-      read<T, 1>(args, row, column, xhat, dy);
+      expand(read<1>(args, row, column), statistics_of(args, row), xhat, dy);
       totals[0] += dy[0] * xhat[0];
       totals[1] += dy[0];
     }
@@ -45,7 +45,8 @@ Status layer_norm_column_partials(const LayerNormBackwardArgs<T>& args, const La
 
 template <typename T>
 Status layer_norm_add_partials(const LayerNormBackwardArgs<T>& args, const Launch& where) {
-  const ColumnSumsArgs<T> sums{args.partials, layer_norm_partial_rows(args.rows, args.cols), args.cols, args.dweight,
+  const ColumnSumsArgs<T> sums{args.partials, layer_norm_partial_rows(args.rows, args.cols),
+                               args.cols,     args.dweight,
                                args.dbias,    args.wide_gradients};
   return launch(where, add_partials<T>, columns_grid(args.cols, 2), kColumns * kLanes, 0, sums);
 }
@@ -55,9 +56,9 @@ Status layer_norm_backward(const LayerNormBackwardArgs<T>& args, const Launch& w
   return launch_layer_norm_backward(args, MatrixGradient<T>{args.dx}, where);
 }
 
-#define TILEWRIGHT_INSTANTIATE(T)                                                               \
-  template Status layer_norm_column_partials(const LayerNormBackwardArgs<T>&, const Launch&);   \
-  template Status layer_norm_add_partials(const LayerNormBackwardArgs<T>&, const Launch&);      \
+#define TILEWRIGHT_INSTANTIATE(T)                                                             \
+  template Status layer_norm_column_partials(const LayerNormBackwardArgs<T>&, const Launch&); \
+  template Status layer_norm_add_partials(const LayerNormBackwardArgs<T>&, const Launch&);    \
   template Status layer_norm_backward(const LayerNormBackwardArgs<T>&, const Launch&);
 TILEWRIGHT_INSTANTIATE(float)
 TILEWRIGHT_INSTANTIATE(double)

@@ -29,6 +29,4 @@ Tensor masked_scale_forward_cuda(const Tensor& input, const Tensor& mask, double
 }  // namespace
 }  // namespace tilewright::gpu
 
-TILEWRIGHT_CUDA_LIBRARY(masked_scale, m) {
-  m.impl("masked_scale_forward", tilewright::gpu::masked_scale_forward_cuda);
-}
+TILEWRIGHT_CUDA_LIBRARY(masked_scale, m) { m.impl("masked_scale_forward", tilewright::gpu::masked_scale_forward_cuda); }

@@ -35,14 +35,14 @@ def _check(inputs: list[Tensor | None], p: float, dy: Tensor, dsum: Tensor | Non
     x = inputs[0]
     mask = drawn_mask(x, p) if p > 0 else torch.ones_like(x, dtype=torch.bool)
     shape = (x.shape[-1],)
-    ours = _run(
-        lambda x, r, w, b: TF.dropout_add_layer_norm(x, r, shape, w, b, p=p, prenorm=True), inputs, dy, dsum
-    )
+    ours = _run(lambda x, r, w, b: TF.dropout_add_layer_norm(x, r, shape, w, b, p=p, prenorm=True), inputs, dy, dsum)
     native_norm = lambda t, w, b: F.layer_norm(t, shape, w, b)  # noqa: E731
     native = _run(_separate(native_norm, mask.to(x.dtype).div(1 - p)), inputs, dy, dsum)
     wide = [None if t is None else t.double() for t in inputs]
     wide_norm = lambda t, w, b: references.layer_norm(t, 1, w, b, 1e-5)  # noqa: E731
-    reference = _run(_separate(wide_norm, mask.double() / (1 - p)), wide, dy.double(), None if dsum is None else dsum.double())
+    reference = _run(
+        _separate(wide_norm, mask.double() / (1 - p)), wide, dy.double(), None if dsum is None else dsum.double()
+    )
     for name, a, b, c in zip(("y", "sum", "dx", "dr", "d1", "d2"), ours, native, reference, strict=False):
         if x.dtype == torch.float64:
             torch.testing.assert_close(a, c, msg=f"{name} {tuple(x.shape)}")
@@ -123,9 +123,7 @@ def test_the_same_bits_each_time(device):
 
 def test_any_strides(device):
     x, residual = torch.randn(6, 5, 40, device=device).transpose(0, 1), torch.randn(5, 6, 80, device=device)[..., ::2]
-    y, _, _, _ = OPS.dropout_add_layer_norm_forward(
-        x, residual, (40,), None, None, 1e-5, seed_on(device), 0.3, False
-    )
+    y, _, _, _ = OPS.dropout_add_layer_norm_forward(x, residual, (40,), None, None, 1e-5, seed_on(device), 0.3, False)
     torch.testing.assert_close(y, F.layer_norm(residual + x * (mask_of(x, 0.3) / 0.7), (40,)))
 
 
@@ -144,7 +142,11 @@ def test_own_kernels_and_checks(device):
 
 
 def test_opcheck(device):
-    x, residual, w = torch.randn(3, 50, device=device), torch.randn(3, 50, device=device), torch.randn(50, device=device)
+    x, residual, w = (
+        torch.randn(3, 50, device=device),
+        torch.randn(3, 50, device=device),
+        torch.randn(50, device=device),
+    )
     seed = seed_on(device)
     forward = OPS.dropout_add_layer_norm_forward.default
     torch.library.opcheck(forward, (x, residual, (50,), w, None, 1e-5, seed, 0.3, True))

@@ -129,9 +129,7 @@ def test_gradients_that_are_not_wanted(device, cols, mask):
     x, dy = torch.randn(2, 40 if cols < 1000 else 3, cols, device=device)
     w = torch.randn(cols, device=device)
     _, mean, rstd = OPS.layer_norm_forward(x, (cols,), w, None, 1e-5)
-    every, some = (
-        OPS.layer_norm_backward(dy, x, (cols,), mean, rstd, w, list(m)) for m in ((True, True, True), mask)
-    )
+    every, some = (OPS.layer_norm_backward(dy, x, (cols,), mean, rstd, w, list(m)) for m in ((True, True, True), mask))
     for wanted, ours, expected in zip(mask, some, every, strict=True):
         assert torch.equal(ours, expected) if wanted else ours is None
 
