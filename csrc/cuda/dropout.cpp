@@ -35,7 +35,7 @@ void run_dropout(const Tensor& input, const Tensor& residual, const Tensor& bias
   if (input.numel() == 0) return;
   const MergedDims dims = merged_dims(input);
   if (dims.sizes.size() > kMaxPermutedDims) {
-    const Tensor x = input.contiguous(), y = at::empty_like(x);
+    const Tensor x = input.contiguous(), y = empty_like_in(x, x.sizes(), x.scalar_type());
     run_dropout(x, contiguous(residual), bias, y, seed, p, op, bits);
     output.copy_(y);
     return;

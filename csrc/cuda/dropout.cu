@@ -49,28 +49,26 @@ __device__ __forceinline__ void add_bias(const DropoutArgs<T>& args, int64_t fir
 }
 
 // The elements behind the last whole group, and the spare bytes behind the bits.
-template <bool kBits, typename T>
+template <bool kBias, bool kBits, typename T>
 __device__ void dropout_tail(const DropoutArgs<T>& args, const Keep<Acc<T>>& keep) {
   using A = Acc<T>;
   const int64_t group = args.numel / kGroup;
   const int count = static_cast<int>(args.numel % kGroup);
   if (count > 0) {
-    A factor[kGroup];
+    A factor[kGroup], v[kGroup] = {};
     group_factors<kBits>(args, keep, group, factor);
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) {
+      if (i < count) v[i] = widen(args.x[group * kGroup + i]);
+    }
+    if (kBias && args.bias != nullptr) add_bias<1>(args, group * kGroup, v);
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) {
       if (i >= count) continue;
       const int64_t at = group * kGroup + i;
-      A x[1], bias[1], residual[1] = {A(0)};
-      load<1>(args.x + at, x);
-      const Parameter<T> biases{args.bias, args.wide_bias};
-      biases.template read<1>(args.bias == nullptr ? 0 : at % args.cols, A(0), bias);
-      x[0] = (x[0] + bias[0]) * factor[i];
-      if (args.residual != nullptr) {
-        load<1>(args.residual + at, residual);
-        x[0] += residual[0];
-      }
-      store<1>(args.y + at, x);
+      v[i] *= factor[i];
+      if (args.residual != nullptr) v[i] += widen(args.residual[at]);
+      args.y[at] = narrow<T>(v[i]);
     }
   }
   if (kBits && args.keep != nullptr) {
@@ -115,7 +113,7 @@ __global__ void __launch_bounds__(kElementwiseBlock) dropout_groups(const Dropou
       x[g].store(args.y + group * kGroup);
     }
   }
-  if (blockIdx.x == 0 && threadIdx.x == 0) dropout_tail<kBits>(args, keep);
+  if (blockIdx.x == 0 && threadIdx.x == 0) dropout_tail<kBias, kBits>(args, keep);
 }
 
 __global__ void __launch_bounds__(kElementwiseBlock)

@@ -30,23 +30,24 @@ __global__ void __launch_bounds__(kBiasBlock) dropout_bias_rows(const DropoutBia
     A totals[kVec] = {};
     for (int64_t row = static_cast<int64_t>(blockIdx.y) * lanes + lane; inside && row < args.rows;
          row += step * kRowsInFlight) {
-      A v[kRowsInFlight][kVec];
+      Pack<T, kVec> dy[kRowsInFlight];
 #pragma unroll
       for (int r = 0; r < kRowsInFlight; ++r) {
-        if (row + r * step < args.rows) load<kVec>(args.dy + (row + r * step) * args.cols + column, v[r]);
+        if (row + r * step >= args.rows) continue;
+        dy[r] = *reinterpret_cast<const Pack<T, kVec>*>(args.dy + (row + r * step) * args.cols + column);
       }
 #pragma unroll
       for (int r = 0; r < kRowsInFlight; ++r) {
         if (row + r * step >= args.rows) continue;
         const int64_t first = (row + r * step) * args.cols + column;
-        A factor[kVec];
-        keep.factors(first, factor);
+        A dx[kVec];
+        keep.factors(first, dx);
 #pragma unroll
         for (int i = 0; i < kVec; ++i) {
-          v[r][i] *= factor[i];
-          totals[i] += v[r][i];
+          dx[i] *= widen(dy[r].value[i]);
+          totals[i] += dx[i];
         }
-        if (args.dx != nullptr) store<kVec>(args.dx + first, v[r]);
+        if (args.dx != nullptr) store<kVec>(args.dx + first, dx);
       }
     }
 #pragma unroll

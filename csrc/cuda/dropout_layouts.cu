@@ -25,7 +25,8 @@ __device__ __forceinline__ DivMod divide(int64_t a, int64_t b) {
     const uint32_t low = static_cast<uint32_t>(a), by = static_cast<uint32_t>(b), quotient = low / by;
     return {quotient, low - quotient * by};
   }
-  return {a / b, a % b};
+  const int64_t quotient = a / b;
+  return {quotient, a - quotient * b};
 }
 
 __device__ __forceinline__ int64_t offset_of(const PermutedLayout& layout, int64_t index) {

@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kColumns* kLanes) layer_norm_column_rows(const
   if (column < args.cols) {
     for (int64_t row = part * kLanes + lane; row < args.rows; row += parts * kLanes) {
       A xhat[1], dy[1];
-      read<T, 1>(args, row, column, xhat, dy);
+      expand(read<1>(args, row, column), statistics_of(args, row), xhat, dy);
       totals[0] += dy[0] * xhat[0];
       totals[1] += dy[0];
     }

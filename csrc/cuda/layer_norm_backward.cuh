@@ -45,41 +45,87 @@ struct MatrixGradient {
   };
 };
 
-template <typename T, int N>
-__device__ __forceinline__ void read(const LayerNormBackwardArgs<T>& args, int64_t row, int64_t column,
-                                     Acc<T> (&xhat)[N], Acc<T> (&dy)[N]) {
-  load<N>(args.x + row * args.cols + column, xhat);
-  load<N>(args.dy + row * args.cols + column, dy);
-  const Acc<T> mean = args.mean[row], rstd = args.rstd[row];
-#pragma unroll
-  for (int i = 0; i < N; ++i) xhat[i] = (xhat[i] - mean) * rstd;
+template <typename A>
+struct RowStatistics {
+  A mean, rstd;
+};
+
+template <typename T>
+__device__ __forceinline__ RowStatistics<Acc<T>> statistics_of(const LayerNormBackwardArgs<T>& args, int64_t row) {
+  return {args.mean[row], args.rstd[row]};
 }
 
-// sums[0] += sum(g), sums[1] += sum(g * xhat)
+// An access to a row as it lies in memory: of 16-bit types half the registers that xhat and dy take.
 template <typename T, int N>
-__device__ __forceinline__ void add_row_sums(const LayerNormBackwardArgs<T>& args, int64_t column,
-                                             const Acc<T> (&xhat)[N], const Acc<T> (&dy)[N], Acc<T> (&sums)[2]) {
-  const Parameter<T> weights{args.weight, args.wide_weight};
-  Acc<T> weight[N];
-  weights.template read<N>(column, Acc<T>(1), weight);
+struct RowAccess {
+  Pack<T, N> x, dy;
+};
+
+template <int N, typename T>
+__device__ __forceinline__ RowAccess<T, N> read(const LayerNormBackwardArgs<T>& args, int64_t row, int64_t column) {
+  const int64_t at = row * args.cols + column;
+  return {*reinterpret_cast<const Pack<T, N>*>(args.x + at), *reinterpret_cast<const Pack<T, N>*>(args.dy + at)};
+}
+
+template <typename T, int N>
+__device__ __forceinline__ void expand(const RowAccess<T, N>& access, const RowStatistics<Acc<T>>& row,
+                                       Acc<T> (&xhat)[N], Acc<T> (&dy)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    sums[0] += dy[i] * weight[i];
-    sums[1] += dy[i] * weight[i] * xhat[i];
+    xhat[i] = rounded_product(widen(access.x.value[i]) - row.mean, row.rstd);  // the same bits each time
+    dy[i] = widen(access.dy.value[i]);
   }
 }
 
-// dx = rstd * (g - (means[0] + xhat * means[1])), with the means of g and of g * xhat
+// g = dy * weight, rounded: in rows of few columns dx is a difference of equal products, which contraction would spoil.
+template <typename T, int N>
+__device__ __forceinline__ void weigh(const LayerNormBackwardArgs<T>& args, int64_t column, const Acc<T> (&dy)[N],
+                                      Acc<T> (&g)[N]) {
+  const Parameter<T> weights{args.weight, args.wide_weight};
+  weights.template read<N>(column, Acc<T>(1), g);
+#pragma unroll
+  for (int i = 0; i < N; ++i) g[i] = rounded_product(dy[i], g[i]);
+}
+
+// What a row's dx takes of the whole row.
+enum RowSum { kSumG, kSumGX, kSumX, kRowSums };
+
+template <typename T, int N>
+__device__ __forceinline__ void add_row_sums(const LayerNormBackwardArgs<T>& args, int64_t column,
+                                             const Acc<T> (&xhat)[N], const Acc<T> (&dy)[N], Acc<T> (&sums)[kRowSums]) {
+  Acc<T> g[N];
+  weigh(args, column, dy, g);
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    sums[kSumG] += g[i];
+    sums[kSumGX] += g[i] * xhat[i];
+    sums[kSumX] += xhat[i];
+  }
+}
+
+// The saved mean is rounded, so xhat has a mean of its own, by which rows whose values differ by little would lose
+// digits. With xhat - mean_x for xhat they keep them.
+template <typename A>
+struct RowMeans {
+  A mean_x, mean_gx, offset;
+
+  __device__ __forceinline__ RowMeans(const A (&sums)[kRowSums], int64_t cols)
+      : mean_x(sums[kSumX] / static_cast<A>(cols)) {
+    const A mean_g = sums[kSumG] / static_cast<A>(cols);
+    mean_gx = sums[kSumGX] / static_cast<A>(cols) - mean_x * mean_g;
+    offset = mean_g - mean_x * mean_gx;
+  }
+};
+
+// dx = rstd * (g - mean(g) - (xhat - mean_x) * mean((xhat - mean_x) * g))
 template <typename T, int N, typename Writer>
 __device__ __forceinline__ void write_dx(const LayerNormBackwardArgs<T>& args, const Writer& writer, int64_t row,
-                                         int64_t column, const Acc<T> (&xhat)[N], const Acc<T> (&dy)[N],
-                                         const Acc<T> (&means)[2]) {
-  const Parameter<T> weights{args.weight, args.wide_weight};
-  const Acc<T> rstd = args.rstd[row];
-  Acc<T> weight[N], dx[N];
-  weights.template read<N>(column, Acc<T>(1), weight);
+                                         int64_t column, const Acc<T> (&xhat)[N], const Acc<T> (&dy)[N], Acc<T> rstd,
+                                         const RowMeans<Acc<T>>& means) {
+  Acc<T> dx[N];
+  weigh(args, column, dy, dx);
 #pragma unroll
-  for (int i = 0; i < N; ++i) dx[i] = rstd * (dy[i] * weight[i] - (means[0] + xhat[i] * means[1]));
+  for (int i = 0; i < N; ++i) dx[i] = rstd * (dx[i] - means.offset - xhat[i] * means.mean_gx);
   writer.write(row * args.cols + column, dx);
 }
 
@@ -125,24 +171,26 @@ __global__ void __launch_bounds__(Shape::kBlock)
   const int64_t step = static_cast<int64_t>(gridDim.x) * Shape::kRowsOfBlock;
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * Shape::kRowsOfBlock; first < args.rows; first += step) {
     const int64_t row = first + Shape::group();
-    const int64_t cols = row < args.rows ? args.cols : 0;
-    A xhat[kItems][kVec], dy[kItems][kVec];
-    A sums[2] = {A(0), A(0)};
+    const bool inside = row < args.rows;  // groups without a row still take part in the sums
+    const int64_t cols = inside ? args.cols : 0;
+    const RowStatistics<A> statistics = statistics_of(args, inside ? row : 0);
+    RowAccess<T, kVec> accesses[kItems];
+    A xhat[kVec], dy[kVec], sums[kRowSums] = {};
     for_each_access<Shape>(cols, [&](int item, int64_t column) {
-      read<T, kVec>(args, row, column, xhat[item], dy[item]);
-      add_row_sums<T, kVec>(args, column, xhat[item], dy[item], sums);
+      accesses[item] = read<kVec>(args, row, column);
+      expand(accesses[item], statistics, xhat, dy);
+      add_row_sums<T, kVec>(args, column, xhat, dy, sums);
+    });
+    sum_over_group<Shape::kThreads>(sums);
+    const RowMeans<A> means(sums, args.cols);
+    for_each_access<Shape>(cols, [&](int item, int64_t column) {
+      expand(accesses[item], statistics, xhat, dy);
 #pragma unroll
       for (int i = 0; i < kVec; ++i) {
-        totals[0][item][i] += dy[item][i] * xhat[item][i];
-        totals[1][item][i] += dy[item][i];
+        totals[0][item][i] += dy[i] * (xhat[i] - means.mean_x);
+        totals[1][item][i] += dy[i];
       }
-    });
-    if (!sink.wanted()) continue;
-    sum_over_group<Shape::kThreads>(sums);
-    sums[0] /= static_cast<A>(args.cols);
-    sums[1] /= static_cast<A>(args.cols);
-    for_each_access<Shape>(cols, [&](int item, int64_t column) {
-      write_dx<T, kVec>(args, writer, row, column, xhat[item], dy[item], sums);
+      if (sink.wanted()) write_dx<T, kVec>(args, writer, row, column, xhat, dy, statistics.rstd, means);
     });
   }
   if (args.partials != nullptr) write_partials<T, Shape>(args, totals);
@@ -157,19 +205,18 @@ __global__ void __launch_bounds__(kLongBlock)
   using A = Acc<T>;
   const typename Sink::Writer writer(sink);
   for (int64_t row = blockIdx.x; row < args.rows; row += gridDim.x) {
-    A sums[2] = {A(0), A(0)};
-    A xhat[kVec], dy[kVec];
+    const RowStatistics<A> statistics = statistics_of(args, row);
+    A xhat[kVec], dy[kVec], sums[kRowSums] = {};
     const int64_t begin = static_cast<int64_t>(threadIdx.x) * kVec;
     for (int64_t column = begin; column < args.cols; column += kLongBlock * kVec) {
-      read<T, kVec>(args, row, column, xhat, dy);
+      expand(read<kVec>(args, row, column), statistics, xhat, dy);
       add_row_sums<T, kVec>(args, column, xhat, dy, sums);
     }
     sum_over_group<kLongBlock>(sums);
-    sums[0] /= static_cast<A>(args.cols);
-    sums[1] /= static_cast<A>(args.cols);
+    const RowMeans<A> means(sums, args.cols);
     for (int64_t column = begin; column < args.cols; column += kLongBlock * kVec) {
-      read<T, kVec>(args, row, column, xhat, dy);
-      write_dx<T, kVec>(args, writer, row, column, xhat, dy, sums);
+      expand(read<kVec>(args, row, column), statistics, xhat, dy);
+      write_dx<T, kVec>(args, writer, row, column, xhat, dy, statistics.rstd, means);
     }
   }
 }
@@ -195,8 +242,8 @@ Status launch_long(const LayerNormBackwardArgs<T>& args, const Sink& sink, const
   return args.partials == nullptr ? 0 : layer_norm_column_partials(args, where);
 }
 
-// 16 elements a thread: xhat, dy and two totals of each are 64 registers of the 128 that blocks of 512 threads have. 8
-// where each is an access with an address and a condition of its own.
+// 16 elements a thread: x, dy and two totals of each are 48 (16-bit types) or 64 registers of the 128 that blocks of
+// 512 threads have. 8 where each is an access with an address and a condition of its own.
 template <int kVec, typename T, typename Sink>
 Status launch_by_length(const LayerNormBackwardArgs<T>& args, const Sink& sink, const Launch& where) {
   constexpr int kMost = kVec == 1 ? 8 : 16 / (sizeof(T) == 8 ? 2 : 1) / kVec;

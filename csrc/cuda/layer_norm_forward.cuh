@@ -43,8 +43,8 @@ struct MatrixRows {
 };
 
 template <typename T>
-__device__ __forceinline__ Acc<T> reciprocal_deviation(Acc<T> m2, int64_t cols, Acc<T> eps) {
-  return rsqrt(m2 / static_cast<Acc<T>>(cols) + eps);
+__device__ __forceinline__ Acc<T> reciprocal_deviation(Acc<T> variance, Acc<T> eps) {
+  return rsqrt(variance + eps);
 }
 
 template <typename T, int N>
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(Shape::kBlock)
       for (int i = 0; i < kVec; ++i) m2[0] += (x[item][i] - mean) * (x[item][i] - mean);
     });
     sum_over_group<Shape::kThreads>(m2);
-    const A rstd = reciprocal_deviation<T>(m2[0], args.cols, args.eps);
+    const A rstd = reciprocal_deviation<T>(m2[0] / static_cast<A>(args.cols), args.eps);
     for_each_access<Shape>(
         cols, [&](int item, int64_t column) { normalise<T, kVec>(args, x[item], mean, rstd, row, column); });
     if (inside && Shape::column(0) == 0) {
@@ -105,9 +105,11 @@ __device__ __forceinline__ void sweep(int64_t cols, const Body& body) {
   }
 }
 
+// share is 1 / cols: a second division of doubles in the loop would be a subroutine with a stack. The mean is divided:
+// rows of one value have exactly that mean.
 template <typename T, int kVec, typename Source>
 __global__ void __launch_bounds__(kLongBlock)
-    layer_norm_long_rows(const LayerNormForwardArgs<T> args, const Source source) {
+    layer_norm_long_rows(const LayerNormForwardArgs<T> args, const Source source, Acc<T> share) {
   using A = Acc<T>;
   const typename Source::Reader reader(source);
   for (int64_t row = blockIdx.x; row < args.rows; row += gridDim.x) {
@@ -126,7 +128,7 @@ __global__ void __launch_bounds__(kLongBlock)
       for (int i = 0; i < kVec; ++i) m2[0] += (x[i] - mean) * (x[i] - mean);
     });
     sum_over_group<kLongBlock>(m2);
-    const A rstd = reciprocal_deviation<T>(m2[0], args.cols, args.eps);
+    const A rstd = reciprocal_deviation<T>(m2[0] * share, args.eps);
     sweep<kVec>(args.cols, [&](int64_t column) {
       reader.again(from + column, x);
       normalise<T, kVec>(args, x, mean, rstd, row, column);
@@ -158,7 +160,7 @@ Status launch_by_length(const LayerNormForwardArgs<T>& args, const Source& sourc
   if (accesses <= 512 * kMost) return launch_rows<RowShape<kVec, kMost, 512, 512>>(args, source, where);
   const int64_t blocks = std::min(args.rows, kMaxBlocks);
   return launch(where, layer_norm_long_rows<T, kVec, Source>, dim3(static_cast<unsigned>(blocks)), kLongBlock, 0, args,
-                source);
+                source, Acc<T>(1) / static_cast<Acc<T>>(args.cols));
 }
 
 template <typename T, typename Source>

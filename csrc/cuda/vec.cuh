@@ -27,6 +27,10 @@ __device__ __forceinline__ F16 narrow<F16>(float x) {
   return {__half_as_ushort(__float2half_rn(x))};
 }
 
+// A product that the compiler does not contract with what is added to it.
+__device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ double rounded_product(double a, double b) { return __dmul_rn(a, b); }
+
 template <typename T, int N>
 struct alignas(sizeof(T) * N) Pack {
   T value[N];
