@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import settings
 
-from . import gpu_report
 from tilewright.testing import available_isas, force_isa
+
+from . import gpu_report
 
 # The same draws on every run: a failure in CI is a failure here. HYPOTHESIS_PROFILE=default draws anew.
 settings.register_profile("reproducible", derandomize=True, deadline=None)
@@ -27,20 +28,18 @@ def _fixed_seed() -> None:
     torch.manual_seed(0)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):
-        gpu_report.start()
+def pytest_configure() -> None:
+    gpu_report.start()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What the proofs without a GPU covered in this run."""
-    totals = gpu_report.totals()
+    totals = gpu_report.totals() if gpu_report.prints_here() else {}
     if totals:
         terminalreporter.section("GPU code proven without a GPU")
         for what, count in totals.items():
             terminalreporter.write_line(f"{what}: {count}")
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):
-        gpu_report.finish()
+def pytest_unconfigure() -> None:
+    gpu_report.finish()

@@ -1,5 +1,4 @@
-"""Where the GPU's tests run: on the card (TILEWRIGHT_TEST_DEVICE=cuda), or without one in the emulation (CUDA C++) or the
-interpreter (Triton)."""
+"""Where the GPU's tests run: on the card (TILEWRIGHT_TEST_DEVICE=cuda), or without one in the emulation."""
 
 import os
 from pathlib import Path
