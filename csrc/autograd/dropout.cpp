@@ -16,8 +16,10 @@ namespace {
 // Below so many elements, the mask is made again sooner than a tensor for its bits is allocated.
 constexpr int64_t kWorthKeeping = 8192;
 
+// On a GPU the rounds of Philox hide behind the memory traffic, and bits would only add to it.
 // Of symbolic sizes nothing is asked here: a graph traced for all of them makes the mask again.
 bool keeps_bits(const Tensor& input) {
+  if (input.is_cuda()) return false;
   const auto numel = input.sym_numel().maybe_as_int();
   return numel.has_value() && *numel >= kWorthKeeping && input.is_contiguous();
 }

@@ -25,12 +25,16 @@ struct PhiloxWords {
   uint32_t word[4];
 };
 
-// Which elements a call drops, and what the kept ones are multiplied with.
-struct DropoutRule {
-  PhiloxKey key;
+// How many elements are dropped, and what the kept ones are multiplied with.
+struct DropoutRate {
   uint32_t hi;   // threshold >> 16, 0 ... 65536; 65536 drops everything (p = 1)
   uint32_t lo;   // threshold & 0xffff; hi = lo = 0 drops nothing (p = 0)
   double scale;  // 1 / (1 - p), 0 for p = 1
+};
+
+// Which elements a call drops.
+struct DropoutRule : DropoutRate {
+  PhiloxKey key;
 };
 
 namespace {
@@ -40,6 +44,7 @@ constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53u, kPhiloxMultiplier1 = 0xCD9E
 constexpr uint32_t kPhiloxWeyl0 = 0x9E3779B9u, kPhiloxWeyl1 = 0xBB67AE85u;
 
 constexpr int64_t kDropoutGroup = 8;  // elements per Philox call
+constexpr int64_t kKeepBitsSpare = 4;  // bytes behind keep bits in memory (ops/dropout.h)
 constexpr uint32_t kDomainNumbers = 0, kDomainExtra = 1;
 
 TILEWRIGHT_HOST_DEVICE inline PhiloxKey philox_key(uint64_t seed) {
@@ -59,20 +64,21 @@ TILEWRIGHT_HOST_DEVICE inline PhiloxWords philox4x32_10(PhiloxWords counter, Phi
   return counter;
 }
 
-TILEWRIGHT_HOST_DEVICE inline DropoutRule dropout_rule(uint64_t seed, double p) {
+inline DropoutRate dropout_rate(double p) {
   constexpr double kRange = 4294967296.0;  // 2^32
-  const PhiloxKey key = philox_key(seed);
-  if (p <= 0) return {key, 0, 0, 1.0};
-  if (p >= 1) return {key, 65536, 0, 0.0};
+  if (p <= 0) return {0, 0, 1.0};
+  if (p >= 1) return {65536, 0, 0.0};
   // Nearest, but never nothing and never everything.
   uint64_t threshold = static_cast<uint64_t>(p * kRange + 0.5);
   if (threshold < 1) threshold = 1;
   if (threshold > 0xffffffffu) threshold = 0xffffffffu;
-  return {key, static_cast<uint32_t>(threshold >> 16), static_cast<uint32_t>(threshold & 0xffffu), 1.0 / (1.0 - p)};
+  return {static_cast<uint32_t>(threshold >> 16), static_cast<uint32_t>(threshold & 0xffffu), 1.0 / (1.0 - p)};
 }
 
-TILEWRIGHT_HOST_DEVICE inline bool drops_nothing(const DropoutRule& rule) { return rule.hi == 0 && rule.lo == 0; }
-TILEWRIGHT_HOST_DEVICE inline bool drops_everything(const DropoutRule& rule) { return rule.hi > 0xffffu; }
+inline DropoutRule dropout_rule(uint64_t seed, double p) { return {dropout_rate(p), philox_key(seed)}; }
+
+TILEWRIGHT_HOST_DEVICE inline bool drops_nothing(const DropoutRate& rule) { return rule.hi == 0 && rule.lo == 0; }
+TILEWRIGHT_HOST_DEVICE inline bool drops_everything(const DropoutRate& rule) { return rule.hi > 0xffffu; }
 
 TILEWRIGHT_HOST_DEVICE inline uint32_t number_of(const PhiloxWords& words, int i) {
   return (words.word[i / 2] >> (16 * (i % 2))) & 0xffffu;

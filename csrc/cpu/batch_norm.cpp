@@ -70,13 +70,6 @@ struct BatchNormForward {
   }
 };
 
-void check_residual(const Tensor& residual, const Tensor& input) {
-  TORCH_CHECK(
-      !residual.defined() || (residual.sizes().equals(input.sizes()) && residual.scalar_type() == input.scalar_type()),
-      "batch_norm: residual must have input's shape ", input.sizes(), " and dtype ", input.scalar_type(), ", got ",
-      residual.sizes(), " and ", residual.scalar_type());
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward_cpu(const Tensor& input, const OptionalTensor& weight,
                                                                   const OptionalTensor& bias,
                                                                   const OptionalTensor& given_mean,
@@ -86,7 +79,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward_cpu(const Tensor& 
   const bool training = !is_defined(given_mean);
   check_batch_norm(input, weight, bias, given_mean, given_var, training);
   const Tensor residual = value_or_undefined(residual_opt);
-  check_residual(residual, input);
+  check_batch_norm_residual(residual, input);
   const Activation activation = activation_from_name(activation_name);
   const auto dtype = input.scalar_type();
   const BatchNormPlan plan = plan_batch_norm(input);
@@ -173,23 +166,6 @@ struct BatchNormBackward {
   }
 };
 
-void check_backward(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& var,
-                    const Tensor& output) {
-  const auto is_like_input = [&](const Tensor& tensor) {
-    return tensor.sizes().equals(input.sizes()) && tensor.scalar_type() == input.scalar_type();
-  };
-  TORCH_CHECK(is_like_input(grad_output), "batch_norm_backward: grad_output must have input's shape ", input.sizes(),
-              " and dtype ", input.scalar_type(), ", got ", grad_output.sizes(), " and ", grad_output.scalar_type());
-  TORCH_CHECK(!output.defined() || is_like_input(output), "batch_norm_backward: output must have input's shape ",
-              input.sizes(), " and dtype ", input.scalar_type(), ", got ", output.sizes(), " and ",
-              output.scalar_type());
-  const auto expected = accumulation_dtype(input.scalar_type());
-  TORCH_CHECK(mean.scalar_type() == expected && var.scalar_type() == expected && mean.numel() == input.size(1) &&
-                  var.numel() == input.size(1),
-              "batch_norm_backward: mean and var must hold one ", expected, " for each of ", input.size(1),
-              " channels, got ", mean.sizes(), " and ", var.sizes());
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cpu(const Tensor& grad_output, const Tensor& input,
                                                                    const Tensor& mean, const Tensor& var,
                                                                    const OptionalTensor& weight_opt,
@@ -197,9 +173,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cpu(const Tensor&
                                                                    bool training, std::array<bool, 4> output_mask) {
   check_batch_norm(input, weight_opt, {}, {}, {}, /*training=*/true);
   const Tensor weight = value_or_undefined(weight_opt), output = value_or_undefined(output_opt);
-  check_backward(grad_output, input, mean, var, output);
-  TORCH_CHECK(output.defined() || !output_mask[3],
-              "batch_norm_backward: grad_residual is grad_output itself where no relu was applied");
+  check_batch_norm_backward(grad_output, input, mean, var, output, output_mask);
   const auto dtype = input.scalar_type(), sum_dtype = accumulation_dtype(dtype);
   const BatchNormPlan plan = plan_batch_norm(input);
   const auto parameter_gradient = [&](bool wanted) {
@@ -252,18 +226,7 @@ void update(const Tensor& running, const Tensor& batch, double factor, double mo
 
 void batch_norm_update_stats_cpu(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean,
                                  const Tensor& var, int64_t count, double momentum) {
-  const auto sum_dtype = accumulation_dtype(running_mean.scalar_type());
-  for (const Tensor& running : {running_mean, running_var}) {
-    TORCH_CHECK(
-        running.dim() == 1 && running.numel() == mean.numel() && running.scalar_type() == running_mean.scalar_type(),
-        "batch_norm_update_stats_: running_mean and running_var must be [", mean.numel(), "] and of one dtype, got ",
-        running.sizes(), " and ", running.scalar_type());
-  }
-  for (const Tensor& batch : {mean, var}) {
-    TORCH_CHECK(batch.numel() == mean.numel() && batch.is_contiguous() && batch.scalar_type() == sum_dtype,
-                "batch_norm_update_stats_: mean and var must be contiguous, alike in size and ", sum_dtype, ", got ",
-                batch.sizes(), " and ", batch.scalar_type());
-  }
+  check_batch_norm_update_stats(running_mean, running_var, mean, var);
   if (count == 0) return;
   // One value has no unbiased variance: 0 * infinity is the NaN that native gives.
   const double unbiased = static_cast<double>(count) / static_cast<double>(count - 1);

@@ -3,6 +3,7 @@
 #pragma once
 #include "cpu/kernel_table.h"
 #include "cpu/tensors.h"
+#include "ops/batch_norm.h"
 
 namespace tilewright {
 
@@ -14,17 +15,6 @@ struct BatchNormPlan {
   int64_t count;  // values per channel
 };
 
-// The layout of the result. Dimensions of size 1 may make a tensor contiguous in several formats; native prefers the
-// first that fits.
-inline at::MemoryFormat batch_norm_format(const Tensor& input) {
-  using at::MemoryFormat;
-  for (const auto format : {MemoryFormat::Contiguous, MemoryFormat::ChannelsLast, MemoryFormat::ChannelsLast3d}) {
-    const int64_t rank = format == MemoryFormat::ChannelsLast ? 4 : format == MemoryFormat::ChannelsLast3d ? 5 : 0;
-    if ((rank == 0 || input.dim() == rank) && input.is_contiguous(format)) return format;
-  }
-  return input.suggest_memory_format();
-}
-
 // A block is small enough that its second pass reads from cache: 4096 elements of a plane (16 KB of float32, half of
 // L1), 32768 elements of rows (128 KB, a share of L2; fewer would cost more in merging).
 inline BatchNormPlan plan_batch_norm(const Tensor& input) {
@@ -32,7 +22,7 @@ inline BatchNormPlan plan_batch_norm(const Tensor& input) {
   const int64_t count = channels > 0 ? input.numel() / channels : 0;
   const auto format = batch_norm_format(input);
   BatchNormPlan plan{format, false, {}, 0, count};
-  plan.rows = channels > 1 && (format != at::MemoryFormat::Contiguous || count == input.size(0));
+  plan.rows = batch_norm_is_rows(input, format, count);
   BatchNormShape& shape = plan.shape;
   shape.channels = channels;
   if (plan.rows) {

@@ -66,10 +66,8 @@ std::tuple<Tensor, Tensor> conv2d_forward_cpu(const Tensor& input, const Tensor&
   const Activation activation = activation_from_name(activation_name);
   Conv2dShape shape = check_conv2d(input, weight, bias_in, stride, padding, dilation, groups);
   const auto dtype = input.scalar_type();
-  const std::array<int64_t, 4> size{shape.images, shape.filters, shape.out[0], shape.out[1]};
-  TORCH_CHECK(!residual_in.defined() || (residual_in.sizes().equals(size) && residual_in.scalar_type() == dtype),
-              "conv2d_act: residual must have (or broadcast to) the convolution's shape ", at::IntArrayRef(size),
-              " and have dtype ", dtype, ", got ", residual_in.sizes(), " and ", residual_in.scalar_type());
+  const std::array<int64_t, 4> size = shape.output_size();
+  check_conv2d_residual(shape, input, residual_in);
   const bool saves_pre = saves && gradient_reads_input(activation);
   if (shape.empty()) {
     return {at::empty(size, input.options()), saves_pre ? at::empty(size, input.options()) : Tensor()};
@@ -122,16 +120,9 @@ Tensor input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weig
       .contiguous(shape.format);
 }
 
-// Where one channel or a 1x1 kernel makes weights of both formats, native's float64 path without dilation keeps the
-// given strides.
-at::MemoryFormat weight_grad_format(const Conv2dShape& shape, const Tensor& weight, at::MemoryFormat format) {
-  const bool keeps = weight.scalar_type() == at::kDouble && shape.dilation[0] == 1 && shape.dilation[1] == 1;
-  return keeps ? weight.contiguous(format).suggest_memory_format() : format;
-}
-
 Tensor weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& weight) {
   Tensor dweight =
-      at::empty(weight.sizes(), weight.options().memory_format(weight_grad_format(shape, weight, shape.format)));
+      at::empty(weight.sizes(), weight.options().memory_format(conv2d_weight_grad_format(shape, weight, shape.format)));
   dispatch_floating(dy.scalar_type(), "conv2d_backward", [&](auto element) {
     using T = decltype(element);
     if (is_depthwise(shape)) {
@@ -148,10 +139,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
                                                        at::IntArrayRef padding, at::IntArrayRef dilation,
                                                        int64_t groups, std::array<bool, 3> output_mask) {
   Conv2dShape shape = check_conv2d(input, weight, Tensor(), stride, padding, dilation, groups);
-  const std::array<int64_t, 4> size{shape.images, shape.filters, shape.out[0], shape.out[1]};
-  TORCH_CHECK(grad_output.sizes().equals(size) && grad_output.scalar_type() == input.scalar_type(),
-              "conv2d_backward: grad_output must have the output's shape ", at::IntArrayRef(size), " and dtype ",
-              input.scalar_type(), ", got ", grad_output.sizes(), " and ", grad_output.scalar_type());
+  check_conv2d_gradient(shape, input, grad_output);
   const auto result_format = shape.format;
   Tensor dx, dweight, dbias;
   if (shape.empty()) {
@@ -165,8 +153,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
   if (output_mask[0]) dx = result_in(input_grad(shape, dy, weight), shape.format, result_format);
   if (output_mask[1]) {
     const Tensor x = in_format(input, shape.format);
-    dweight =
-        result_in(weight_grad(shape, dy, x, weight), shape.format, weight_grad_format(shape, weight, result_format));
+    dweight = result_in(weight_grad(shape, dy, x, weight), shape.format,
+                        conv2d_weight_grad_format(shape, weight, result_format));
   }
   if (output_mask[2]) {
     dispatch_floating(dy.scalar_type(), "conv2d_backward",

@@ -4,40 +4,15 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/MemoryOverlap.h>
-#include <ATen/TensorIterator.h>
-#include <ATen/ops/empty_strided.h>
 
 #include <mutex>
 
 #include "cpu/keep_mask.h"
 #include "cpu/kernel_table.h"
 #include "ops/dropout.h"
+#include "ops/memory_order.h"
 
 namespace tilewright {
-
-Tensor empty_pointwise(const Tensor& tensor) {
-  for (const auto format : {at::MemoryFormat::Contiguous, at::MemoryFormat::ChannelsLast}) {
-    if (tensor.is_contiguous(format)) return at::empty_like(tensor, tensor.options().memory_format(format));
-  }
-  if (tensor.is_non_overlapping_and_dense()) return at::empty_like(tensor);
-  return at::TensorIteratorConfig()
-      .add_owned_output(Tensor())
-      .add_const_input(tensor)
-      .add_owned_const_input(at::empty_like(tensor))
-      .build()
-      .output();
-}
-
-Tensor ordered_like(const Tensor& tensor, const Tensor& output) {
-  bool same_order = true;
-  for (int64_t d = 0; d < output.dim(); ++d) {
-    same_order = same_order && (output.size(d) == 1 || tensor.stride(d) == output.stride(d));
-  }
-  if (same_order || output.numel() == 0) return tensor;
-  Tensor copy = at::empty_strided(output.sizes(), output.strides(), tensor.options());
-  copy.copy_(tensor);
-  return copy;
-}
 
 namespace {
 
@@ -49,14 +24,11 @@ void parallel_for_elements(int64_t numel, const Body& body) {
                     [&](int64_t begin, int64_t end) { body(begin * kBlock, std::min(numel, end * kBlock)); });
 }
 
-// Fills in the layout where the dims are [batch,] major, minor with memory [batch,] minor, major. Returns the number of
-// tiles, or 0 where the layout is another.
-int64_t find_transposed(const MergedDims& dims, TransposedLayout& layout) {
-  const size_t rank = dims.sizes.size();
-  if (rank < 2 || rank > 3) return 0;
-  const int64_t major = dims.sizes[rank - 2], minor = dims.sizes[rank - 1];
-  if (dims.strides[rank - 2] != 1 || dims.strides[rank - 1] != major) return 0;
-  if (rank == 3 && dims.strides[0] != major * minor) return 0;
+// Fills in the layout and returns the number of tiles, or 0 where the layout is another.
+int64_t tile_transposed(const MergedDims& dims, TransposedLayout& layout) {
+  const auto found = find_transposed(dims);
+  if (!found.has_value()) return 0;
+  const int64_t major = found->major, minor = found->minor;
   // The bits of a tile should stay in L1; a tile of 256 positions still fills the vectors of every channel.
   constexpr int64_t kTileElements = 1 << 16, kMinPositions = 256;
   const int64_t positions = std::max(kMinPositions, kTileElements / major / 8 * 8);
@@ -65,7 +37,7 @@ int64_t find_transposed(const MergedDims& dims, TransposedLayout& layout) {
   const int64_t bytes_of_bits = tiles == 1 ? major * minor / 8 + 1 : major * (layout.tile / 8 + 1);
   constexpr int64_t kPadding = 32;  // kKeepBitsPadding of the widest ISA, and the bits of a tail of positions
   layout.scratch = bytes_of_bits + major + 9 * kPadding;
-  return tiles * (rank == 3 ? dims.sizes[0] : 1);
+  return tiles * found->batch;
 }
 
 template <typename T>
@@ -75,7 +47,7 @@ void run_typed(const DropoutArgs<T>& args, const MergedDims& dims, int64_t numel
     return parallel_for_elements(numel, [&](int64_t begin, int64_t end) { kernel.contiguous(args, begin, end); });
   }
   TransposedLayout transposed;
-  const int64_t tiles = find_transposed(dims, transposed);
+  const int64_t tiles = tile_transposed(dims, transposed);
   if (tiles > 0) {
     return parallel_for_cost(tiles, transposed.tile * transposed.major, [&](int64_t begin, int64_t end) {
       std::vector<uint8_t> scratch(static_cast<size_t>(transposed.scratch));
@@ -134,8 +106,7 @@ void dropout_forward_inplace_cpu(Tensor& input, const Tensor& seed, double p) {
 }
 
 std::tuple<Tensor, Tensor> dropout_forward_keeping_cpu(const Tensor& input, const Tensor& seed, double p) {
-  TORCH_CHECK(input.is_contiguous(), "dropout_forward_keeping: input must be contiguous, got strides ",
-              input.strides());
+  check_dropout_keeping(input);
   Tensor output = empty_cpu(input.sizes(), input.scalar_type());
   Tensor keep_bits = empty_cpu({keep_bits_size(input.numel())}, at::kByte);
   const int64_t size = keep_bits.numel();
@@ -146,11 +117,7 @@ std::tuple<Tensor, Tensor> dropout_forward_keeping_cpu(const Tensor& input, cons
 
 Tensor dropout_backward_cpu(const Tensor& grad_output, const Tensor& seed, double p, const OptionalTensor& keep_bits) {
   if (!is_defined(keep_bits) || !grad_output.is_contiguous()) return dropout_forward_cpu(grad_output, seed, p);
-  TORCH_CHECK(keep_bits->scalar_type() == at::kByte && keep_bits->is_contiguous() &&
-                  keep_bits->numel() == keep_bits_size(grad_output.numel()),
-              "dropout_backward: keep_bits must be uint8 [", keep_bits_size(grad_output.numel()),
-              "] as dropout_forward_keeping makes it for grad_output's shape ", grad_output.sizes(), ", got ",
-              keep_bits->scalar_type(), " ", keep_bits->sizes());
+  check_keep_bits(*keep_bits, grad_output);
   Tensor grad_input = empty_cpu(grad_output.sizes(), grad_output.scalar_type());
   run_dropout(grad_output, Tensor(), Tensor(), grad_input, seed, p, "dropout",
               {nullptr, const_data<uint8_t>(*keep_bits)});

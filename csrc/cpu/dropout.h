@@ -14,10 +14,4 @@ struct KeepBits {
 void run_dropout(const Tensor& input, const Tensor& residual, const Tensor& bias, const Tensor& output,
                  const Tensor& seed, double p, const char* op, KeepBits bits = {});
 
-// The result that a pointwise op of native makes for a tensor and its empty_like: dense, in the tensor's own order.
-Tensor empty_pointwise(const Tensor& tensor);
-
-// The tensor itself where its elements lie in memory as output's do, else a copy that does. output is dense.
-Tensor ordered_like(const Tensor& tensor, const Tensor& output);
-
 }  // namespace tilewright

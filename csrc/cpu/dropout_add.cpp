@@ -5,20 +5,15 @@
 #include "cpu/dropout.h"
 #include "cpu/keep_mask.h"
 #include "cpu/kernel_table.h"
-#include "ops/dropout.h"
+#include "ops/memory_order.h"
 
 namespace tilewright {
 namespace {
 
 Tensor dropout_add_forward_cpu(const Tensor& input, const Tensor& residual, const OptionalTensor& bias_opt,
                                const Tensor& seed, double p) {
-  TORCH_CHECK(residual.sizes().equals(input.sizes()) && residual.scalar_type() == input.scalar_type(),
-              "dropout_add_forward: residual must have input's shape ", input.sizes(), " and dtype ",
-              input.scalar_type(), ", got ", residual.sizes(), " and ", residual.scalar_type());
+  check_dropout_add_forward(input, residual, value_or_undefined(bias_opt));
   const Tensor bias = as_accumulator(value_or_undefined(bias_opt), input.scalar_type());
-  TORCH_CHECK(!bias.defined() || (bias.dim() == 1 && input.dim() >= 1 && bias.size(0) == input.size(-1)),
-              "dropout_add_forward: bias must have the size of input's last dimension, input is ", input.sizes(),
-              ", got ", bias.sizes());
   // The sum has residual's memory order, as in native's residual + ...; a bias asks for rows.
   Tensor output = bias.defined() ? at::empty(residual.sizes(), residual.options()) : empty_pointwise(residual);
   const Tensor x = ordered_like(input, output), r = ordered_like(residual, output);
@@ -28,11 +23,10 @@ Tensor dropout_add_forward_cpu(const Tensor& input, const Tensor& residual, cons
 
 std::tuple<Tensor, Tensor> dropout_add_backward_cpu(const Tensor& grad_output, const Tensor& seed, double p,
                                                     std::array<bool, 2> output_mask) {
-  TORCH_CHECK(grad_output.dim() >= 1, "dropout_add_backward: grad_output must have a last dimension, got a scalar");
+  const auto [rows, cols] = check_dropout_add_backward(grad_output);
   const DropoutRule rule = dropout_rule_of(seed, p, "dropout_add_backward");
   const Tensor dy = grad_output.contiguous();
   const auto dtype = dy.scalar_type();
-  const int64_t cols = dy.size(-1), rows = cols == 0 ? 0 : dy.numel() / cols;
   Tensor grad_input = output_mask[0] ? at::empty(dy.sizes(), dy.options()) : Tensor();
   constexpr int64_t kMaxChunks = 32, kMinElements = 16384;
   const int64_t chunk_rows =

@@ -4,7 +4,6 @@
 
 #include "cpu/keep_mask.h"
 #include "cpu/kernel_table.h"
-#include "ops/layer_norm.h"
 
 namespace tilewright {
 namespace {
@@ -29,19 +28,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_forward_cpu(
     const Tensor& input, const Tensor& residual, at::IntArrayRef normalized_shape, const OptionalTensor& weight_opt,
     const OptionalTensor& bias_opt, double eps, const OptionalTensor& seed, double p, bool keep_sum) {
   const Tensor weight_in = value_or_undefined(weight_opt), bias_in = value_or_undefined(bias_opt);
-  const auto [rows, cols] = check_layer_norm(input, normalized_shape, weight_in, bias_in);
+  const auto [rows, cols] = check_dropout_add_layer_norm_forward(input, residual, normalized_shape, weight_in, bias_in);
   const auto dtype = input.scalar_type();
-  TORCH_CHECK(residual.sizes().equals(input.sizes()) && residual.scalar_type() == dtype,
-              "dropout_add_layer_norm: residual must have input's shape ", input.sizes(), " and dtype ", dtype,
-              ", got ", residual.sizes(), " and ", residual.scalar_type());
   const DropoutRule rule = rule_or_keep_all(seed, p);
   const Tensor x = input.contiguous(), r = residual.contiguous();
   const Tensor weight = as_accumulator(weight_in, dtype), bias = as_accumulator(bias_in, dtype);
   const auto options = input.options();
   Tensor output = at::empty(input.sizes(), options);
   Tensor sum = keep_sum ? at::empty(input.sizes(), options) : at::empty({0}, options);
-  std::vector<int64_t> stat_shape(input.sizes().begin(), input.sizes().end());
-  for (size_t i = stat_shape.size() - normalized_shape.size(); i < stat_shape.size(); ++i) stat_shape[i] = 1;
+  const auto stat_shape = layer_norm_stat_shape(input.sizes(), normalized_shape);
   const auto stat_options = options.dtype(accumulation_dtype(dtype));
   Tensor mean = at::empty(stat_shape, stat_options), rstd = at::empty(stat_shape, stat_options);
   if (rows == 0) return {output, sum, mean, rstd};
@@ -76,17 +71,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_backward_cpu(
     const Tensor& mean, const Tensor& rstd, const OptionalTensor& weight_opt, const OptionalTensor& seed, double p,
     std::array<bool, 4> output_mask) {
   const Tensor weight_in = value_or_undefined(weight_opt);
-  const auto [rows, cols] = check_layer_norm(sum, normalized_shape, weight_in, Tensor());
+  const auto [rows, cols] = check_dropout_add_layer_norm_backward(
+      grad_output, value_or_undefined(grad_sum), sum, normalized_shape, mean, rstd, weight_in, value_or_undefined(seed),
+      /*wants_grad_input=*/output_mask[0]);
   const auto dtype = sum.scalar_type();
-  const auto fits = [&](const Tensor& t) { return t.sizes().equals(sum.sizes()) && t.scalar_type() == dtype; };
-  TORCH_CHECK(fits(grad_output) && (!is_defined(grad_sum) || fits(*grad_sum)),
-              "dropout_add_layer_norm_backward: gradients must have sum's shape ", sum.sizes(), " and dtype ", dtype);
-  TORCH_CHECK(mean.numel() == rows && rstd.numel() == rows && mean.scalar_type() == accumulation_dtype(dtype) &&
-                  rstd.scalar_type() == mean.scalar_type(),
-              "dropout_add_layer_norm_backward: mean and rstd must hold one ", accumulation_dtype(dtype),
-              " for each of ", rows, " rows, got ", mean.sizes(), " and ", rstd.sizes());
-  TORCH_CHECK(is_defined(seed) || !output_mask[0],
-              "dropout_add_layer_norm_backward: without a seed grad_input is grad_residual");
   const DropoutRule rule = rule_or_keep_all(seed, p);
   const Tensor dy = grad_output.contiguous(), z = sum.contiguous(), means = mean.contiguous(),
                rstds = rstd.contiguous();

@@ -115,9 +115,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& grad_output
 
 Tensor activation_backward_cpu(const Tensor& grad_output, const Tensor& saved, c10::string_view activation_name) {
   const Activation activation = activation_from_name(activation_name);
-  TORCH_CHECK(grad_output.sizes().equals(saved.sizes()) && grad_output.scalar_type() == saved.scalar_type(),
-              "activation_backward: saved must have grad_output's shape ", grad_output.sizes(), " and dtype ",
-              grad_output.scalar_type(), ", got ", saved.sizes(), " and ", saved.scalar_type());
+  check_activation_backward(grad_output, saved);
   // Any dense layout will do, as long as all three have it: channels_last stays channels_last.
   const Tensor dx = at::empty_like(saved);
   const auto in_layout = [&dx](const Tensor& tensor) {

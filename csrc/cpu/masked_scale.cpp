@@ -1,17 +1,15 @@
 // masked_scale on the CPU: elementwise over memory, in whatever dense order input has.
 #include "ops/masked_scale.h"
 
-#include "cpu/dropout.h"
 #include "cpu/kernel_table.h"
 #include "cpu/tensors.h"
+#include "ops/memory_order.h"
 
 namespace tilewright {
 namespace {
 
 Tensor masked_scale_forward_cpu(const Tensor& input, const Tensor& mask, double scale) {
-  TORCH_CHECK(mask.scalar_type() == at::kBool && mask.sizes().equals(input.sizes()),
-              "masked_scale_forward: mask must be bool of input's shape ", input.sizes(), ", got ", mask.scalar_type(),
-              " of shape ", mask.sizes());
+  check_masked_scale(input, mask);
   Tensor output = empty_pointwise(input);
   const Tensor x = ordered_like(input, output), keep = ordered_like(mask, output);
   dispatch_floating(x.scalar_type(), "masked_scale", [&](auto element) {

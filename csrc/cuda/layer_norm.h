@@ -40,4 +40,11 @@ Status layer_norm_forward(const LayerNormForwardArgs<T>& args, const Launch& lau
 template <typename T>
 Status layer_norm_backward(const LayerNormBackwardArgs<T>& args, const Launch& launch);
 
+// The partial rows by a launch of their own, and the gradients from the partial rows: stages of the backward, which
+// dropout_add_layer_norm shares.
+template <typename T>
+Status layer_norm_column_partials(const LayerNormBackwardArgs<T>& args, const Launch& launch);
+template <typename T>
+Status layer_norm_add_partials(const LayerNormBackwardArgs<T>& args, const Launch& launch);
+
 }  // namespace tilewright::gpu

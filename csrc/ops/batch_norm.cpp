@@ -1,5 +1,7 @@
 #include "ops/batch_norm.h"
 
+#include "ops/tensors.h"
+
 namespace tilewright {
 namespace {
 
@@ -47,6 +49,57 @@ void check_batch_norm(const Tensor& input, const OptionalTensor& weight, const O
   check_dtype("bias", bias, expected, input);
   check_dtype("running_mean", mean, expected, input);
   check_dtype("running_var", var, expected, input);
+}
+
+void check_batch_norm_residual(const Tensor& residual, const Tensor& input) {
+  TORCH_CHECK(
+      !residual.defined() || (residual.sizes().equals(input.sizes()) && residual.scalar_type() == input.scalar_type()),
+      "batch_norm: residual must have input's shape ", input.sizes(), " and dtype ", input.scalar_type(), ", got ",
+      residual.sizes(), " and ", residual.scalar_type());
+}
+
+void check_batch_norm_backward(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& var,
+                    const Tensor& output, const std::array<bool, 4>& output_mask) {
+  const auto is_like_input = [&](const Tensor& tensor) {
+    return tensor.sizes().equals(input.sizes()) && tensor.scalar_type() == input.scalar_type();
+  };
+  TORCH_CHECK(is_like_input(grad_output), "batch_norm_backward: grad_output must have input's shape ", input.sizes(),
+              " and dtype ", input.scalar_type(), ", got ", grad_output.sizes(), " and ", grad_output.scalar_type());
+  TORCH_CHECK(!output.defined() || is_like_input(output), "batch_norm_backward: output must have input's shape ",
+              input.sizes(), " and dtype ", input.scalar_type(), ", got ", output.sizes(), " and ",
+              output.scalar_type());
+  const auto expected = accumulation_dtype(input.scalar_type());
+  TORCH_CHECK(mean.scalar_type() == expected && var.scalar_type() == expected && mean.numel() == input.size(1) &&
+                  var.numel() == input.size(1),
+              "batch_norm_backward: mean and var must hold one ", expected, " for each of ", input.size(1),
+              " channels, got ", mean.sizes(), " and ", var.sizes());
+  TORCH_CHECK(output.defined() || !output_mask[3],
+              "batch_norm_backward: grad_residual is grad_output itself where no relu was applied");
+}
+
+void check_batch_norm_update_stats(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean,
+                                   const Tensor& var) {
+  const auto sum_dtype = accumulation_dtype(running_mean.scalar_type());
+  for (const Tensor& running : {running_mean, running_var}) {
+    TORCH_CHECK(
+        running.dim() == 1 && running.numel() == mean.numel() && running.scalar_type() == running_mean.scalar_type(),
+        "batch_norm_update_stats_: running_mean and running_var must be [", mean.numel(), "] and of one dtype, got ",
+        running.sizes(), " and ", running.scalar_type());
+  }
+  for (const Tensor& batch : {mean, var}) {
+    TORCH_CHECK(batch.numel() == mean.numel() && batch.is_contiguous() && batch.scalar_type() == sum_dtype,
+                "batch_norm_update_stats_: mean and var must be contiguous, alike in size and ", sum_dtype, ", got ",
+                batch.sizes(), " and ", batch.scalar_type());
+  }
+}
+
+at::MemoryFormat batch_norm_format(const Tensor& input) {
+  using at::MemoryFormat;
+  for (const auto format : {MemoryFormat::Contiguous, MemoryFormat::ChannelsLast, MemoryFormat::ChannelsLast3d}) {
+    const int64_t rank = format == MemoryFormat::ChannelsLast ? 4 : format == MemoryFormat::ChannelsLast3d ? 5 : 0;
+    if ((rank == 0 || input.dim() == rank) && input.is_contiguous(format)) return format;
+  }
+  return input.suggest_memory_format();
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward(const Tensor& input, const OptionalTensor& weight,

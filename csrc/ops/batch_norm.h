@@ -14,6 +14,22 @@ namespace tilewright {
 void check_batch_norm(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                       const OptionalTensor& mean, const OptionalTensor& var, bool training);
 
+// Of the raw ops, for kernels.
+void check_batch_norm_residual(const Tensor& residual, const Tensor& input);
+void check_batch_norm_backward(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& var,
+                               const Tensor& output, const std::array<bool, 4>& output_mask);
+void check_batch_norm_update_stats(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean,
+                                   const Tensor& var);
+
+// The layout of the result. Dimensions of size 1 may make a tensor contiguous in several formats; native prefers the
+// first that fits.
+at::MemoryFormat batch_norm_format(const Tensor& input);
+
+// Rows of channels (see cpu/kernels/batch_norm_args.h), or planes? count: values per channel.
+inline bool batch_norm_is_rows(const Tensor& input, at::MemoryFormat format, int64_t count) {
+  return input.size(1) > 1 && (format != at::MemoryFormat::Contiguous || count == input.size(0));
+}
+
 // mean and var: both given (evaluation), or neither: the batch's statistics. residual: like input.
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward(const Tensor& input, const OptionalTensor& weight,
                                                               const OptionalTensor& bias, const OptionalTensor& mean,

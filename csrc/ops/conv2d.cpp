@@ -61,6 +61,28 @@ Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const Tensor
   return shape;
 }
 
+void check_conv2d_residual(const Conv2dShape& shape, const Tensor& input, const Tensor& residual) {
+  const auto size = shape.output_size();
+  const auto dtype = input.scalar_type();
+  TORCH_CHECK(!residual.defined() || (residual.sizes().equals(size) && residual.scalar_type() == dtype),
+              "conv2d_act: residual must have (or broadcast to) the convolution's shape ", at::IntArrayRef(size),
+              " and have dtype ", dtype, ", got ", residual.sizes(), " and ", residual.scalar_type());
+}
+
+void check_conv2d_gradient(const Conv2dShape& shape, const Tensor& input, const Tensor& grad_output) {
+  const auto size = shape.output_size();
+  TORCH_CHECK(grad_output.sizes().equals(size) && grad_output.scalar_type() == input.scalar_type(),
+              "conv2d_backward: grad_output must have the output's shape ", at::IntArrayRef(size), " and dtype ",
+              input.scalar_type(), ", got ", grad_output.sizes(), " and ", grad_output.scalar_type());
+}
+
+// Where one channel or a 1x1 kernel makes weights of both formats, native's float64 path without dilation keeps the
+// given strides.
+at::MemoryFormat conv2d_weight_grad_format(const Conv2dShape& shape, const Tensor& weight, at::MemoryFormat format) {
+  const bool keeps = weight.scalar_type() == at::kDouble && shape.dilation[0] == 1 && shape.dilation[1] == 1;
+  return keeps ? weight.contiguous(format).suggest_memory_format() : format;
+}
+
 std::tuple<Tensor, Tensor> conv2d_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                                           c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                                           c10::SymIntArrayRef dilation, c10::SymInt groups, c10::string_view activation,

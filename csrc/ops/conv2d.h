@@ -15,12 +15,20 @@ struct Conv2dShape {
   int64_t stride[2], padding[2], dilation[2];
   int64_t groups;
   at::MemoryFormat format;
+  std::array<int64_t, 4> output_size() const { return {images, filters, out[0], out[1]}; }
   bool empty() const { return images == 0 || filters == 0 || channels == 0 || out[0] == 0 || out[1] == 0; }
 };
 
 // Raises what native raises for arguments that do not fit together. Input must have four dimensions here.
 Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const Tensor& bias, at::IntArrayRef stride,
                          at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups);
+
+// Of the shape's sizes: residual may be undefined.
+void check_conv2d_residual(const Conv2dShape& shape, const Tensor& input, const Tensor& residual);
+void check_conv2d_gradient(const Conv2dShape& shape, const Tensor& input, const Tensor& grad_output);
+
+// The memory format that the weight's gradient is promised in.
+at::MemoryFormat conv2d_weight_grad_format(const Conv2dShape& shape, const Tensor& weight, at::MemoryFormat format);
 
 // (output, saved): saved is what the activation is applied to, undefined unless `saves` and its gradient reads it (that
 // of relu reads the output). residual has the output's shape.

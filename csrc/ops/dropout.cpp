@@ -11,6 +11,28 @@ void check_dropout_probability(double p) {
   TORCH_CHECK(p >= 0 && p <= 1, "dropout probability has to be between 0 and 1, but got ", p);
 }
 
+void check_dropout_seed(const char* op, const Tensor& seed, c10::Device device, double p) {
+  TORCH_CHECK(seed.defined() && seed.scalar_type() == at::kLong && seed.numel() == 1 && seed.device() == device, op,
+              ": seed must be one int64 on ", device, ", as dropout_seed makes it, got ", seed.numel(), " of ",
+              seed.scalar_type(), " on ", seed.device());
+  TORCH_CHECK(p >= 0 && p <= 1, op, ": dropout probability has to be between 0 and 1, but got ", p);
+}
+
+void check_dropout_keeping(const Tensor& input) {
+  TORCH_CHECK(input.is_contiguous(), "dropout_forward_keeping: input must be contiguous, got strides ",
+              input.strides());
+}
+
+void check_keep_bits(const Tensor& keep_bits, const Tensor& grad_output) {
+  const int64_t size = keep_bits_size(grad_output.numel());
+  TORCH_CHECK(keep_bits.scalar_type() == at::kByte && keep_bits.is_contiguous() && keep_bits.numel() == size &&
+                  keep_bits.device() == grad_output.device(),
+              "dropout_backward: keep_bits must be uint8 [", size,
+              "] as dropout_forward_keeping makes it for grad_output's shape ", grad_output.sizes(), " on ",
+              grad_output.device(), ", got ", keep_bits.scalar_type(), " ", keep_bits.sizes(), " on ",
+              keep_bits.device());
+}
+
 Tensor dropout_seed(const Tensor& input) {
   static const auto op = find_op<decltype(dropout_seed)>("tilewright::dropout_seed");
   return op.call(input);

@@ -7,6 +7,15 @@
 
 namespace tilewright {
 
+// Raises for arguments of the raw ops that do not fit together.
+void check_dropout_add_forward(const Tensor& input, const Tensor& residual, const Tensor& bias);
+
+struct DropoutAddSize {
+  int64_t rows;
+  int64_t cols;
+};
+DropoutAddSize check_dropout_add_backward(const Tensor& grad_output);
+
 Tensor dropout_add_forward(const Tensor& input, const Tensor& residual, const OptionalTensor& bias, const Tensor& seed,
                            double p);
 

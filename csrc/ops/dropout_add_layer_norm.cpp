@@ -1,6 +1,36 @@
 #include "ops/dropout_add_layer_norm.h"
 
+#include "ops/tensors.h"
+
 namespace tilewright {
+
+LayerNormSize check_dropout_add_layer_norm_forward(const Tensor& input, const Tensor& residual,
+                                                   at::IntArrayRef normalized_shape, const Tensor& weight,
+                                                   const Tensor& bias) {
+  const LayerNormSize size = check_layer_norm(input, normalized_shape, weight, bias);
+  TORCH_CHECK(residual.sizes().equals(input.sizes()) && residual.scalar_type() == input.scalar_type(),
+              "dropout_add_layer_norm: residual must have input's shape ", input.sizes(), " and dtype ",
+              input.scalar_type(), ", got ", residual.sizes(), " and ", residual.scalar_type());
+  return size;
+}
+
+LayerNormSize check_dropout_add_layer_norm_backward(const Tensor& grad_output, const Tensor& grad_sum,
+                                                    const Tensor& sum, at::IntArrayRef normalized_shape,
+                                                    const Tensor& mean, const Tensor& rstd, const Tensor& weight,
+                                                    const Tensor& seed, bool wants_grad_input) {
+  const LayerNormSize size = check_layer_norm(sum, normalized_shape, weight, Tensor());
+  const auto dtype = sum.scalar_type(), sum_dtype = accumulation_dtype(dtype);
+  const auto fits = [&](const Tensor& t) { return t.sizes().equals(sum.sizes()) && t.scalar_type() == dtype; };
+  TORCH_CHECK(fits(grad_output) && (!grad_sum.defined() || fits(grad_sum)),
+              "dropout_add_layer_norm_backward: gradients must have sum's shape ", sum.sizes(), " and dtype ", dtype);
+  TORCH_CHECK(mean.numel() == size.rows && rstd.numel() == size.rows && mean.scalar_type() == sum_dtype &&
+                  rstd.scalar_type() == sum_dtype,
+              "dropout_add_layer_norm_backward: mean and rstd must hold one ", sum_dtype, " for each of ", size.rows,
+              " rows, got ", mean.sizes(), " and ", rstd.sizes());
+  TORCH_CHECK(seed.defined() || !wants_grad_input,
+              "dropout_add_layer_norm_backward: without a seed grad_input is grad_residual");
+  return size;
+}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_forward(
     const Tensor& input, const Tensor& residual, c10::SymIntArrayRef normalized_shape, const OptionalTensor& weight,

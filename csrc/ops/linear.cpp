@@ -43,6 +43,12 @@ void check_linear(const char* op, const Tensor& input, const Tensor& weight, con
               input.scalar_type(), " and ", bias.scalar_type());
 }
 
+void check_activation_backward(const Tensor& grad_output, const Tensor& saved) {
+  TORCH_CHECK(grad_output.sizes().equals(saved.sizes()) && grad_output.scalar_type() == saved.scalar_type(),
+              "activation_backward: saved must have grad_output's shape ", grad_output.sizes(), " and dtype ",
+              grad_output.scalar_type(), ", got ", saved.sizes(), " and ", saved.scalar_type());
+}
+
 std::tuple<Tensor, Tensor> linear_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                                           c10::string_view activation, bool saves) {
   static const auto op = find_op<decltype(linear_forward)>("tilewright::linear_forward");

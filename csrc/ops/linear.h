@@ -14,6 +14,8 @@ Tensor native_activation(const Tensor& input, Activation activation);
 // Raises what native raises for arguments that do not fit together.
 void check_linear(const char* op, const Tensor& input, const Tensor& weight, const Tensor& bias);
 
+void check_activation_backward(const Tensor& grad_output, const Tensor& saved);
+
 // Is the activation's gradient read from its input? That of relu is read from the output, which autograd keeps anyway.
 inline bool gradient_reads_input(Activation activation) {
   return activation != Activation::kNone && activation != Activation::kRelu;

@@ -33,7 +33,8 @@ def _words(group, seed, domain):
     c3 = tl.full(c0.shape, 0, tl.uint32)
     k0 = seed.to(tl.uint32)
     k1 = (seed >> 32).to(tl.uint32)
-    for _ in tl.static_range(10):
+    # A loop, not unrolled: ten rounds in line, inside kernels that hold tiles of products, cost registers and minutes.
+    for _ in tl.range(0, 10, loop_unroll_factor=1):
         c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
         k0 = (k0 + 0x9E3779B9).to(tl.uint32)
         k1 = (k1 + 0xBB67AE85).to(tl.uint32)

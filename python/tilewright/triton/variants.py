@@ -10,7 +10,7 @@ Kernels follow three rules, so that the variants a program can reach are the one
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,11 +75,22 @@ class Variant:
         return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
 
 
+# The table that Triton's interpreter uses; tests set it to reach those of other architectures.
+INTERPRETED_ARCHITECTURE = 80
+
 _observers: list[Callable[[Variant], None]] = []
 
 
+def _current(arguments: Mapping[str, Any]) -> AbstractContextManager[Any]:
+    """Triton launches on the current device: make it the tensors' where it is another."""
+    tensor = next(value for value in arguments.values() if isinstance(value, torch.Tensor))
+    if tensor.device.type != "cuda" or tensor.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(tensor.device)
+
+
 def launch(variant: Variant, grid: Sequence[int], arguments: Mapping[str, Any]) -> None:
-    """Run a variant on the current stream of the current device.
+    """Run a variant on the current stream of its tensors' device.
 
     Args:
         grid: programs in up to three dimensions; nothing happens where there are none.
@@ -89,30 +100,33 @@ def launch(variant: Variant, grid: Sequence[int], arguments: Mapping[str, Any]) 
         observe(variant)
     if 0 in grid:
         return
-    variant.kernel[tuple(grid)](
-        **arguments,
-        **dict(variant.constants),
-        num_warps=variant.num_warps,
-        num_stages=variant.num_stages,
-        enable_fp_fusion=True,
-    )
+    with _current(arguments):
+        variant.kernel[tuple(grid)](
+            **arguments,
+            **dict(variant.constants),
+            num_warps=variant.num_warps,
+            num_stages=variant.num_stages,
+            enable_fp_fusion=True,
+        )
 
 
 @contextmanager
 def observed() -> Iterator[list[Variant]]:
     """Collect the variants launched in the body, so that tests can compare them with those listed."""
     seen: list[Variant] = []
-    _observers.append(seen.append)
+    observe = seen.append
+    _observers.append(observe)
     try:
         yield seen
     finally:
-        _observers.remove(seen.append)
+        # By identity: bound methods of equal lists are equal.
+        _observers[:] = [other for other in _observers if other is not observe]
 
 
 def architecture_of(device: torch.device) -> int:
-    """The table a device uses: one of ARCHITECTURES. On the CPU (Triton's interpreter) that of 80."""
+    """The table a device uses: one of ARCHITECTURES."""
     if device.type != "cuda":
-        return 80
+        return INTERPRETED_ARCHITECTURE
     major, minor = torch.cuda.get_device_capability(device)
     if (major, minor) == (8, 0) or (major, minor) == (8, 7):
         return 80

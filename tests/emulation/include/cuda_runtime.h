@@ -191,6 +191,10 @@ inline float __frsqrt_rn(float x) { return static_cast<float>(1.0 / ::sqrt(stati
 inline float rsqrtf(float x) { return __frsqrt_rn(x); }
 inline float rsqrt(float x) { return __frsqrt_rn(x); }
 inline double rsqrt(double x) { return 1.0 / ::sqrt(x); }
+// The normal distribution's integral, exact in both tails.
+inline float normcdff(float x) { return static_cast<float>(0.5 * ::erfc(-0.70710678118654752440 * x)); }
+inline double normcdf(double x) { return static_cast<double>(0.5L * ::erfcl(-0.70710678118654752440084436210485L * x)); }
+inline float normcdf(float x) { return normcdff(x); }
 inline float __expf(float x) { return ::expf(x); }
 inline float __logf(float x) { return ::logf(x); }
 inline float __fdividef(float a, float b) { return a / b; }

@@ -1,0 +1,146 @@
+"""What a conv2d is asked to do: its sizes, checked once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import DTYPES
+from .conv2d_schedule import LARGEST_PLANE
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A convolution that was checked; pairs are (vertical, horizontal). channels and filters are those of one group."""
+
+    images: int
+    channels: int
+    filters: int
+    groups: int
+    size: tuple[int, int]
+    kernel: tuple[int, int]
+    out: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    channels_last: bool
+
+    @property
+    def output_size(self) -> tuple[int, int, int, int]:
+        return self.images, self.groups * self.filters, *self.out
+
+    @property
+    def empty(self) -> bool:
+        return 0 in (self.images, self.channels, self.filters, *self.out)
+
+    @property
+    def depthwise(self) -> bool:
+        return self.channels == 1 and self.groups > 1 and not self.empty
+
+    @property
+    def pixels(self) -> int:
+        return self.images * self.out[0] * self.out[1]
+
+    @property
+    def taps(self) -> int:
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+
+def _pair(values: Sequence[int], name: str, smallest: int) -> tuple[int, int]:
+    """One value stands for both directions, as in torch."""
+    torch._check(
+        len(values) in (1, 2) and min(values) >= smallest,
+        lambda: f"conv2d: {name} must be one value or two of at least {smallest}, got {list(values)}",
+    )
+    return values[0], values[-1]
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return torch._prims_common.suggest_memory_format(tensor) == torch.channels_last
+
+
+def check(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Shape:
+    """What check_conv2d of csrc/ops/conv2d.cpp checks."""
+    torch._check(input.dim() == 4, lambda: f"conv2d: input must be [C, H, W] or [N, C, H, W], got {input.shape}")
+    torch._check(
+        weight.dim() == 4,
+        lambda: f"conv2d: weight must be [filters, channels / groups, height, width], got shape {weight.shape}",
+    )
+    torch._check(groups > 0, lambda: f"conv2d: groups must be positive, got {groups}")
+    stride, padding = _pair(stride, "stride", 1), _pair(padding, "padding", 0)
+    dilation = _pair(dilation, "dilation", 1)
+    torch._check(
+        input.dtype in DTYPES and weight.dtype == input.dtype,
+        lambda: f"conv2d: weight must have input's dtype {input.dtype}, got {weight.dtype}",
+    )
+    filters = weight.shape[0]
+    torch._check(
+        filters % groups == 0 and (filters > 0 or input.shape[0] == 0),
+        lambda: f"conv2d: the number of filters must be a multiple of groups = {groups}, got weight {weight.shape}",
+    )
+    torch._check(
+        weight.shape[1] * groups == input.shape[1],
+        lambda: (
+            f"conv2d: input must have weight.size(1) * groups = {weight.shape[1] * groups} channels, "
+            f"got input {input.shape} with weight {weight.shape} and groups = {groups}"
+        ),
+    )
+    torch._check(
+        bias is None or (bias.shape == (filters,) and bias.dtype == input.dtype),
+        lambda: f"conv2d: bias must have shape [{filters}] and dtype {input.dtype}, got {bias.shape} and {bias.dtype}",
+    )
+    for tensor in (weight, bias):
+        torch._check(
+            tensor is None or tensor.device == input.device,
+            lambda tensor=tensor: f"conv2d: all tensors must be on input's device {input.device}, got {tensor.device}",
+        )
+    size, kernel = tuple(input.shape[2:]), tuple(weight.shape[2:])
+    out = []
+    for n, k, p, d, s in zip(size, kernel, padding, dilation, stride, strict=True):
+        reach = d * (k - 1) + 1
+        torch._check(
+            k > 0 and reach <= n + 2 * p,
+            lambda reach=reach, padded=n + 2 * p: (
+                f"conv2d: the kernel must not be larger than the padded input ({padded}), got {reach}"
+            ),
+        )
+        out.append((n + 2 * p - reach) // s + 1)
+    reason = _too_large(size, out, padding, stride)
+    torch._check(reason is None, lambda: f"conv2d: {reason}")
+    return Shape(
+        input.shape[0], weight.shape[1], filters // groups, groups, size, kernel, (out[0], out[1]), stride, padding,
+        dilation, _is_channels_last(input) or _is_channels_last(weight),
+    )  # fmt: skip
+
+
+def _too_large(size: Sequence[int], out: Sequence[int], padding: Sequence[int], stride: Sequence[int]) -> str | None:
+    limit = LARGEST_PLANE
+    reach = max(max(size) + 2 * max(padding), max(stride))
+    if max(size[0] * size[1], out[0] * out[1], reach) > limit:
+        return f"planes of more than {limit} pixels have no GPU kernel here"
+    return None
+
+
+def serves(
+    input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> str | None:
+    """None, or why these kernels cannot compute a convolution of four-dimensional tensors."""
+    size = list(input.shape[-2:])
+    out = [
+        (n + 2 * padding[d and -1] - dilation[d and -1] * (weight.shape[2 + d] - 1) - 1) // stride[d and -1] + 1
+        for d, n in enumerate(size)
+    ]
+    return _too_large(size, out, padding, stride)

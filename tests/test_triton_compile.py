@@ -1,0 +1,106 @@
+"""Every Triton variant that can be launched compiles ahead of time, without spills, for every architecture.
+
+Where TILEWRIGHT_WRITE_RESOURCES=1 the table of resources on sm_90 is written to benchmarks/results/gpu-resources/.
+"""
+
+import csv
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+triton = pytest.importorskip("triton")
+
+from . import gpu_report  # noqa: E402
+from .triton_families import PRESENT, own_variants  # noqa: E402
+from tilewright.triton.variants import ARCHITECTURES, SHARED_MEMORY, Variant  # noqa: E402
+
+# The table 86 serves every part with little shared memory; 89 is the newest it compiles for without features of 12.x.
+_TARGETS = {80: 80, 86: 89, 90: 90, 100: 100}
+# Parts of a family's list, so that xdist's processes share the work.
+_PARTS = 4
+_CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+_REPORT = Path(__file__).parent.parent / "benchmarks" / "results" / "gpu-resources" / "triton_sm_90.csv"
+
+
+@dataclass
+class Resources:
+    registers: int
+    stack: int
+    local: int
+
+
+def _resources(cubins: dict[int, bytes], folder: Path) -> dict[int, Resources]:
+    """What the assembler gave each kernel, asked in one process."""
+    for index, cubin in cubins.items():
+        (folder / f"{index}.cubin").write_bytes(cubin)
+    files = [str(folder / f"{index}.cubin") for index in cubins]
+    text = subprocess.run([_CUOBJDUMP, "-res-usage", *files], capture_output=True, text=True, check=True).stdout
+    lines = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    assert len(lines) == len(cubins), text
+    return {index: Resources(*map(int, line)) for index, line in zip(cubins, lines, strict=True)}
+
+
+def _is_half_product(variant: Variant) -> bool:
+    """A product of 16-bit tiles with at least the 64 rows that wgmma takes."""
+    constants = dict(variant.constants)
+    is_half = any("bf16" in kind or "fp16" in kind for _, kind in variant.signature)
+    return is_half and constants.get("BLOCK_M", 0) >= 64 and "BLOCK_K" in constants
+
+
+def _check(variant: Variant, compiled: Any, used: Resources, architecture: int) -> None:
+    assert used.stack == 0, f"{variant.name}: {used.stack} bytes of stack (spills) on {architecture}"
+    assert used.local == 0, f"{variant.name}: {used.local} bytes of local memory on {architecture}"
+    shared = compiled.metadata.shared
+    assert shared <= SHARED_MEMORY[architecture], f"{variant.name}: {shared} bytes of shared memory on {architecture}"
+    assert used.registers * 32 * variant.num_warps <= 65536, f"{variant.name}: a block must fit the register file"
+    if architecture != 90:
+        return
+    ptx = compiled.asm["ptx"]
+    if _is_half_product(variant):
+        assert "wgmma.mma_async" in ptx, f"{variant.name}: no wgmma"
+    if any(kind.startswith("tensordesc") for _, kind in variant.signature):
+        assert "cp.async.bulk.tensor" in ptx, f"{variant.name}: no TMA"
+
+
+def _write(path: Path, rows: list[list[Any]]) -> None:
+    """Merge rows into the report: the parts of a family come from several processes."""
+    header = ["kernel", "constants", "types", "warps", "stages", "registers", "shared", "spills", "stack"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = list(csv.reader(path.open())) if path.exists() else [header]
+    table = {tuple(row[:5]): row for row in [*known[1:], *([str(cell) for cell in row] for row in rows)]}
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *(table[key] for key in sorted(table))])
+
+
+def _row(variant: Variant, compiled: Any, used: Resources) -> list[Any]:
+    constants = " ".join(f"{name}={value}" for name, value in variant.constants)
+    types = " ".join(dict.fromkeys(kind for _, kind in variant.signature if kind.startswith(("*", "tensordesc"))))
+    numbers = [used.registers, compiled.metadata.shared, used.local, used.stack]
+    return [variant.kernel.__name__, constants, types, variant.num_warps, variant.num_stages, *numbers]
+
+
+@pytest.mark.parametrize("part", range(_PARTS))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("family", PRESENT)
+def test_every_variant_compiles(family, architecture, part, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    listed = own_variants(family, architecture)
+    assert listed, f"{family} lists no variant for {architecture}"
+    assert len(set(listed)) == len(listed), "a variant is listed twice"
+    chosen = listed[part::_PARTS]
+    compiled = {index: variant.compile(_TARGETS[architecture]) for index, variant in enumerate(chosen)}
+    if not compiled:
+        return
+    used = _resources({index: kernel.asm["cubin"] for index, kernel in compiled.items()}, tmp_path)
+    for index, variant in enumerate(chosen):
+        _check(variant, compiled[index], used[index], architecture)
+    gpu_report.record(f"Triton variants compiled for sm_{architecture}", len(chosen))
+    if architecture == 90:
+        rows = [_row(variant, compiled[index], used[index]) for index, variant in enumerate(chosen)]
+        is_kept = os.environ.get("TILEWRIGHT_WRITE_RESOURCES") == "1"
+        _write(_REPORT if is_kept else tmp_path / _REPORT.name, rows)
