@@ -28,20 +28,18 @@ def _fixed_seed() -> None:
     torch.manual_seed(0)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):
-        gpu_report.start()
+def pytest_configure() -> None:
+    gpu_report.start()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What the proofs without a GPU covered in this run."""
-    totals = gpu_report.totals()
+    totals = gpu_report.totals() if gpu_report.prints_here() else {}
     if totals:
         terminalreporter.section("GPU code proven without a GPU")
         for what, count in totals.items():
             terminalreporter.write_line(f"{what}: {count}")
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):
-        gpu_report.finish()
+def pytest_unconfigure() -> None:
+    gpu_report.finish()

@@ -6,13 +6,16 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-# xdist's workers inherit the environment of the process that prints.
+# xdist's workers, and test runs that tests start, inherit the environment of the process that prints.
 _VARIABLE = "TILEWRIGHT_PROOF_COUNTS"
+_made_here = False
 
 
 def start() -> None:
-    """Make the file that counts are gathered in; called once, by the process that prints them."""
+    """Make the file that counts are gathered in, unless a process above did."""
+    global _made_here
     if _VARIABLE not in os.environ:
+        _made_here = True
         handle, name = tempfile.mkstemp(prefix="tilewright-proofs-", suffix=".jsonl")
         os.close(handle)
         os.environ[_VARIABLE] = name
@@ -39,16 +42,20 @@ def totals() -> dict[str, int]:
     names: set[tuple[str, str]] = set()
     path = Path(os.environ.get(_VARIABLE, ""))
     for line in path.read_text().splitlines() if path.is_file() else []:
-        what, counted = json.loads(line)
+        what, counted = json.loads(line)  # a number, or a name that counts once
+        new = counted if isinstance(counted, int) else int((what, counted) not in names)
         if isinstance(counted, str):
-            counted = int((what, counted) not in names)
-            names.add((what, json.loads(line)[1]))
-        found[what] = found.get(what, 0) + counted
+            names.add((what, counted))
+        found[what] = found.get(what, 0) + new
     return dict(sorted(found.items()))
 
 
+def prints_here() -> bool:
+    """Is this the process that gathers and prints?"""
+    return _made_here
+
+
 def finish() -> None:
-    """Remove the file."""
-    path = os.environ.pop(_VARIABLE, None)
-    if path is not None:
-        Path(path).unlink(missing_ok=True)
+    """Remove the file, where this process made it."""
+    if _made_here:
+        Path(os.environ.pop(_VARIABLE)).unlink(missing_ok=True)

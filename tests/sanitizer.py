@@ -1,4 +1,4 @@
-"""The environment in which a Python process loads libraries built with AddressSanitizer and UBSan."""
+"""The environment in which Python loads libraries built with AddressSanitizer and UndefinedBehaviorSanitizer."""
 
 import os
 import shutil

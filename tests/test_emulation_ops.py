@@ -59,7 +59,7 @@ def test_no_access_outside_a_tensor():
     build.build("bindings")
     environment = os.environ | sanitizer_environment() | {"TILEWRIGHT_EMULATION": "sanitized", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *files],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -68,4 +68,4 @@ def test_no_access_outside_a_tensor():
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-6000:]
     passed = re.search(r"(\d+) passed", run.stdout)
     assert passed, run.stdout[-3000:]
-    gpu_report.record("tests of CUDA C++ kernels repeated under AddressSanitizer", int(passed[1]))
+    gpu_report.record("CUDA C++ tests repeated under AddressSanitizer", int(passed[1]))

@@ -1,6 +1,6 @@
 """Builds the CUDA sources for the emulation: csrc/cuda, unchanged, as C++.
 
-Three libraries in build/emulation/<variant>: `selftest` (tests/emulation/selftest), `kernels` (csrc/cuda/*.cu), and for
+Three libraries in build/emulation/<variant>: `selftest` (tests/emulation/selftest), `kernels` (csrc/cuda/*.cu) and, for
 both variants one `bindings` (csrc/cuda/*.cpp, which see torch), loaded after the kernels. The kernels' library has no
 thread_local variables but the kernels' __shared__ ones.
 

@@ -1,6 +1,6 @@
 """Without a GPU, the test files of the CUDA C++ families run on the emulation, in the CPU slot of the ops.
 
-A file belongs to one if its name contains that of a binding of csrc/cuda: test_layer_norm.py, test_layer_norm_edges.py.
+A file belongs to one if its name contains a binding's of csrc/cuda: tests/gpu/test_layer_norm.py for layer_norm.cpp.
 Every test gets its own order of blocks, warps and lanes, drawn from its name.
 """
 
@@ -18,6 +18,8 @@ _BINDINGS = {path.stem for path in (Path(__file__).parents[2] / "csrc" / "cuda")
 _WITHOUT_CARD = os.environ.get("TILEWRIGHT_TEST_DEVICE", "cpu") == "cpu" and os.environ.get("TRITON_INTERPRET") != "1"
 _SAMPLE = 5
 
+VARIANT = os.environ.get("TILEWRIGHT_EMULATION", "plain")
+
 
 def is_emulated(path: Path) -> bool:
     """Does this test file run on the emulation?"""
@@ -30,11 +32,12 @@ def cuda_emulation(request: pytest.FixtureRequest) -> Iterator[None]:
     if not is_emulated(request.path):
         yield
         return
-    with emulated_cuda(os.environ.get("TILEWRIGHT_EMULATION", "plain")) as emulation:
+    with emulated_cuda(VARIANT) as emulation:
         before = emulation.launches
         yield
-        gpu_report.record("CUDA C++ kernel launches emulated", emulation.launches - before)
-        gpu_report.record_each("CUDA C++ kernels emulated", emulation.kernels_launched)
+        suffix = " under AddressSanitizer" if VARIANT == "sanitized" else ""
+        gpu_report.record(f"CUDA C++ kernel launches emulated{suffix}", emulation.launches - before)
+        gpu_report.record_each(f"CUDA C++ kernels emulated{suffix}", emulation.kernels_launched)
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +48,8 @@ def emulation_order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 
 def sample(items: list[pytest.Item]) -> None:
-    """Leave of a sanitized run its small grid: of each test of a CUDA C++ family the first case and every fifth."""
-    if os.environ.get("TILEWRIGHT_EMULATION") != "sanitized":
+    """The small grid of a sanitized run: of each test of a CUDA C++ family the first parameters and every fifth."""
+    if VARIANT != "sanitized":
         return
     seen: dict[tuple[Path, str], int] = {}
     kept = []
