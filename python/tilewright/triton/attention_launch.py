@@ -9,7 +9,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .attention_config import Config, config, has_descriptors, head_block, row_block
 from .attention_problem import AttentionProblem, strides, unit_of
 from .attention_schedule import ceil_div, heads_per_section, split_keys, uses_split
-from .attention_variants import is_plain_variant, product_variant, row_variant
+from .attention_variants import has_precision, is_plain_variant, product_variant, row_variant
 from .variants import Variant, architecture_of, launch
 
 
@@ -47,8 +47,8 @@ def variant_for(kernel: str, problem: AttentionProblem, *read: Tensor) -> tuple[
     tma = plain and has_descriptors(architecture, dtype)
     if tma and not all(is_describable(tensor) for tensor in read):
         plain = tma = False
-    block_d = head_block(problem.width)
-    return *product_variant(kernel, architecture, dtype, block_d, plain, tma, problem.precision), tma
+    precision = problem.precision if has_precision(kernel, problem.precision) else "ieee"
+    return *product_variant(kernel, architecture, dtype, head_block(problem.width), plain, tma, precision), tma
 
 
 def is_describable(view: Tensor) -> bool:

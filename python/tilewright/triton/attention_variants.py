@@ -45,6 +45,11 @@ def is_plain_variant(kernel: str, dtype: torch.dtype, is_plain: bool) -> bool:
     return is_plain and kernel in _HAS_PLAIN and dtype != torch.float32
 
 
+def has_precision(kernel: str, precision: str) -> bool:
+    """The gradient of a mask, a product's operand nowhere, is computed in full precision always."""
+    return kernel != "mask" or precision == "ieee"
+
+
 def _pointer_types(dtype: torch.dtype, block_d: int, tiles: Config, tma: bool) -> dict[str, str]:
     name = type_name(dtype)
     types = _OTHER_POINTERS | dict.fromkeys(("output", "grad_query", "grad_key", "grad_value"), f"*{name}")
@@ -79,7 +84,7 @@ def row_variant(kernel: str, dtype: torch.dtype, block_d: int) -> tuple[Variant,
 def _options(kernel: str, architecture: int, dtype: torch.dtype) -> Iterator[tuple[bool, bool, str]]:
     """(plain, tma, precision) of the kernel's variants."""
     if dtype == torch.float32:
-        yield from ((False, False, precision) for precision in ("ieee", "tf32"))
+        yield from ((False, False, precision) for precision in ("ieee", "tf32") if has_precision(kernel, precision))
         return
     yield False, False, "ieee"
     if kernel in _HAS_PLAIN:
