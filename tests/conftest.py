@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import settings
 
-from . import gpu_report
 from tilewright.testing import available_isas, force_isa
+
+from . import gpu_report
 
 # The same draws on every run: a failure in CI is a failure here. HYPOTHESIS_PROFILE=default draws anew.
 settings.register_profile("reproducible", derandomize=True, deadline=None)

@@ -15,9 +15,10 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
+from tilewright.triton.variants import ARCHITECTURES, SHARED_MEMORY, Variant  # noqa: E402
+
 from . import gpu_report  # noqa: E402
 from .triton_families import PRESENT, own_variants  # noqa: E402
-from tilewright.triton.variants import ARCHITECTURES, SHARED_MEMORY, Variant  # noqa: E402
 
 # The table 86 serves every part with little shared memory; 89 is the newest it compiles for without features of 12.x.
 _TARGETS = {80: 80, 86: 89, 90: 90, 100: 100}

@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from . import gpu_report  # noqa: E402
-from .triton_families import PRESENT  # noqa: E402
+from . import gpu_report
+from .triton_families import PRESENT
 
 _ROOT = Path(__file__).parent.parent
 

@@ -8,20 +8,20 @@ import torch
 
 pytest.importorskip("triton")
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import make_backend  # noqa: E402
-from triton.runtime.jit import create_function_from_signature  # noqa: E402
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.jit import create_function_from_signature
 
-from tilewright.triton import linear, matmul, matmul_product, variants  # noqa: E402
-from tilewright.triton.matmul_config import (  # noqa: E402
+from tilewright.triton import linear, matmul, matmul_product, variants
+from tilewright.triton.matmul_config import (
     TILES,
     cdiv,
     choose,
     split_range,
     tile_position,
 )
-from tilewright.triton.matmul_kernel import CONTIGUOUS, DESCRIPTOR, GROUP, STRIDED, VECTOR  # noqa: E402
-from tilewright.triton.matmul_product import Product, flatten, matrix  # noqa: E402
+from tilewright.triton.matmul_kernel import CONTIGUOUS, DESCRIPTOR, GROUP, STRIDED, VECTOR
+from tilewright.triton.matmul_product import Product, flatten, matrix
 
 SIZES = (1, 7, 16, 17, 33, 64, 128, 197, 512, 1000, 4096, 50257)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -158,13 +158,22 @@ def test_launches_compile_nothing_unlisted(architecture, monkeypatch):
     monkeypatch.setattr(variants, "INTERPRETED_ARCHITECTURE", architecture)
     forward = matmul.implementations["matmul_forward"]
     for dtype in DTYPES:
-        for rows, depth, cols in ((1, 1, 1), (16, 16, 16), (17, 33, 5), (256, 128, 512), (1, 8192, 64), (2048, 64, 2048)):
+        for rows, depth, cols in (
+            (1, 1, 1),
+            (16, 16, 16),
+            (17, 33, 5),
+            (256, 128, 512),
+            (1, 8192, 64),
+            (2048, 64, 2048),
+        ):
             left, right = torch.zeros(rows, depth, dtype=dtype), torch.zeros(depth, cols, dtype=dtype)
             forward(left, right)
             forward(left, torch.zeros(cols, depth, dtype=dtype).T)
             forward(torch.zeros(depth, rows, dtype=dtype).T, right)
             bias = torch.zeros(rows * 2 + 1, dtype=dtype)[1::2]
             linear.implementations["linear_forward"](right.T, left, bias, "gelu", True)
-            linear.implementations["linear_backward"](left, torch.zeros(rows, cols, dtype=dtype), right.T[:depth], (False, True, True))
+            linear.implementations["linear_backward"](
+                left, torch.zeros(rows, cols, dtype=dtype), right.T[:depth], (False, True, True)
+            )
     assert len(set(launched)) > 20
     assert set(launched) <= set(linear.variants(architecture))

@@ -112,10 +112,31 @@ def test_large_tiles_with_bias_and_saved_input(table, device):
                 patch.setattr(matmul_product, "choose", lambda *_, **__: Plan(tile, 1, 0.0))  # noqa: B023
                 output, saved = torch.ops.tilewright.linear_forward(x, w, b, "silu", True)
             assert seen == [matmul_product.product_variant(tile, torch.float16, True, True)]
-            native, exact = torch.nn.functional.linear(x, w, b), torch.nn.functional.linear(*(t.double() for t in (x, w, b)))
+            native, exact = (
+                torch.nn.functional.linear(x, w, b),
+                torch.nn.functional.linear(*(t.double() for t in (x, w, b))),
+            )
             assert_as_accurate(saved, native, exact, what=str(tile))
             silu = torch.nn.functional.silu
             assert_as_accurate(output, silu(native), silu(exact), what=str(tile))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gradient_of_activations(device, gpu_dtypes, activation):
+    function = ACTIVATIONS[activation]
+    for dtype in gpu_dtypes:
+        for shape in ((1032,), (3, 5, 7), (2, 8, 3, 5)):
+            x, dy = ((2 * torch.randn(shape, device=device)).to(dtype) for _ in range(2))
+            if len(shape) == 4:
+                x = x.contiguous(memory_format=torch.channels_last)
+            inputs, exact = x.clone().requires_grad_(), x.double().requires_grad_()
+            native = torch.autograd.grad(function(inputs), inputs, dy)[0]
+            expected = torch.autograd.grad(function(exact), exact, dy.double())[0]
+            ours = torch.ops.tilewright.activation_backward(
+                dy, torch.relu(x) if activation == "relu" else x, activation
+            )
+            assert ours.stride() == x.stride()
+            assert_as_accurate(ours, native, expected, what=f"{activation} {dtype} {shape}")
 
 
 @pytest.mark.parametrize("rows", [1, 255, 257, 1500])

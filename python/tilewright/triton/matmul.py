@@ -61,7 +61,9 @@ def _forward(input: Tensor, other: Tensor) -> Tensor:
     return output
 
 
-def _gradient(op_shape: Sequence[int], grad: Tensor, batch: list[int], is_left: bool, rows: int, cols: int, **parts: Any) -> Tensor:
+def _gradient(
+    op_shape: Sequence[int], grad: Tensor, batch: list[int], is_left: bool, rows: int, cols: int, **parts: Any
+) -> Tensor:
     """The gradient of an operand: a product over the dimensions it was broadcast along as well."""
     result = torch.empty(list(op_shape), dtype=grad.dtype, device=grad.device)
     if result.numel() == 0:

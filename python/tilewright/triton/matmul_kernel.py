@@ -274,10 +274,23 @@ def product(
                 value = slices[s] * alpha
                 if addend_access != 0:
                     value += beta * _addend_tile(
-                        addend + addend_start, addend_access, addend_row, addend_col, m0, n, M, N, BLOCK_M, WIDTH, VEC, ANY_LAYOUT
+                        addend + addend_start,
+                        addend_access,
+                        addend_row,
+                        addend_col,
+                        m0,
+                        n,
+                        M,
+                        N,
+                        BLOCK_M,
+                        WIDTH,
+                        VEC,
+                        ANY_LAYOUT,
                     )
                 if saves_pre != 0:
-                    _store_tile(pre + start, value, vector_output, c_row, c_col, m0, n, M, N, BLOCK_M, WIDTH, VEC, ANY_LAYOUT)
+                    _store_tile(
+                        pre + start, value, vector_output, c_row, c_col, m0, n, M, N, BLOCK_M, WIDTH, VEC, ANY_LAYOUT
+                    )
                 value = activate(value, activation)
                 _store_tile(c + start, value, vector_output, c_row, c_col, m0, n, M, N, BLOCK_M, WIDTH, VEC, ANY_LAYOUT)
 
