@@ -25,7 +25,6 @@ SHAPES = {
     "few outputs": ((70, 40), (3, 40)),
     "leading dimensions": ((2, 3, 5, 24), (33, 24)),
     "vector": ((24,), (40, 24)),
-    "no features": ((5, 0), (4, 0)),
 }
 
 
@@ -90,6 +89,12 @@ def test_linear_act_trains(table, device, gpu_dtypes, activation):
         expected = torch.autograd.grad(reference, exact, dy.double())
         for grad, other, wanted in zip(torch.autograd.grad(ours, inputs, dy), natives, expected, strict=True):
             assert_as_accurate(grad, other, wanted, factor=3.0 if dtype != torch.float32 else 2.0, what=activation)
+
+
+def test_no_features_give_the_bias(table, device):
+    x, w, b = torch.empty(5, 0, device=device), torch.empty(4, 0, device=device), torch.randn(4, device=device)
+    assert torch.equal(torch.ops.tilewright.linear_forward(x, w, b, "none", False)[0], b.expand(5, 4))
+    assert torch.equal(torch.ops.tilewright.linear_forward(x, w, None, "none", False)[0].cpu(), torch.zeros(5, 4))
 
 
 def test_nan_passes_every_activation(table, device):

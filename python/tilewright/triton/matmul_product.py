@@ -164,7 +164,8 @@ class _Flat:
 def flatten(product: Product) -> _Flat | None:
     """The product in the kernel's dimensions; None where there are too many of them."""
     addend_batch = product.addend.batch if product.addend is not None else [0] * len(product.sizes)
-    kept_dims, reduced_dims = [], []
+    kept_dims: list[_Dim] = []
+    reduced_dims: list[_Dim] = []
     for d, size in enumerate(product.sizes):
         pair = (product.a.batch[d], product.b.batch[d])
         if product.is_reduced[d]:
