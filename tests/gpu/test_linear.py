@@ -61,6 +61,7 @@ def test_forward_and_gradients(table, device, gpu_dtypes, kind, has_bias):
 def test_activation_in_the_epilogue(table, device, gpu_dtypes, activation, splits, monkeypatch):
     function = ACTIVATIONS[activation]
     monkeypatch.setattr(matmul_product, "choose", lambda *s, **o: Plan(choose(*s, **o).tile, splits, 0.0))
+    monkeypatch.setattr(matmul_product, "_recipe", matmul_product._recipe.__wrapped__)
     for dtype in gpu_dtypes:
         x, w, b = _operands("aligned", dtype, device)
         output, saved = torch.ops.tilewright.linear_forward(x, w, b, activation, True)
@@ -115,6 +116,7 @@ def test_large_tiles_with_bias_and_saved_input(table, device):
             b = torch.randn(cols, device=device).half()
             with pytest.MonkeyPatch.context() as patch, variants.observed() as seen:
                 patch.setattr(matmul_product, "choose", lambda *_, **__: Plan(tile, 1, 0.0))  # noqa: B023
+                patch.setattr(matmul_product, "_recipe", matmul_product._recipe.__wrapped__)
                 output, saved = torch.ops.tilewright.linear_forward(x, w, b, "silu", True)
             assert seen == [matmul_product.product_variant(tile, torch.float16, True, True)]
             native, exact = (

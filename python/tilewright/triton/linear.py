@@ -11,7 +11,8 @@ from . import DTYPES
 from .activation import CODES, gradient_reads_input
 from .linear_kernel import activation_backward, column_sums
 from .matmul_config import cdiv
-from .matmul_product import Operand, Product, matrix, product_variants, run
+from .matmul_operands import Operand, Product, matrix
+from .matmul_product import product_variants, run
 from .variants import Variant, launch, type_name
 
 _ROWS, _COLUMNS = 32, 64
