@@ -72,7 +72,7 @@ def _half(large: Tile, medium: Tile, *more: Tile, deep: int) -> tuple[Tile, ...]
 _IEEE = (
     Tile(64, 64, 16, 4, 3, VECTOR, IEEE, slices=2, resident=2),
     Tile(32, 32, 32, 2, 3, VECTOR, IEEE, resident=4, rate=0.5),
-    Tile(16, 64, 32, 8, 4, VECTOR, IEEE, resident=2, rate=0.5, max_m=16),
+    Tile(16, 64, 16, 4, 4, VECTOR, IEEE, resident=2, rate=0.5, max_m=16),
     Tile(64, 64, 16, 8, 2, CONTIGUOUS, IEEE, slices=2, resident=2),
     Tile(16, 64, 32, 8, 2, CONTIGUOUS, IEEE, resident=2, rate=0.5, max_m=16, a_along_k=(True,)),
     Tile(32, 32, 16, 4, 2, STRIDED, IEEE, resident=4, rate=0.5),

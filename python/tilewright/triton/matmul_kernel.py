@@ -5,7 +5,8 @@
 
 :func:`product` computes it in tiles. Every operand is a pointer and strides, so transposed and broadcast operands
 (stride 0) are never copied. Where the tiles are too few to fill the card the sum is cut into splits, whose float32
-results :mod:`tilewright.triton.matmul_splits` adds in order and finishes. :mod:`tilewright.triton.matmul_product` launches both.
+results :mod:`tilewright.triton.matmul_splits` adds in order and finishes. :mod:`tilewright.triton.matmul_product`
+launches both.
 """
 
 import triton
