@@ -4,6 +4,7 @@ Where TILEWRIGHT_WRITE_RESOURCES=1 the table of resources on sm_90 is written to
 """
 
 import csv
+import fcntl
 import os
 import re
 import subprocess
@@ -35,15 +36,14 @@ class Resources:
     local: int
 
 
-def _resources(cubins: dict[int, bytes], folder: Path) -> dict[int, Resources]:
-    """What the assembler gave each kernel, asked in one process."""
-    for index, cubin in cubins.items():
-        (folder / f"{index}.cubin").write_bytes(cubin)
-    files = [str(folder / f"{index}.cubin") for index in cubins]
-    text = subprocess.run([_CUOBJDUMP, "-res-usage", *files], capture_output=True, text=True, check=True).stdout
+def _resources(cubin: bytes, folder: Path) -> Resources:
+    """What the assembler gave the kernel; spilled registers are on its stack."""
+    file = folder / "kernel.cubin"
+    file.write_bytes(cubin)
+    text = subprocess.run([_CUOBJDUMP, "-res-usage", file], capture_output=True, text=True, check=True).stdout
     lines = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
-    assert len(lines) == len(cubins), text
-    return {index: Resources(*map(int, line)) for index, line in zip(cubins, lines, strict=True)}
+    assert len(lines) == 1, text
+    return Resources(*map(int, lines[0]))
 
 
 def _is_half_product(variant: Variant) -> bool:
@@ -69,19 +69,22 @@ def _check(variant: Variant, compiled: Any, used: Resources, architecture: int) 
 
 
 def _write(path: Path, rows: list[list[Any]]) -> None:
-    """Merge rows into the report: the parts of a family come from several processes."""
-    header = ["kernel", "constants", "types", "warps", "stages", "registers", "shared", "spills", "stack"]
+    """Merge rows into the report; the processes of xdist take turns."""
+    header = ["kernel", "constants", "types", "warps", "stages", "registers", "shared", "stack", "local"]
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = list(csv.reader(path.open())) if path.exists() else [header]
-    table = {tuple(row[:5]): row for row in [*known[1:], *([str(cell) for cell in row] for row in rows)]}
-    with path.open("w", newline="") as file:
+    with path.open("a+", newline="") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        table = {tuple(row[:5]): row for row in list(csv.reader(file))[1:]}
+        table |= {tuple(str(cell) for cell in row[:5]): row for row in rows}
+        file.truncate(0)
         csv.writer(file, lineterminator="\n").writerows([header, *(table[key] for key in sorted(table))])
 
 
 def _row(variant: Variant, compiled: Any, used: Resources) -> list[Any]:
     constants = " ".join(f"{name}={value}" for name, value in variant.constants)
     types = " ".join(dict.fromkeys(kind for _, kind in variant.signature if kind.startswith(("*", "tensordesc"))))
-    numbers = [used.registers, compiled.metadata.shared, used.local, used.stack]
+    numbers = [used.registers, compiled.metadata.shared, used.stack, used.local]
     return [variant.kernel.__name__, constants, types, variant.num_warps, variant.num_stages, *numbers]
 
 
@@ -94,14 +97,13 @@ def test_every_variant_compiles(family, architecture, part, tmp_path, monkeypatc
     assert listed, f"{family} lists no variant for {architecture}"
     assert len(set(listed)) == len(listed), "a variant is listed twice"
     chosen = listed[part::_PARTS]
-    compiled = {index: variant.compile(_TARGETS[architecture]) for index, variant in enumerate(chosen)}
-    if not compiled:
-        return
-    used = _resources({index: kernel.asm["cubin"] for index, kernel in compiled.items()}, tmp_path)
-    for index, variant in enumerate(chosen):
-        _check(variant, compiled[index], used[index], architecture)
+    rows = []
+    for variant in chosen:
+        compiled = variant.compile(_TARGETS[architecture])
+        used = _resources(compiled.asm["cubin"], tmp_path)
+        _check(variant, compiled, used, architecture)
+        rows.append(_row(variant, compiled, used))
     gpu_report.record(f"Triton variants compiled for sm_{architecture}", len(chosen))
     if architecture == 90:
-        rows = [_row(variant, compiled[index], used[index]) for index, variant in enumerate(chosen)]
         is_kept = os.environ.get("TILEWRIGHT_WRITE_RESOURCES") == "1"
         _write(_REPORT if is_kept else tmp_path / _REPORT.name, rows)

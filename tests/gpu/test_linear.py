@@ -25,7 +25,6 @@ SHAPES = {
     "few outputs": ((70, 40), (3, 40)),
     "leading dimensions": ((2, 3, 5, 24), (33, 24)),
     "vector": ((24,), (40, 24)),
-    "no features": ((5, 0), (4, 0)),
 }
 
 
@@ -62,6 +61,7 @@ def test_forward_and_gradients(table, device, gpu_dtypes, kind, has_bias):
 def test_activation_in_the_epilogue(table, device, gpu_dtypes, activation, splits, monkeypatch):
     function = ACTIVATIONS[activation]
     monkeypatch.setattr(matmul_product, "choose", lambda *s, **o: Plan(choose(*s, **o).tile, splits, 0.0))
+    monkeypatch.setattr(matmul_product, "_recipe", matmul_product._recipe.__wrapped__)
     for dtype in gpu_dtypes:
         x, w, b = _operands("aligned", dtype, device)
         output, saved = torch.ops.tilewright.linear_forward(x, w, b, activation, True)
@@ -92,6 +92,12 @@ def test_linear_act_trains(table, device, gpu_dtypes, activation):
             assert_as_accurate(grad, other, wanted, factor=3.0 if dtype != torch.float32 else 2.0, what=activation)
 
 
+def test_no_features_give_the_bias(table, device):
+    x, w, b = torch.empty(5, 0, device=device), torch.empty(4, 0, device=device), torch.randn(4, device=device)
+    assert torch.equal(torch.ops.tilewright.linear_forward(x, w, b, "none", False)[0], b.expand(5, 4))
+    assert torch.equal(torch.ops.tilewright.linear_forward(x, w, None, "none", False)[0].cpu(), torch.zeros(5, 4))
+
+
 def test_nan_passes_every_activation(table, device):
     x, w, b = _operands("odd", torch.float32, device)
     x[3, 0] = torch.nan
@@ -110,6 +116,7 @@ def test_large_tiles_with_bias_and_saved_input(table, device):
             b = torch.randn(cols, device=device).half()
             with pytest.MonkeyPatch.context() as patch, variants.observed() as seen:
                 patch.setattr(matmul_product, "choose", lambda *_, **__: Plan(tile, 1, 0.0))  # noqa: B023
+                patch.setattr(matmul_product, "_recipe", matmul_product._recipe.__wrapped__)
                 output, saved = torch.ops.tilewright.linear_forward(x, w, b, "silu", True)
             assert seen == [matmul_product.product_variant(tile, torch.float16, True, True)]
             native, exact = (
@@ -119,6 +126,24 @@ def test_large_tiles_with_bias_and_saved_input(table, device):
             assert_as_accurate(saved, native, exact, what=str(tile))
             silu = torch.nn.functional.silu
             assert_as_accurate(output, silu(native), silu(exact), what=str(tile))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gradient_of_activations(device, gpu_dtypes, activation):
+    function = ACTIVATIONS[activation]
+    for dtype in gpu_dtypes:
+        for shape in ((1032,), (3, 5, 7), (2, 8, 3, 5)):
+            x, dy = ((2 * torch.randn(shape, device=device)).to(dtype) for _ in range(2))
+            if len(shape) == 4:
+                x = x.contiguous(memory_format=torch.channels_last)
+            inputs, exact = x.clone().requires_grad_(), x.double().requires_grad_()
+            native = torch.autograd.grad(function(inputs), inputs, dy)[0]
+            expected = torch.autograd.grad(function(exact), exact, dy.double())[0]
+            ours = torch.ops.tilewright.activation_backward(
+                dy, torch.relu(x) if activation == "relu" else x, activation
+            )
+            assert ours.stride() == x.stride()
+            assert_as_accurate(ours, native, expected, what=f"{activation} {dtype} {shape}")
 
 
 @pytest.mark.parametrize("rows", [1, 255, 257, 1500])

@@ -24,6 +24,7 @@ def _only(tile: Tile | None, splits: int = 1) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matmul_product, "choose", chosen)
+        patch.setattr(matmul_product, "_recipe", matmul_product._recipe.__wrapped__)
         yield
 
 
@@ -130,7 +131,7 @@ def test_ranks_and_gradients(table, device, gpu_dtypes, kind):
         expected = torch.autograd.grad(torch.matmul(*exact), exact, dy.double())
         natives = torch.autograd.grad(native, (left, right), dy)
         for grad, other, reference in zip(grads, natives, expected, strict=True):
-            assert grad.stride() == other.stride()
+            assert grad.is_contiguous(), "as the fake kernel says"
             assert_as_accurate(grad, other, reference, what=f"{kind} {dtype} gradient")
 
 

@@ -29,3 +29,22 @@ def activate(x, code):
     elif code == 4:
         x = x / (1.0 + tl.exp(-x))
     return x
+
+
+@triton.jit
+def activation_gradient(saved, code):
+    """act'(x) for a float32 block; `saved` is x, or act(x) for relu, whose gradient at NaN is 1 as native's."""
+    slope = tl.full(saved.shape, 1.0, tl.float32)
+    if code == 1:
+        slope = tl.where(saved <= 0, 0.0, 1.0)
+    elif code == 2:
+        density = 0.3989422804014327 * tl.exp(-0.5 * saved * saved)
+        slope = 0.5 * (1.0 + tl.erf(saved * 0.7071067811865476)) + saved * density
+    elif code == 3:
+        sigmoid = 1.0 / (1.0 + tl.exp(-1.5957691216057308 * (saved + 0.044715 * saved * saved * saved)))
+        inner = 1.5957691216057308 * (1.0 + 0.134145 * saved * saved)
+        slope = sigmoid + saved * sigmoid * (1.0 - sigmoid) * inner
+    elif code == 4:
+        sigmoid = 1.0 / (1.0 + tl.exp(-saved))
+        slope = sigmoid * (1.0 + saved * (1.0 - sigmoid))
+    return slope

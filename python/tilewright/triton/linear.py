@@ -9,14 +9,16 @@ from torch import Tensor
 
 from . import DTYPES
 from .activation import CODES, gradient_reads_input
-from .linear_kernel import column_sums
+from .linear_kernel import activation_backward, column_sums
 from .matmul_config import cdiv
-from .matmul_product import Operand, Product, matrix, product_variants, run
+from .matmul_operands import Operand, Product, matrix
+from .matmul_product import product_variants, run
 from .variants import Variant, launch, type_name
 
 _ROWS, _COLUMNS = 32, 64
 _PROGRAMS = 512  # of the first stage of the column sums, about: enough for any card, so results do not depend on it
 _CHUNK_ROWS = 256  # at least
+_BLOCK = 1024  # elements of a program of the activations' gradient
 
 
 def _check(condition: bool, message: str) -> None:
@@ -155,6 +157,31 @@ def _backward(
     return grad_input, grad_weight, grad_bias
 
 
+@lru_cache(maxsize=16)
+def gradient_variant(dtype: torch.dtype, in_vectors: bool) -> Variant:
+    types = dict.fromkeys(("grad", "saved", "out"), f"*{type_name(dtype)}") | {"count": "i64", "activation": "i32"}
+    constants = (("BLOCK", _BLOCK), ("VECTOR", in_vectors))
+    return Variant(activation_backward, tuple(types.items()), constants, 4, 2)
+
+
+def _activation_backward(grad_output: Tensor, saved: Tensor, activation: str) -> Tensor:
+    if activation not in CODES:
+        raise ValueError(f"activation must be one of {', '.join(CODES)}, got '{activation}'")
+    _check(
+        grad_output.shape == saved.shape and grad_output.dtype == saved.dtype,
+        f"activation_backward: saved must have grad_output's shape {list(grad_output.shape)} and dtype "
+        f"{grad_output.dtype}, got {list(saved.shape)} and {saved.dtype}",
+    )
+    # Any dense layout will do, as long as all three have it: channels_last stays channels_last.
+    out = torch.empty_like(saved)
+    grad, x = (t if t.stride() == out.stride() else torch.empty_like(out).copy_(t) for t in (grad_output, saved))
+    count = out.numel()
+    in_vectors = count * out.itemsize % 16 == 0 and all(t.data_ptr() % 16 == 0 for t in (grad, x, out))
+    arguments = {"grad": grad, "saved": x, "out": out, "count": count, "activation": CODES[activation]}
+    launch(gradient_variant(out.dtype, in_vectors), (cdiv(count, _BLOCK),), arguments)
+    return out
+
+
 def variants(architecture: int) -> list[Variant]:
     """The products' variants are those of matmul, which are compiled once for both."""
     found = [sums_variant(torch.float32, dtype, True) for dtype in DTYPES]
@@ -164,7 +191,12 @@ def variants(architecture: int) -> list[Variant]:
         for result in dict.fromkeys((dtype, torch.float32))
         for contiguous in (True, False)
     ]
+    found += [gradient_variant(dtype, in_vectors) for dtype in DTYPES for in_vectors in (True, False)]
     return list(dict.fromkeys([*product_variants(architecture), *found]))
 
 
-implementations: dict[str, Callable[..., Any]] = {"linear_forward": _forward, "linear_backward": _backward}
+implementations: dict[str, Callable[..., Any]] = {
+    "linear_forward": _forward,
+    "linear_backward": _backward,
+    "activation_backward": _activation_backward,
+}

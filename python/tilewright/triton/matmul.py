@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .matmul_product import Operand, Product, matrix, product_variants, run
+from .matmul_operands import Operand, Product, matrix
+from .matmul_product import product_variants, run
 from .variants import Variant
 
 # One matrix for all items: with so few rows each, items that are not rows of one matrix are gathered first.

@@ -23,6 +23,7 @@ class Tile:
     Attributes:
         slices: in how many parts the epilogue works through the columns.
         resident: programs that share a multiprocessor.
+        rate: what the tile reaches of the arithmetic units' rate at best; small ones feed them badly.
         any_layout: False where the epilogue only stores 16 bytes at a time and never splits K.
         max_m: the tile is for products of at most so many rows (None: any).
         a_along_k: the layouts of A it is compiled for.
@@ -37,6 +38,7 @@ class Tile:
     kind: str
     slices: int = 1
     resident: int = 1
+    rate: float = 1.0
     any_layout: bool = True
     max_m: int | None = None
     a_along_k: tuple[bool, ...] = (True, False)
@@ -58,22 +60,22 @@ def _half(large: Tile, medium: Tile, *more: Tile, deep: int) -> tuple[Tile, ...]
         *more,
         large,
         medium,
-        Tile(32, 32, 32, 2, 3, VECTOR, HALF, resident=8),
-        Tile(16, 64, deep, 4, 4, VECTOR, HALF, resident=2, max_m=16),
+        Tile(32, 32, 32, 2, 3, VECTOR, HALF, resident=8, rate=0.5),
+        Tile(16, 64, deep, 4, 4, VECTOR, HALF, resident=2, rate=0.5, max_m=16),
         Tile(64, 64, 32, 4, 2, CONTIGUOUS, HALF, slices=2, resident=2),
-        Tile(16, 64, 64, 4, 2, CONTIGUOUS, HALF, resident=2, max_m=16, a_along_k=(True,)),
-        Tile(32, 32, 32, 4, 2, STRIDED, HALF, resident=4),
+        Tile(16, 64, 64, 4, 2, CONTIGUOUS, HALF, resident=2, rate=0.5, max_m=16, a_along_k=(True,)),
+        Tile(32, 32, 32, 4, 2, STRIDED, HALF, resident=4, rate=0.5),
     )
 
 
 # Without tensor cores, exact float32 products: the same on every architecture.
 _IEEE = (
     Tile(64, 64, 16, 4, 3, VECTOR, IEEE, slices=2, resident=2),
-    Tile(32, 32, 32, 2, 3, VECTOR, IEEE, resident=4),
-    Tile(16, 64, 32, 8, 4, VECTOR, IEEE, resident=2, max_m=16),
+    Tile(32, 32, 32, 2, 3, VECTOR, IEEE, resident=4, rate=0.5),
+    Tile(16, 64, 16, 4, 4, VECTOR, IEEE, resident=2, rate=0.5, max_m=16),
     Tile(64, 64, 16, 8, 2, CONTIGUOUS, IEEE, slices=2, resident=2),
-    Tile(16, 64, 32, 8, 2, CONTIGUOUS, IEEE, resident=2, max_m=16, a_along_k=(True,)),
-    Tile(32, 32, 16, 4, 2, STRIDED, IEEE, resident=4),
+    Tile(16, 64, 32, 8, 2, CONTIGUOUS, IEEE, resident=2, rate=0.5, max_m=16, a_along_k=(True,)),
+    Tile(32, 32, 16, 4, 2, STRIDED, IEEE, resident=4, rate=0.5),
 )
 
 
@@ -119,7 +121,7 @@ TILES: dict[int, tuple[Tile, ...]] = {
 
 @dataclass(frozen=True)
 class Machine:
-    """What the estimate takes a card to be: multiprocessors, and per cycle and multiprocessor FLOP and L2 bytes."""
+    """A card to the estimate: multiprocessors; FLOP by kind and bytes from L2, each per cycle and multiprocessor."""
 
     multiprocessors: int
     flops: dict[str, int]
@@ -136,7 +138,7 @@ MACHINES = {
 _MEMORY_CYCLES = 800  # from asking for a tile to having it; hidden by the stages in flight
 _TILE_CYCLES = 1500  # filling the pipeline and storing the result
 _LAUNCH_CYCLES = 4000  # a second launch
-_DESCRIPTOR_CYCLES = 4000  # two tensor maps, made by the CPU for every launch
+_DESCRIPTOR_CYCLES = 1500  # two tensor maps, made by the CPU for every launch
 # Where every element is an access of its own: elements per cycle, for neighbouring ones and for scattered ones.
 _ELEMENTS_PER_CYCLE = {CONTIGUOUS: 16, STRIDED: 4}
 _MIN_STEPS = 4  # steps of K in a split, at least
@@ -174,7 +176,9 @@ def _plans(tile: Tile, M: int, N: int, K: int, batch: int, reduced: int, itemsiz
     elements = (min(tile.M, M) + min(tile.N, N)) * tile.K
     moved = elements / _ELEMENTS_PER_CYCLE[tile.access] if tile.access in _ELEMENTS_PER_CYCLE else 0
     step_cycles = max(
-        2 * tile.M * tile.N * tile.K / machine.flops[tile.kind], elements * itemsize / machine.bytes, moved
+        2 * tile.M * tile.N * tile.K / (tile.rate * machine.flops[tile.kind]),
+        elements * itemsize / machine.bytes,
+        moved,
     )
     counts = {1}
     if tile.any_layout and tiles * 2 <= slots and steps >= 2 * _MIN_STEPS:
