@@ -125,6 +125,36 @@ def test_attention_beyond_the_registers_is_natives(gpu, capfd):
     assert "head sizes above 256 are computed by native PyTorch" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("shape", "channels", "options"),
+    [
+        ((1, 1, 1 << 15, 1 << 15), 1, {}),
+        ((1, 2, 1, 1 << 20), 1, {"padding": (1 << 8, 0), "groups": 2}),
+        ((1, 1, 8, 8), 1, {"stride": 1 << 29}),
+        ((1, 1 << 15, 1 << 15), 1, {}),
+    ],
+    ids=["plane", "padded plane, depthwise", "stride", "unbatched"],
+)
+def test_convolutions_beyond_32_bit_places_are_natives(gpu, shape, channels, options):
+    def called(x):
+        filters = options.get("groups", 1)
+        weight = torch.empty(filters, channels, 1, 1, device="cuda")
+        graph = make_fx(lambda x, w: TF.conv2d_act(x, w, **options))(x, weight)
+        return any("tilewright" in str(node.target) for node in graph.graph.nodes)
+
+    with FakeTensorMode():
+        assert not called(torch.empty(shape, device="cuda"))
+        assert called(torch.empty(*shape[:-2], 4, 4, device="cuda")) == ("stride" not in options)
+
+
+def test_a_traced_depthwise_convolution_is_conv2ds_own_op(gpu):
+    """Which every device has, unlike the one that the CUDA C++ library serves."""
+    with FakeTensorMode():
+        x, weight = torch.empty(2, 4, 8, 8, device="cuda"), torch.empty(4, 1, 3, 3, device="cuda")
+        graph = make_fx(lambda x, w: TF.conv2d(x, w, groups=4))(x, weight)
+    assert any("tilewright.conv2d" in str(node.target) for node in graph.graph.nodes)
+
+
 def test_tables_are_asked_for_once_per_device():
     asked: list[int] = []
 

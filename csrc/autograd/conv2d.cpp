@@ -142,10 +142,29 @@ bool leaves_to_native(const Tensor& input, const OptionalTensor& bias) {
   return input.defined() && is_defined(bias) && bias->scalar_type() != input.scalar_type();
 }
 
+// One value stands for both directions.
+c10::SymInt value_of(c10::SymIntArrayRef values, int64_t direction) {
+  return values.empty() ? c10::SymInt(1) : values[direction % values.size()];
+}
+
+// The GPU's kernels hold the place of a pixel in 32 bits, padding included; native's know no such limit.
+bool exceeds_gpu_kernels(const Tensor& input, const Tensor& weight, const Conv2dOptions& options) {
+  if (!input.is_cuda() || input.dim() < 3 || weight.dim() != 4) return false;
+  const auto exceeds = [](const c10::SymInt& size) { return TORCH_GUARD_OR_FALSE(size.sym_gt(int64_t{1} << 28)); };
+  c10::SymInt plane = 1;
+  for (int64_t d = 0; d < 2; ++d) {
+    const c10::SymInt padded = input.sym_size(input.dim() - 2 + d) + value_of(options.padding, d) * 2;
+    if (exceeds(padded) || exceeds(value_of(options.stride, d))) return true;
+    plane = plane * padded;
+  }
+  return exceeds(plane) || exceeds(input.sym_size(input.dim() - 3)) || exceeds(weight.sym_size(0));
+}
+
 Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, c10::SymIntArrayRef stride,
               c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups) {
   const Conv2dOptions options{stride, padding, dilation, groups};
-  if (use_native(Op::kConv2d, input, weight, bias) || leaves_to_native(input, bias)) {
+  if (use_native(Op::kConv2d, input, weight, bias) || leaves_to_native(input, bias) ||
+      exceeds_gpu_kernels(input, weight, options)) {
     return native_conv2d(input, weight, bias, options);
   }
   return run_any_rank(input, weight, bias, options, "none", /*residual=*/{});
@@ -157,11 +176,11 @@ Tensor broadcast_residual(const Tensor& residual, const Tensor& input, const Ten
   if (weight.dim() != 4 || input.dim() < 3 || input.dim() > 4 || residual.dim() > input.dim()) return residual;
   c10::SymDimVector size{weight.sym_size(0)};
   if (input.dim() == 4) size.insert(size.begin(), input.sym_size(0));
-  const auto of = [](c10::SymIntArrayRef values, int64_t d) { return values.empty() ? 1 : values[d % values.size()]; };
   for (int64_t d = 0; d < 2; ++d) {
-    const c10::SymInt step = of(options.stride, d), reach = of(options.dilation, d) * (weight.sym_size(2 + d) - 1);
+    const c10::SymInt step = value_of(options.stride, d),
+                      reach = value_of(options.dilation, d) * (weight.sym_size(2 + d) - 1);
     if (step <= 0) return residual;
-    size.push_back((input.sym_size(input.dim() - 2 + d) + of(options.padding, d) * 2 - reach - 1) / step + 1);
+    size.push_back((input.sym_size(input.dim() - 2 + d) + value_of(options.padding, d) * 2 - reach - 1) / step + 1);
   }
   const auto own = residual.sym_sizes();
   if (own.equals(size)) return residual;
@@ -176,7 +195,8 @@ Tensor conv2d_act(const Tensor& input, const Tensor& weight, const OptionalTenso
                   c10::string_view activation, const OptionalTensor& residual) {
   const Conv2dOptions options{stride, padding, dilation, groups};
   const Activation kind = activation_from_name(activation);
-  if (use_native(Op::kConv2d, input, weight, bias, residual) || leaves_to_native(input, bias)) {
+  if (use_native(Op::kConv2d, input, weight, bias, residual) || leaves_to_native(input, bias) ||
+      exceeds_gpu_kernels(input, weight, options)) {
     const Tensor sum = native_conv2d(input, weight, bias, options);
     return native_activation(is_defined(residual) ? at::add(sum, *residual) : sum, kind);
   }

@@ -1,5 +1,7 @@
 #include "ops/conv2d.h"
 
+#include "ops/depthwise.h"
+
 namespace tilewright {
 namespace {
 
@@ -87,6 +89,9 @@ std::tuple<Tensor, Tensor> conv2d_forward(const Tensor& input, const Tensor& wei
                                           c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                                           c10::SymIntArrayRef dilation, c10::SymInt groups, c10::string_view activation,
                                           bool saves, const OptionalTensor& residual) {
+  if (is_depthwise_on_gpu(input, weight, groups)) {
+    return depthwise_forward(input, weight, bias, stride, padding, dilation, activation, saves, residual);
+  }
   static const auto op = find_op<decltype(conv2d_forward)>("tilewright::conv2d_forward");
   return op.call(input, weight, bias, stride, padding, dilation, std::move(groups), activation, saves, residual);
 }
@@ -95,6 +100,9 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, co
                                                    c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                                                    c10::SymIntArrayRef dilation, c10::SymInt groups,
                                                    std::array<bool, 3> output_mask) {
+  if (is_depthwise_on_gpu(input, weight, groups)) {
+    return depthwise_backward(grad_output, input, weight, stride, padding, dilation, output_mask);
+  }
   static const auto op = find_op<decltype(conv2d_backward)>("tilewright::conv2d_backward");
   return op.call(grad_output, input, weight, stride, padding, dilation, std::move(groups), output_mask);
 }

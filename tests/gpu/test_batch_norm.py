@@ -51,6 +51,13 @@ def statistics_of(x: Tensor) -> list[Tensor]:
     return [t.to(x.device, x.dtype) for t in (torch.randn(channels), torch.rand(channels) + 0.5)]
 
 
+def _on_cpu(value):
+    """The same on the CPU, whose native kernels say what layout is promised: some of a card's ignore the format."""
+    if isinstance(value, Tensor):
+        return value.cpu()
+    return [_on_cpu(item) for item in value] if isinstance(value, list) else value
+
+
 def _wide(tensors) -> list[Tensor | None]:
     return [None if t is None else t.double() for t in tensors]
 
@@ -83,8 +90,9 @@ def test_forward_backward_and_running_statistics(device, kind, dtype, training):
     native = run(F.batch_norm, x, parameters, statistics, training, dy)
     reference = run(F.batch_norm, x.double(), _wide(parameters), _wide(statistics), training, dy.double())
     _compare(ours, native, reference, dy)
-    assert ours["y"].stride() == native["y"].stride()
-    assert ours["dx"].stride() == native["dx"].stride()
+    promised = run(F.batch_norm, *map(_on_cpu, (x, parameters, statistics, training, dy)))
+    assert ours["y"].stride() == promised["y"].stride()
+    assert ours["dx"].stride() == promised["dx"].stride()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -220,7 +228,8 @@ def test_any_strides(device, kind):
     pair = [run(f, x, parameters, statistics, True, dy) for f in (TF.batch_norm, F.batch_norm)]
     torch.testing.assert_close(pair[0]["y"], pair[1]["y"])
     torch.testing.assert_close(pair[0]["dx"], pair[1]["dx"], rtol=1e-4, atol=1e-5)
-    assert pair[0]["y"].stride() == pair[1]["y"].stride()
+    promised = run(F.batch_norm, *map(_on_cpu, (x, parameters, statistics, True, dy)))
+    assert pair[0]["y"].stride() == promised["y"].stride()
     mean, var = make(2 * channels)[::2], torch.ones(channels, device=device)
     torch.testing.assert_close(TF.batch_norm(x, mean, var), F.batch_norm(x, mean, var))
 

@@ -1,7 +1,8 @@
 """conv2d on the GPU: implicit GEMMs in NHWC (docs/conv2d.md, "On the GPU").
 
 Inputs whose channels are not innermost are copied to channels_last once; results are written straight in the promised
-format. Depthwise convolutions go to the CUDA C++ kernels where those are there.
+format. Depthwise convolutions go to the CUDA C++ kernels where those are there (outside a traced graph they already
+went there in csrc/ops/conv2d.cpp, without a way through Python).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _backends
 from . import conv2d_launch as run
 from .activation import CODES, gradient_reads_input
 from .conv2d_shape import check, serves
@@ -18,18 +20,25 @@ from .conv2d_variants import variants
 
 
 @cache
-def _depthwise_op(name: str, device_type: str) -> Any | None:
-    """The CUDA C++ library's op for depthwise convolutions, where that library is loaded."""
+def _depthwise_op(name: str, device: torch.device) -> Any | None:
+    """The CUDA C++ library's op for depthwise convolutions, where that library serves the device."""
     if not hasattr(torch.ops.tilewright, name):
         return None
-    key = torch._C._dispatch_key_for_device(device_type)
+    if device.type == "cuda" and _backends.choices(device.index or 0)["batch_norm"].backend != "cuda":
+        return None
+    key = torch._C._dispatch_key_for_device(device.type)
     there = torch._C._dispatch_has_kernel_for_dispatch_key(f"tilewright::{name}", key)
     return getattr(torch.ops.tilewright, name).default if there else None
 
 
+@cache
+def _argument_names(op: Any) -> tuple[str, ...]:
+    return tuple(argument.name for argument in op._schema.arguments)
+
+
 def _call(op: Any, arguments: Mapping[str, Any]) -> Any:
     """Call an op with those of the arguments that its schema names: one of depthwise convolutions needs no groups."""
-    return op(**{argument.name: arguments[argument.name] for argument in op._schema.arguments})
+    return op(*(arguments[name] for name in _argument_names(op)))
 
 
 def _forward(
@@ -57,7 +66,7 @@ def _forward(
                 f"and have dtype {input.dtype}, got {got}"
             ),
         )
-    if shape.depthwise and (op := _depthwise_op("depthwise_forward", input.device.type)) is not None:
+    if shape.depthwise and (op := _depthwise_op("depthwise_forward", input.device)) is not None:
         return _call(op, given)
     memory_format = torch.contiguous_format if shape.empty else shape.memory_format
     output = torch.empty(shape.output_size, dtype=input.dtype, device=input.device, memory_format=memory_format)
@@ -97,7 +106,7 @@ def _backward(
             torch.zeros_like(weight) if output_mask[1] else None,
             weight.new_zeros(weight.shape[0]) if output_mask[2] else None,
         )
-    if shape.depthwise and (op := _depthwise_op("depthwise_backward", input.device.type)) is not None:
+    if shape.depthwise and (op := _depthwise_op("depthwise_backward", input.device)) is not None:
         return _call(op, given)
     grad = grad_output.contiguous(memory_format=torch.channels_last)
     return (
