@@ -40,8 +40,12 @@ class CMakeBuild(build_ext):
             "TILEWRIGHT_CUDA_ARCHITECTURES": architectures,
         }
         arguments = [f"-D{name}={value}" for name, value in definitions.items()]
-        subprocess.check_call(["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *arguments])
-        subprocess.check_call(["cmake", "--build", str(build)])
+        # CMake and ninja may be installed beside a Python that is not on the path, nvcc where CUDA's installer puts it.
+        places = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"]
+        environment = {**os.environ, "PATH": os.pathsep.join(places)}
+        cmake = shutil.which("cmake", path=environment["PATH"]) or "cmake"
+        subprocess.check_call([cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *arguments], env=environment)
+        subprocess.check_call([cmake, "--build", str(build)], env=environment)
         (output / "_build.py").write_text(
             '"""Written by setup.py: what the extension beside this file was built for."""\n\n'
             f'TORCH_VERSION = "{torch.__version__}"\nPYTHON_VERSION = "{sys.version.split()[0]}"\n'
