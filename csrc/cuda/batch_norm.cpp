@@ -32,6 +32,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward_cuda(
     const OptionalTensor& mean_opt, const OptionalTensor& var_opt, double eps, const OptionalTensor& residual_opt,
     c10::string_view activation_name, bool saves) {
   const bool training = !is_defined(mean_opt);
+  check_same_device("batch_norm", input, weight_opt, bias_opt, mean_opt, var_opt, residual_opt);
   check_batch_norm(input, weight_opt, bias_opt, mean_opt, var_opt, training);
   const Tensor residual_in = value_or_undefined(residual_opt);
   check_batch_norm_residual(residual_in, input);
@@ -86,6 +87,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cuda(const Tensor
                                                                     const OptionalTensor& weight_opt,
                                                                     const OptionalTensor& output_opt, double eps,
                                                                     bool training, std::array<bool, 4> output_mask) {
+  check_same_device("batch_norm_backward", input, grad_output, mean_in, var_in, weight_opt, output_opt);
   check_batch_norm(input, weight_opt, {}, {}, {}, /*training=*/true);
   const Tensor output_in = value_or_undefined(output_opt);
   check_batch_norm_backward(grad_output, input, mean_in, var_in, output_in, output_mask);
@@ -142,6 +144,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cuda(const Tensor
 
 void batch_norm_update_stats_cuda(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean,
                                   const Tensor& var, int64_t count, double momentum) {
+  check_same_device("batch_norm_update_stats_", running_mean, running_var, mean, var);
   check_batch_norm_update_stats(running_mean, running_var, mean, var);
   if (count == 0 || running_mean.numel() == 0) return;
   const Call call("batch_norm_update_stats_", running_mean);

@@ -5,6 +5,7 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "cuda/launch.h"
+#include "ops/delegate.h"
 #include "ops/tensors.h"
 
 namespace tilewright::gpu {
@@ -34,6 +35,12 @@ class Call {
   c10::DeviceGuard guard_;
   Launch launch_;
 };
+
+// For raw ops, which anyone may call: a kernel must never be handed a pointer of another device.
+template <typename... Tensors>
+void check_same_device(const char* op, const Tensors&... tensors) {
+  TORCH_CHECK(!lie_apart({address_of(tensors)...}), op, ": all tensors must be on the same device");
+}
 
 // A new contiguous tensor on the device of `like`.
 inline Tensor empty_like_in(const Tensor& like, at::IntArrayRef sizes, at::ScalarType dtype) {

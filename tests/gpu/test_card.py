@@ -156,6 +156,21 @@ def test_tensors_on_different_devices_raise_as_natives():
             ours()
 
 
+def test_raw_ops_refuse_tensors_of_another_device():
+    ops, x = torch.ops.tilewright, torch.randn(2, 4, 5, 5, device="cuda")
+    pair = [(1, 1), (0, 0), (1, 1)]
+    for call in (
+        lambda: ops.batch_norm_forward(x, torch.ones(4), None, None, None, 1e-5, None, "none", False),
+        lambda: ops.batch_norm_backward(
+            x, x.cpu(), x[0, 0, 0], x[0, 0, 0], None, None, 1e-5, True, [True] * 3 + [False]
+        ),
+        lambda: ops.depthwise_forward(x, torch.randn(4, 1, 3, 3), None, *pair, "none", False, None),
+        lambda: ops.activation_backward(x, x.cpu(), "relu"),
+    ):
+        with pytest.raises(RuntimeError, match="same device"):
+            call()
+
+
 def test_more_than_2_to_31_elements():
     rows = 2**21 + 3
     x = torch.randn(rows, 1024, device="cuda", dtype=torch.bfloat16)
