@@ -28,6 +28,8 @@ class CMakeBuild(build_ext):
         tag = f"{sysconfig.get_config_var('SOABI')}-torch{torch.__version__}" + ("-sanitize" if sanitize else "")
         build = ROOT / "build" / f"cmake-{tag}"
         architectures = os.environ.get("TILEWRIGHT_CUDA_ARCHITECTURES", CUDA_ARCHITECTURES)
+        if not architectures:
+            (output / "_cuda.so").unlink(missing_ok=True)  # of an earlier build
         definitions = {
             "TILEWRIGHT_TORCH_INCLUDES": ";".join(cpp_extension.include_paths()),
             "TILEWRIGHT_TORCH_LIBRARY_DIR": ";".join(cpp_extension.library_paths()),

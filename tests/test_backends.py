@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import tilewright
 import tilewright.functional as TF
 from tilewright import _C, _backends
+from tilewright.triton import register
 
 OPS = {*_backends.CUDA_OPS, *_backends.TRITON_OPS}
 
@@ -75,6 +76,23 @@ def test_a_library_for_other_cards_is_not_used(gpu):
     chosen = _backends.choices(0)
     assert chosen["layer_norm"].backend == "native"
     assert chosen["matmul"].backend == "triton"
+
+
+def test_what_the_library_has_is_not_overridden(gpu):
+    gpu.setattr(torch.cuda, "device_count", lambda: 2)
+    assert _backends._library_serves_every_device()
+    gpu.setattr(_backends, "architectures_built", lambda: "80")
+    gpu.setattr(torch.cuda, "get_device_capability", lambda device=None: ((8, 0), (7, 0))[device or 0])
+    assert _backends._library_serves_every_device()  # the older card is native's
+    gpu.setattr(_backends, "architectures_built", lambda: "100")
+    assert not _backends._library_serves_every_device()
+    library = register("CUDA", ["linear"], without=_backends._BOTH)
+    try:
+        has = torch._C._dispatch_has_kernel_for_dispatch_key
+        assert has("tilewright::linear_forward", "CUDA")
+        assert not has("tilewright::activation_backward", "CUDA")
+    finally:
+        library._destroy()
 
 
 @pytest.mark.parametrize(

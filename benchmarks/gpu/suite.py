@@ -221,8 +221,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 break
             progress.update(task, description=f"{case.label(direction)[:48]:<48}")
             rows.append(run_case(case, direction, card))
+            write(arguments.results / card.slug, card, rows)  # what is measured stays, should the run be stopped
             progress.advance(task)
-    write(arguments.results / card.slug, card, rows)
     show(rows, console)
     if len(rows) < len(pairs):
         console.print(f"out of time: {len(pairs) - len(rows)} of {len(pairs)} cases were not measured")

@@ -31,6 +31,10 @@ TRITON_OPS = ("attention", "conv2d", "linear", "matmul")
 _FLOAT32, _FLOAT64, _BFLOAT16, _FLOAT16 = 1, 2, 4, 8
 _DTYPES = {"cuda": _FLOAT32 | _FLOAT64 | _BFLOAT16 | _FLOAT16, "triton": _FLOAT32 | _BFLOAT16 | _FLOAT16, "native": 0}
 
+# Ops of a Triton family that the CUDA C++ library has as well: in float64 too, which batch_norm_act needs, and for less
+# time of the host.
+_BOTH = ("activation_backward",)
+
 _OLDEST = (8, 0)  # compute capability: bfloat16 arithmetic, asynchronous copies
 _OLDEST_TRITON = (3, 6)
 
@@ -89,6 +93,13 @@ def _load_library() -> str | None:
 _registered: list[torch.library.Library] = []  # a registration lives as long as its Library
 
 
+def _library_serves_every_device() -> bool:
+    """Every one that Triton's kernels serve."""
+    capabilities = [torch.cuda.get_device_capability(device) for device in range(torch.cuda.device_count())]
+    covered = (covers(architectures_built(), capability) for capability in capabilities if capability >= _OLDEST)
+    return cuda_problem() is None and all(covered)
+
+
 @cache
 def _register_triton() -> str | None:
     try:
@@ -99,7 +110,7 @@ def _register_triton() -> str | None:
             return f"triton {triton.__version__} is older than {'.'.join(map(str, _OLDEST_TRITON))}"
         from . import triton as kernels
 
-        _registered.append(kernels.register("CUDA"))
+        _registered.append(kernels.register("CUDA", without=_BOTH if _library_serves_every_device() else ()))
     except Exception as error:  # a broken Triton must not take native PyTorch away from the user
         logger.debug("the Triton kernels cannot be registered", exc_info=True)
         return f"the Triton kernels cannot be registered: {type(error).__name__}: {error}"

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tilewright import _backends
+
 from .emulated import cuda_emulation, emulation_order, is_emulated, sample  # noqa: F401  fixtures
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -51,7 +53,9 @@ def gpu_dtypes(request: pytest.FixtureRequest) -> tuple[torch.dtype, ...]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _triton_ops() -> Iterator[None]:
-    """In the interpreter the Triton ops serve CPU tensors."""
+    """In the interpreter the Triton ops serve CPU tensors; on a card all ops are there before a raw one is called."""
+    if DEVICE.type == "cuda":
+        _backends.choices(DEVICE.index or 0)
     library = register("CPU", PRESENT) if IS_INTERPRETED and _RUNS_TRITON else None
     yield
     if library is not None:

@@ -80,7 +80,10 @@ def _make(case: Case, dtype: torch.dtype, device: torch.device, last: bool) -> t
 
 def _native(x: Tensor, weight: Tensor, bias: Tensor | None, case: Case, dy: Tensor) -> list[Tensor]:
     leaves = [t.detach().clone().requires_grad_() for t in (x, weight, bias) if t is not None]
-    y = F.conv2d(leaves[0], leaves[1], None if bias is None else leaves[2], *case.options, groups=case.channels)
+    # That of a single tap has no meaning, and may be more than cuDNN takes.
+    dilation = tuple(d if size > 1 else 1 for d, size in zip(case.dilation, case.kernel, strict=True))
+    options = case.stride, case.padding, dilation
+    y = F.conv2d(leaves[0], leaves[1], None if bias is None else leaves[2], *options, groups=case.channels)
     return [y.detach(), *torch.autograd.grad(y, leaves, dy.to(y.dtype))]
 
 

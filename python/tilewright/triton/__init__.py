@@ -10,7 +10,7 @@ variant that can be launched is listed by the module's ``variants(architecture)`
 time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -20,17 +20,21 @@ FAMILIES = ("attention", "conv2d", "linear", "matmul")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def register(dispatch_key: str = "CUDA", families: Sequence[str] = FAMILIES) -> torch.library.Library:
+def register(
+    dispatch_key: str = "CUDA", families: Sequence[str] = FAMILIES, without: Collection[str] = ()
+) -> torch.library.Library:
     """Fill the slot of the ops; the registration lasts as long as the returned library lives.
 
     Args:
         dispatch_key: ``"CUDA"``, or ``"CPU"`` in Triton's interpreter, where tests run the same code on CPU tensors.
         families: which of FAMILIES.
+        without: ops of theirs to leave as they are.
     """
     from importlib import import_module
 
     library = torch.library.Library("tilewright", "IMPL")
     for family in families:
         for name, implementation in import_module(f"{__name__}.{family}").implementations.items():
-            library.impl(name, implementation, dispatch_key, allow_override=True)
+            if name not in without:
+                library.impl(name, implementation, dispatch_key, allow_override=True)
     return library
