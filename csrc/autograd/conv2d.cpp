@@ -137,6 +137,21 @@ Tensor run_any_rank(const Tensor& input, const Tensor& weight, const OptionalTen
       .squeeze(0);
 }
 
+// The GPU kernels hold the places of a plane's pixels in 32 bits: `serves` of python/tilewright/triton/conv2d_shape.py.
+constexpr int64_t kLargestGpuPlane = int64_t{1} << 28;
+
+bool is_too_large_for_gpu(const Tensor& input, const Conv2dOptions& options) {
+  if (!input.is_cuda() || input.dim() < 3 || input.dim() > 4) return false;
+  c10::SymInt padding = 0, stride = 1;
+  for (const auto& p : options.padding) padding = padding.max(p);
+  for (const auto& s : options.stride) stride = stride.max(s);
+  const c10::SymInt height = input.sym_size(-2) + padding * 2, width = input.sym_size(-1) + padding * 2;
+  if (!TORCH_GUARD_OR_FALSE((height * width).max(height).max(width).max(stride).sym_gt(kLargestGpuPlane))) return false;
+  TORCH_WARN_ONCE("conv2d: padded images of more than ", kLargestGpuPlane,
+                  " pixels are computed by native PyTorch on a GPU, got input of shape ", input.sym_sizes());
+  return true;
+}
+
 // Some of native's ways take a bias of another dtype and others refuse it.
 bool leaves_to_native(const Tensor& input, const OptionalTensor& bias) {
   return input.defined() && is_defined(bias) && bias->scalar_type() != input.scalar_type();
@@ -145,7 +160,8 @@ bool leaves_to_native(const Tensor& input, const OptionalTensor& bias) {
 Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, c10::SymIntArrayRef stride,
               c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups) {
   const Conv2dOptions options{stride, padding, dilation, groups};
-  if (use_native(Op::kConv2d, input, weight, bias) || leaves_to_native(input, bias)) {
+  if (use_native(Op::kConv2d, input, weight, bias) || leaves_to_native(input, bias) ||
+      is_too_large_for_gpu(input, options)) {
     return native_conv2d(input, weight, bias, options);
   }
   return run_any_rank(input, weight, bias, options, "none", /*residual=*/{});
@@ -176,7 +192,8 @@ Tensor conv2d_act(const Tensor& input, const Tensor& weight, const OptionalTenso
                   c10::string_view activation, const OptionalTensor& residual) {
   const Conv2dOptions options{stride, padding, dilation, groups};
   const Activation kind = activation_from_name(activation);
-  if (use_native(Op::kConv2d, input, weight, bias, residual) || leaves_to_native(input, bias)) {
+  if (use_native(Op::kConv2d, input, weight, bias, residual) || leaves_to_native(input, bias) ||
+      is_too_large_for_gpu(input, options)) {
     const Tensor sum = native_conv2d(input, weight, bias, options);
     return native_activation(is_defined(residual) ? at::add(sum, *residual) : sum, kind);
   }
