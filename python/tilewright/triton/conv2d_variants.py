@@ -24,7 +24,8 @@ def product_bits(dtype: torch.dtype) -> int:
     if dtype != torch.float32:
         return 16
     # Convolutions' own setting: cudnn.allow_tf32 raises where those of convolutions and of RNNs differ.
-    return 19 if torch.backends.cudnn.conv.fp32_precision == "tf32" else 32
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # an attribute of the module's class
+    return 19 if conv.fp32_precision == "tf32" else 32
 
 
 def _variant(kernel: Any, pointers: dict[str, str], constants: dict, warps: int, stages: int) -> Variant:
