@@ -103,6 +103,23 @@ def test_large_products_take_large_tiles():
     assert choose(32, 32, 32, 4096, 1, torch.float16, 80).tile.M == 32
 
 
+def test_large_products_of_odd_rows_are_copied_for_tma():
+    def copies(M: int, N: int, K: int, dtype: torch.dtype, architecture: int = 90) -> tuple[bool, bool]:
+        left, right = torch.empty(M, K, dtype=dtype, device="meta"), torch.empty(K, N, dtype=dtype, device="meta")
+        out = torch.empty(M, N, dtype=dtype, device="meta")
+        product = Product(M, N, K, [], [], *(matrix(t, 0) for t in (left, right, out)))
+        return matmul_product._recipe(product.layout, dtype, architecture, False).copies
+
+    half = torch.bfloat16
+    assert copies(4097, 4097, 4097, half) == (True, True)
+    assert copies(8192, 768, 50257, half) == (True, False)
+    assert copies(8192, 50257, 768, half) == (False, True)
+    assert copies(7, 4095, 4095, half) == copies(4095, 7, 4095, half) == (False, False), "memory's time"
+    assert copies(4096, 4096, 4096, half) == (False, False)
+    assert copies(4097, 4097, 4097, half, 80) == (False, False), "no TMA"
+    assert copies(4097, 4097, 4097, torch.float32) == (False, False), "no tensor cores"
+
+
 def _flat(left: torch.Tensor, right: torch.Tensor) -> Flat | None:
     shape = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
     dims = len(shape)

@@ -147,17 +147,22 @@ c10::SymInt value_of(c10::SymIntArrayRef values, int64_t direction) {
   return values.empty() ? c10::SymInt(1) : values[direction % values.size()];
 }
 
-// The GPU's kernels hold the place of a pixel in 32 bits, padding included; native's know no such limit.
+// The GPU's kernels hold the place of a pixel in 32 bits, padding included: `serves` of triton/conv2d_shape.py.
+constexpr int64_t kLargestOnGpu = int64_t{1} << 28;
+
 bool exceeds_gpu_kernels(const Tensor& input, const Tensor& weight, const Conv2dOptions& options) {
   if (!input.is_cuda() || input.dim() < 3 || weight.dim() != 4) return false;
-  const auto exceeds = [](const c10::SymInt& size) { return TORCH_GUARD_OR_FALSE(size.sym_gt(int64_t{1} << 28)); };
-  c10::SymInt plane = 1;
+  c10::SymInt plane = 1, largest = input.sym_size(input.dim() - 3).max(weight.sym_size(0));
   for (int64_t d = 0; d < 2; ++d) {
     const c10::SymInt padded = input.sym_size(input.dim() - 2 + d) + value_of(options.padding, d) * 2;
-    if (exceeds(padded) || exceeds(value_of(options.stride, d))) return true;
+    largest = largest.max(padded).max(value_of(options.stride, d));
     plane = plane * padded;
   }
-  return exceeds(plane) || exceeds(input.sym_size(input.dim() - 3)) || exceeds(weight.sym_size(0));
+  if (!TORCH_GUARD_OR_FALSE(largest.max(plane).sym_gt(kLargestOnGpu))) return false;
+  TORCH_WARN_ONCE("conv2d: channels, strides and padded images beyond ", kLargestOnGpu,
+                  " are native PyTorch's on a GPU, got input of shape ", input.sym_sizes(), " and weight of shape ",
+                  weight.sym_sizes());
+  return true;
 }
 
 Tensor conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, c10::SymIntArrayRef stride,

@@ -151,6 +151,8 @@ def test_column_sums(device, gpu_dtypes, rows):
     for dtype in gpu_dtypes:
         for x in (
             torch.randn(rows, 70, device=device).to(dtype),
+            torch.randn(rows, 72, device=device).to(dtype),  # 16 bytes at a time
+            torch.randn(rows, 80, device=device).to(dtype)[:, 1:73],
             torch.randn(70, rows, device=device).to(dtype).T,
             torch.randn(1, 70, device=device).to(dtype).expand(rows, 70),
         ):

@@ -191,6 +191,24 @@ def test_aligned_and_unaligned_paths(table, device):
     assert access(5, 72, 136) == VECTOR
 
 
+@pytest.mark.parametrize("shapes", [((40, 39), (39, 50)), ((3, 40, 39), (39, 41)), ((2, 1, 17, 9), (3, 9, 18))])
+def test_copies_with_aligned_rows(table, device, shapes, monkeypatch):
+    """What a large product of odd row lengths takes for TMA's sake, forced upon small ones."""
+    large = [tile for tile in TILES[table] if (tile.M, tile.access) == (64, DESCRIPTOR)]
+
+    def chosen(*shape, **options):
+        return Plan(large[0], 1, 0.0) if DESCRIPTOR in options["accesses"] else choose(*shape, **options)
+
+    monkeypatch.setattr(matmul_product, "choose", chosen)
+    monkeypatch.setattr(matmul_product, "_COPIES_GAIN", float("inf"))
+    monkeypatch.setattr(matmul_product, "_recipe", matmul_product._recipe.__wrapped__)
+    left, right = (torch.randn(shape, device=device).half() for shape in shapes)
+    for a, b in ((left, right), (left, right.mT.contiguous().mT), (left.mT.contiguous().mT, right)):
+        with variants.observed() as seen:
+            _assert_matches(TF.matmul(a, b), torch.matmul(a, b), a, b, f"{a.stride()} {b.stride()}")
+        assert (dict(seen[0].constants)["ACCESS"] == DESCRIPTOR) == (table >= 90)
+
+
 @pytest.mark.parametrize("kind", ["whole", "row", "column", "matrix", "transposed", "scalar", "odd"])
 def test_baddbmm(table, device, gpu_dtypes, kind):
     cols = 39 if kind == "odd" else 40

@@ -10,7 +10,7 @@ from .activation import CODES
 from .conv2d_shape import Shape
 from .conv2d_variants import (
     ROWS_BLOCK,
-    SUM_BLOCK,
+    SUM_BLOCKS,
     chunks_variant,
     column_variant,
     product_bits,
@@ -201,4 +201,5 @@ def _add_chunks(partial: Tensor, result: Tensor, inner: int, middle: int, transp
         "middle": middle,
         "transposes": int(transposes),
     }
-    launch(chunks_variant(result.dtype), (-(-partial.shape[1] // SUM_BLOCK),), arguments)
+    block = SUM_BLOCKS[0] if partial.shape[0] > SUM_BLOCKS[1][0] else SUM_BLOCKS[1]
+    launch(chunks_variant(result.dtype, block), (-(-partial.shape[1] // block[1]),), arguments)

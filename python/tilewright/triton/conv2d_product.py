@@ -18,9 +18,8 @@ from .conv2d_sums import flat_sums, group_by_group, tap_sums
 def first_and_count(residue, stride, padding, dilation, kernel, spacing):
     """conv2d_schedule.class_taps on the device."""
     found = kernel
-    for tap in range(spacing):
-        # Differences modulo stride, kept positive.
-        rest = (residue + padding % stride + (stride - dilation % stride) * (tap % stride)) % stride
+    for tap in range(tl.minimum(spacing, kernel)):
+        rest = (residue + padding - tap * dilation) % stride  # of either sign
         found = tl.where((rest == 0) & (tap < found), tap, found)
     count = tl.where(found < kernel, (kernel - 1 - found) // spacing + 1, 0)
     return tl.where(found < kernel, found, 0), count

@@ -6,6 +6,7 @@ channel counts of one group: channels and filters in the forward pass, filters a
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 # Streaming multiprocessors of the largest usual part: plans depend on shapes and on the table, never on the very card,
 # so that results have the same bits on every part of one architecture.
@@ -144,8 +145,7 @@ def weight_tiles(architecture: int, bits: int, mode: str) -> tuple[Tile, ...]:
         return (Tile(64, 64, 16, warps, 2),)
     if bits == 19 or mode == "flat":
         return (Tile(64, 64, 32, warps, stages),)
-    largest = Tile(128, 128, 32 if architecture == 86 else 64, 8, stages)
-    return largest, Tile(64, 64, 64, 4, stages)
+    return Tile(128, 128, 32 if architecture == 86 else 64, 8, stages), Tile(64, 64, 64, 4, stages)
 
 
 def choose_weight_tile(tiles: tuple[Tile, ...], filters: int, columns: int) -> Tile:
@@ -180,6 +180,7 @@ class ProductPlan:
         return self.column_tiles * self.tile_groups * self.pixel_tiles * self.classes[0] * self.classes[1]
 
 
+@lru_cache(maxsize=4096)
 def plan_product(
     architecture: int,
     bits: int,
@@ -232,6 +233,7 @@ class WeightPlan:
     chunks: int
 
 
+@lru_cache(maxsize=4096)
 def plan_weight(
     architecture: int,
     bits: int,
@@ -243,8 +245,7 @@ def plan_weight(
     aligned: tuple[bool, bool],
 ) -> WeightPlan:
     """What to launch; aligned: do the pixels of x, of the output's gradient start at multiples of 16 bytes?"""
-    widest = widest_vector(bits)
-    merge, vector, grad_vector = 1, 1, 1
+    widest, merge, vector, grad_vector = widest_vector(bits), 1, 1, 1
     whole = [ok and run % widest == 0 for ok, run in zip(aligned, (channels, filters), strict=True)]
     if groups > 1 and max(channels, filters) <= SMALL_GROUP:
         mode, merge = "merged", merged_groups(channels, filters, groups)

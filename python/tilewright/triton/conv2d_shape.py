@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -60,10 +61,6 @@ def _pair(values: Sequence[int], name: str, smallest: int) -> tuple[int, int]:
     return values[0], values[-1]
 
 
-def _is_channels_last(tensor: Tensor) -> bool:
-    return torch._prims_common.suggest_memory_format(tensor) == torch.channels_last
-
-
 def check(
     input: Tensor,
     weight: Tensor,
@@ -74,42 +71,60 @@ def check(
     groups: int,
 ) -> Shape:
     """What check_conv2d of csrc/ops/conv2d.cpp checks."""
-    torch._check(input.dim() == 4, lambda: f"conv2d: input must be [C, H, W] or [N, C, H, W], got {input.shape}")
+    if input.dtype not in DTYPES or weight.dtype != input.dtype:
+        raise RuntimeError(f"conv2d: weight must have input's dtype {input.dtype}, got {weight.dtype}")
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != input.dtype):
+        raise RuntimeError(
+            f"conv2d: bias must have shape {list(weight.shape[:1])} and dtype {input.dtype}, got {list(bias.shape)} "
+            f"and {bias.dtype}"
+        )
+    for tensor in (weight, bias):
+        if tensor is not None and tensor.device != input.device:
+            raise RuntimeError(f"conv2d: all tensors must be on input's device {input.device}, got {tensor.device}")
+    return _shape(
+        input.shape, input.stride(), weight.shape, weight.stride(), tuple(stride), tuple(padding), tuple(dilation),
+        groups,
+    )  # fmt: skip
+
+
+def _is_channels_last(size: Sequence[int], strides: Sequence[int]) -> bool:
+    tensor = torch.empty_strided(size, strides, device="meta")
+    return torch._prims_common.suggest_memory_format(tensor) == torch.channels_last
+
+
+@lru_cache(maxsize=4096)
+def _shape(
+    input: torch.Size,
+    input_strides: tuple[int, ...],
+    weight: torch.Size,
+    weight_strides: tuple[int, ...],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Shape:
+    """Remembered, because the checks take longer than everything else between the op's call and its launch."""
+    torch._check(len(input) == 4, lambda: f"conv2d: input must be [C, H, W] or [N, C, H, W], got {input}")
     torch._check(
-        weight.dim() == 4,
-        lambda: f"conv2d: weight must be [filters, channels / groups, height, width], got shape {weight.shape}",
+        len(weight) == 4,
+        lambda: f"conv2d: weight must be [filters, channels / groups, height, width], got shape {weight}",
     )
     torch._check(groups > 0, lambda: f"conv2d: groups must be positive, got {groups}")
     stride, padding = _pair(stride, "stride", 1), _pair(padding, "padding", 0)
     dilation = _pair(dilation, "dilation", 1)
+    filters = weight[0]
     torch._check(
-        input.dtype in DTYPES and weight.dtype == input.dtype,
-        lambda: f"conv2d: weight must have input's dtype {input.dtype}, got {weight.dtype}",
-    )
-    filters = weight.shape[0]
-    torch._check(
-        filters % groups == 0 and (filters > 0 or input.shape[0] == 0),
-        lambda: f"conv2d: the number of filters must be a multiple of groups = {groups}, got weight {weight.shape}",
+        filters % groups == 0 and (filters > 0 or input[0] == 0),
+        lambda: f"conv2d: the number of filters must be a multiple of groups = {groups}, got weight {weight}",
     )
     torch._check(
-        weight.shape[1] * groups == input.shape[1],
+        weight[1] * groups == input[1],
         lambda: (
-            f"conv2d: input must have weight.size(1) * groups = {weight.shape[1] * groups} channels, "
-            f"got input {input.shape} with weight {weight.shape} and groups = {groups}"
+            f"conv2d: input must have weight.size(1) * groups = {weight[1] * groups} channels, "
+            f"got input {input} with weight {weight} and groups = {groups}"
         ),
     )
-    if bias is not None:
-        given = f"{list(bias.shape)} and {bias.dtype}"
-        torch._check(
-            bias.shape == (filters,) and bias.dtype == input.dtype,
-            lambda: f"conv2d: bias must have shape [{filters}] and dtype {input.dtype}, got {given}",
-        )
-    for tensor in (weight, bias):
-        torch._check(
-            tensor is None or tensor.device == input.device,
-            lambda tensor=tensor: f"conv2d: all tensors must be on input's device {input.device}, got {tensor.device}",
-        )
-    size, kernel = (input.shape[2], input.shape[3]), (weight.shape[2], weight.shape[3])
+    size, kernel = (input[2], input[3]), (weight[2], weight[3])
     out = []
     for n, k, p, d, s in zip(size, kernel, padding, dilation, stride, strict=True):
         reach = d * (k - 1) + 1
@@ -123,8 +138,8 @@ def check(
     reason = _too_large(size, out, padding, stride)
     torch._check(reason is None, lambda: f"conv2d: {reason}")
     return Shape(
-        input.shape[0], weight.shape[1], filters // groups, groups, size, kernel, (out[0], out[1]), stride, padding,
-        dilation, _is_channels_last(input) or _is_channels_last(weight),
+        input[0], weight[1], filters // groups, groups, size, kernel, (out[0], out[1]), stride, padding, dilation,
+        _is_channels_last(input, input_strides) or _is_channels_last(weight, weight_strides),
     )  # fmt: skip
 
 

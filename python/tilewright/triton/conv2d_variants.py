@@ -14,7 +14,8 @@ from .conv2d_schedule import Tile
 from .conv2d_weight_gradient import add_chunks, column_sums, weight_sums
 from .variants import Variant, type_name
 
-SUM_BLOCK = 256  # elements of a program that adds chunks
+# (chunks, elements) of a step of the program that adds chunks: many chunks of few weights, or few of many.
+SUM_BLOCKS = ((16, 128), (2, 512))
 ROWS_BLOCK = (64, 64)  # pixels and filters of a step of the bias gradient
 
 
@@ -22,7 +23,9 @@ def product_bits(dtype: torch.dtype) -> int:
     """What the tables call a product's precision: 16, 32, or 19 where torch allows TF32."""
     if dtype != torch.float32:
         return 16
-    return 19 if torch.backends.cudnn.allow_tf32 else 32
+    # Convolutions' own setting: cudnn.allow_tf32 raises where those of convolutions and of RNNs differ.
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # an attribute of the module's class
+    return 19 if conv.fp32_precision == "tf32" else 32
 
 
 def _variant(kernel: Any, pointers: dict[str, str], constants: dict, warps: int, stages: int) -> Variant:
@@ -80,8 +83,9 @@ def column_variant(dtype: torch.dtype, vector: int) -> Variant:
 
 
 @cache
-def chunks_variant(dtype: torch.dtype) -> Variant:
-    return _variant(add_chunks, {"partial": "fp32", "output": type_name(dtype)}, {"BLOCK": SUM_BLOCK}, 4, 3)
+def chunks_variant(dtype: torch.dtype, block: tuple[int, int]) -> Variant:
+    constants = {"ROWS": block[0], "BLOCK": block[1]}
+    return _variant(add_chunks, {"partial": "fp32", "output": type_name(dtype)}, constants, 4, 3)
 
 
 def variants(architecture: int) -> list[Variant]:
@@ -89,7 +93,8 @@ def variants(architecture: int) -> list[Variant]:
     listed = []
     for dtype in DTYPES:
         widest = 16 // dtype.itemsize
-        listed += [column_variant(dtype, 1), column_variant(dtype, widest), chunks_variant(dtype)]
+        listed += [column_variant(dtype, 1), column_variant(dtype, widest)]
+        listed += [chunks_variant(dtype, block) for block in SUM_BLOCKS]
         for bits in (32, 19) if dtype == torch.float32 else (16,):
             for mode, vectors in (("taps", (widest,)), ("flat", (1,)), ("merged", (1, widest))):
                 for vector in vectors:

@@ -189,15 +189,19 @@ def add_chunks(
     inner: tl.int32,
     middle: tl.int32,
     transposes: tl.int32,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The chunks' sums one after the other, rounded once."""
+    """The chunks' sums, ROWS at a time (so many loads are under way at once) and in one order, rounded once."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
-    sums = tl.zeros((BLOCK,), tl.float32)
-    for part in range(chunks):
-        sums += tl.load(partial + part * size + at, mask, 0.0)
+    rows = tl.arange(0, ROWS)[:, None]
+    sums = tl.zeros((ROWS, BLOCK), tl.float32)
+    for first in range(0, chunks, ROWS):
+        part = first + rows
+        sums += tl.load(partial + (part * size + at[None, :]), (part < chunks) & mask[None, :], 0.0)
+    total = tl.sum(sums, 0)
     if transposes:
         outer = at // inner // middle
         at = (outer * inner + at % inner) * middle + at // inner % middle
-    tl.store(output + at, sums.to(output.dtype.element_ty), mask)
+    tl.store(output + at, total.to(output.dtype.element_ty), mask)

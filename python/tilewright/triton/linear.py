@@ -15,7 +15,7 @@ from .matmul_operands import Operand, Product, matrix
 from .matmul_product import product_variants, run
 from .variants import Variant, launch, type_name
 
-_ROWS, _COLUMNS = 32, 64
+_ROWS, _COLUMNS = 64, 64
 _PROGRAMS = 512  # of the first stage of the column sums, about: enough for any card, so results do not depend on it
 _CHUNK_ROWS = 256  # at least
 _BLOCK = 1024  # elements of a program of the activations' gradient
@@ -85,10 +85,10 @@ def _forward(
 
 
 @lru_cache(maxsize=64)
-def sums_variant(source: torch.dtype, result: torch.dtype, contiguous: bool) -> Variant:
+def sums_variant(source: torch.dtype, result: torch.dtype, unit: int) -> Variant:
     types = {"x": f"*{type_name(source)}", "out": f"*{type_name(result)}"}
     types |= dict.fromkeys(("rows", "cols", "row_stride", "col_stride", "rows_per_chunk"), "i64")
-    constants = (("ROWS", _ROWS), ("COLUMNS", _COLUMNS), ("CONTIGUOUS", contiguous))
+    constants = (("ROWS", _ROWS), ("COLUMNS", _COLUMNS), ("UNIT", unit))
     return Variant(column_sums, tuple(types.items()), constants, 4, 2)
 
 
@@ -107,15 +107,17 @@ def column_sum(x: Tensor) -> Tensor:
         return out
     chunks, per_chunk = sum_chunks(rows, cols)
     blocks = cdiv(cols, _COLUMNS)
-    contiguous = x.stride(1) == 1
+    unit, widest = int(x.stride(1) == 1), 16 // x.itemsize
+    if unit and chunks > 1 and x.data_ptr() % 16 == x.stride(0) % widest == cols % widest == 0:
+        unit = widest
     strides = {"row_stride": x.stride(0), "col_stride": x.stride(1)}
     target = out if chunks == 1 else torch.empty(chunks, cols, dtype=torch.float32, device=x.device)
     arguments = {"x": x, "out": target, "rows": rows, "cols": cols, **strides, "rows_per_chunk": per_chunk}
-    launch(sums_variant(x.dtype, target.dtype, contiguous), (blocks, chunks), arguments)
+    launch(sums_variant(x.dtype, target.dtype, unit), (blocks, chunks), arguments)
     if chunks > 1:
         strides = {"row_stride": cols, "col_stride": 1}
         arguments = {"x": target, "out": out, "rows": chunks, "cols": cols, **strides, "rows_per_chunk": chunks}
-        launch(sums_variant(torch.float32, x.dtype, True), (blocks, 1), arguments)
+        launch(sums_variant(torch.float32, x.dtype, 1), (blocks, 1), arguments)
     return out
 
 
@@ -184,12 +186,13 @@ def _activation_backward(grad_output: Tensor, saved: Tensor, activation: str) ->
 
 def variants(architecture: int) -> list[Variant]:
     """The products' variants are those of matmul, which are compiled once for both."""
-    found = [sums_variant(torch.float32, dtype, True) for dtype in DTYPES]
+    found = [sums_variant(torch.float32, dtype, 1) for dtype in DTYPES]
+    found += [sums_variant(dtype, torch.float32, 16 // dtype.itemsize) for dtype in DTYPES]
     found += [
-        sums_variant(dtype, result, contiguous)
+        sums_variant(dtype, result, unit)
         for dtype in DTYPES
         for result in dict.fromkeys((dtype, torch.float32))
-        for contiguous in (True, False)
+        for unit in (1, 0)
     ]
     found += [gradient_variant(dtype, in_vectors) for dtype in DTYPES for in_vectors in (True, False)]
     return list(dict.fromkeys([*product_variants(architecture), *found]))

@@ -121,11 +121,12 @@ TILES: dict[int, tuple[Tile, ...]] = {
 
 @dataclass(frozen=True)
 class Machine:
-    """A card to the estimate: multiprocessors; FLOP by kind and bytes from L2, each per cycle and multiprocessor."""
+    """A card to the estimate: multiprocessors; per cycle and multiprocessor FLOP by kind, bytes from L2 and memory."""
 
     multiprocessors: int
     flops: dict[str, int]
     bytes: int = 48
+    memory_bytes: int = 16
 
 
 MACHINES = {
@@ -240,6 +241,12 @@ def choose(
         for plan in _plans(tile, M, N, K, batch, reduced, dtype.itemsize, MACHINES[architecture])
     ]
     return min(candidates, key=lambda plan: plan.cycles)
+
+
+def copy_cycles(elements: int, itemsize: int, architecture: int) -> float:
+    """Of a copy that reads and writes memory, in a launch of its own."""
+    machine = MACHINES[architecture]
+    return _LAUNCH_CYCLES + 2 * elements * itemsize / (machine.memory_bytes * machine.multiprocessors)
 
 
 SPLIT_CONSTANTS = (("ROWS", SPLIT_ROWS), ("COLUMNS", SPLIT_COLUMNS))

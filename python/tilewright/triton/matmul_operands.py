@@ -5,15 +5,14 @@ A, reduced dimensions become part of K, and a product of few columns is turned o
 rows are the same case.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import gcd
 from typing import NamedTuple
 
 from torch import Tensor
 
 KERNEL_BATCH_DIMS = 3
 FEW = 16  # so many columns or fewer are turned into rows
-_INT32 = 2**31
 
 
 class Layout(NamedTuple):
@@ -39,6 +38,11 @@ class Operand:
 
     def turned(self) -> "Operand":
         return Operand(self.tensor, self.col, self.row, self.batch)
+
+    def view(self, sizes: Sequence[int], rows: int, cols: int) -> Tensor:
+        """[*sizes, rows, cols] as a tensor."""
+        strides = [*self.batch, self.row, self.col]
+        return self.tensor.as_strided([*sizes, rows, cols], strides, self.tensor.storage_offset())
 
     @property
     def layout(self) -> Layout:
@@ -93,10 +97,8 @@ class Product:
         sizes = [self.sizes[d] for d in order]
 
         def copied(operand: Operand, rows: int, cols: int) -> Operand:
-            strides = [operand.batch[d] for d in order] + [operand.row, operand.col]
-            offset = operand.tensor.storage_offset()
-            tensor = operand.tensor.as_strided([*sizes, rows, cols], strides, offset).contiguous()
-            return matrix(tensor, len(sizes))
+            ordered = Operand(operand.tensor, operand.row, operand.col, [operand.batch[d] for d in order])
+            return matrix(ordered.view(sizes, rows, cols).contiguous(), len(sizes))
 
         self.a = copied(self.a, self.M, self.K)
         self.b = copied(self.b, self.K, self.N)
@@ -104,6 +106,19 @@ class Product:
             self.addend = copied(self.addend, self.M, self.N)
         self.c.batch = [self.c.batch[d] for d in order]
         self.sizes, self.is_reduced = sizes, [self.is_reduced[d] for d in order]
+
+    def align(self, copies: tuple[bool, bool], unit: int) -> None:
+        """Copy A, B or both so that every row begins at a multiple of 16 bytes, `unit` elements."""
+
+        def aligned(operand: Operand, rows: int, cols: int) -> Operand:
+            if operand.row == 1 and operand.col != 1:
+                return aligned(operand.turned(), cols, rows).turned()
+            sizes = [size if stride != 0 else 1 for size, stride in zip(self.sizes, operand.batch, strict=True)]
+            copy = operand.tensor.new_empty([*sizes, rows, -(-cols // unit) * unit])[..., :cols]
+            return matrix(copy.copy_(operand.view(sizes, rows, cols)), len(sizes))
+
+        self.a = aligned(self.a, self.M, self.K) if copies[0] else self.a
+        self.b = aligned(self.b, self.K, self.N) if copies[1] else self.b
 
 
 class ProductLayout(NamedTuple):
@@ -211,77 +226,3 @@ def flatten(product: ProductLayout) -> Flat | None:
     c = (one.get(M, rows[2]), one.get(product.N, product.c.col))
     other = (one.get(M, rows[3]), one.get(product.N, addend.col))
     return Flat(M, product.N, K, kept, reduced[0] if reduced else (1, (0, 0)), a, b, c, other)
-
-
-@dataclass
-class Side:
-    """How one operand can be read: [outer, inner] of its matrix, outer the dimension along the output."""
-
-    base_is_aligned: bool
-    itemsize: int
-    outer: int
-    depth: int
-    outer_stride: int
-    depth_stride: int
-    batch: tuple[int, ...]  # strides of the kept dimensions and the reduced one
-    sizes: tuple[int, ...]
-
-    @property
-    def along_k(self) -> bool:
-        """Which dimension counts as contiguous; K where both could."""
-        return self.depth_stride == 1 or (self.depth == 1 and self.outer_stride != 1)
-
-    @property
-    def lines(self) -> tuple[int, int, int, int]:
-        """(size, stride) of the dimension that is not contiguous, then of the one that is."""
-        outer, depth = (self.outer, self.outer_stride), (self.depth, self.depth_stride)
-        return (*outer, *depth) if self.along_k else (*depth, *outer)
-
-    @property
-    def is_contiguous(self) -> bool:
-        _, _, size, stride = self.lines
-        return stride == 1 or size == 1
-
-    def is_aligned(self, unit: int) -> bool:
-        """Base and every stride but the contiguous one are multiples of 16 bytes."""
-        if not self.is_contiguous or not self.base_is_aligned:
-            return False
-        return self.lines[1] % unit == 0 and not any(stride % unit for stride in self.batch)
-
-    def is_vector(self, unit: int) -> bool:
-        return self.is_aligned(unit) and self.lines[2] % unit == 0
-
-    def step(self, unit: int) -> tuple[int, int]:
-        """The batch as one descriptor dimension: its stride, of which all batch strides are multiples, and its size."""
-        step = 0
-        for stride in self.batch:
-            step = gcd(step, stride)
-        if step == 0:
-            return unit, 1
-        return step, 1 + sum((size - 1) * stride for size, stride in zip(self.sizes, self.batch, strict=True)) // step
-
-    def has_descriptor(self, unit: int) -> bool:
-        if not self.is_aligned(unit):
-            return False
-        rows, row_stride, cols, _ = self.lines
-        step, items = self.step(unit)
-        if min(rows, cols) == 0 or (rows > 1 and row_stride == 0):  # what TMA has no map for
-            return False
-        return max(rows, cols, items) < _INT32 - 1024 and max(step, row_stride) * self.itemsize < 2**40
-
-    def descriptor(self, unit: int, block_outer: int, block_depth: int) -> "Box":
-        rows, row_stride, cols, _ = self.lines
-        step, items = self.step(unit)
-        block = (1, block_outer, block_depth) if self.along_k else (1, block_depth, block_outer)
-        row_stride = row_stride or -(-cols // unit) * unit
-        steps = tuple(stride // step for stride in self.batch)
-        return Box((items, rows, cols), (step, row_stride, 1), block, steps)
-
-
-class Box(NamedTuple):
-    """A tensor descriptor [batch, rows, cols], and the batch strides as steps along its first dimension."""
-
-    shape: tuple[int, int, int]
-    strides: tuple[int, int, int]
-    block: tuple[int, int, int]
-    steps: tuple[int, ...]

@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import matmul_kernel as kernel
-from .matmul_config import SPLIT_CONSTANTS, TF32, TILES, Tile, cdiv, choose
+from .matmul_access import Box, Side
+from .matmul_config import SPLIT_CONSTANTS, TF32, TILES, Tile, cdiv, choose, copy_cycles
 from .matmul_kernel import CONTIGUOUS, DESCRIPTOR, STRIDED, VECTOR
-from .matmul_operands import FEW, KERNEL_BATCH_DIMS, Box, Flat, Product, ProductLayout, Side, flatten
+from .matmul_operands import FEW, KERNEL_BATCH_DIMS, Flat, Product, ProductLayout, flatten
 from .matmul_splits import FLAGS, SIZES, sum_splits
 from .variants import Variant, architecture_of, launch, type_name
 
@@ -94,6 +96,7 @@ class _Recipe:
         numbers, split_numbers: the integer arguments of the kernels, `activation` and `saves_pre` excepted.
         boxes: the descriptors of A and B, if they are read so.
         partial: elements of the splits' results; 0 without splits.
+        copies: of A, B: would it be faster with a copy whose rows are aligned?
     """
 
     variant: Variant
@@ -104,6 +107,7 @@ class _Recipe:
     split_numbers: dict[str, int]
     boxes: tuple[Box, Box] | None
     partial: int
+    copies: tuple[bool, bool]
 
 
 def _addend_access(flat: Flat, layout: ProductLayout, unit: int) -> int:
@@ -132,6 +136,24 @@ def _accesses(a: Side, b: Side, unit: int, architecture: int) -> frozenset[int]:
     return frozenset(found)
 
 
+_COPIES_GAIN = 0.8  # of the time without copies is what a product with them may take: estimates are not exact
+
+
+def _copies(
+    a: Side, b: Side, unit: int, architecture: int, shape: Sequence[Any], options: dict[str, Any]
+) -> list[bool]:
+    """Which of A and B to copy: those TMA cannot read, where that pays (odd row lengths of large products)."""
+    unread = [not side.has_descriptor(unit) for side in (a, b)]
+    if architecture < 90 or not any(unread):
+        return [False, False]
+    there = choose(*shape, **options)
+    aligned = choose(*shape, **options | {"accesses": options["accesses"] | {DESCRIPTOR}})
+    copied = [side.elements for side, is_unread in zip((a, b), unread, strict=True) if is_unread]
+    cycles = aligned.cycles + sum(copy_cycles(elements, a.itemsize, architecture) for elements in copied)
+    pays = aligned.tile.access == DESCRIPTOR and cycles < _COPIES_GAIN * there.cycles
+    return [pays and is_unread for is_unread in unread]
+
+
 @lru_cache(maxsize=8192)
 def _recipe(layout: ProductLayout, dtype: torch.dtype, architecture: int, allow_tf32: bool) -> _Recipe | None:
     """None where the layout has more batch dimensions than the kernel."""
@@ -151,19 +173,15 @@ def _recipe(layout: ProductLayout, dtype: torch.dtype, architecture: int, allow_
     b = Side(right, dtype.itemsize, flat.N, flat.K, *flat.b[::-1], (*b_batch, flat.reduced[1][1]), everything)
     vector_output = layout.c.is_aligned and _is_in_vectors(flat.N, *flat.c, c_batch, unit)
     addend_access = _addend_access(flat, layout, unit)
-    plan = choose(
-        flat.M,
-        flat.N,
-        flat.K,
-        flat.batch,
-        reduced,
-        dtype,
-        architecture,
-        accesses=_accesses(a, b, unit, architecture),
-        a_along_k=a.along_k,
-        vector_output=vector_output and addend_access != kernel.STRIDED_ADDEND,
-        allow_tf32=allow_tf32,
-    )
+    shape = flat.M, flat.N, flat.K, flat.batch, reduced, dtype, architecture
+    options = {
+        "accesses": _accesses(a, b, unit, architecture),
+        "a_along_k": a.along_k,
+        "vector_output": vector_output and addend_access != kernel.STRIDED_ADDEND,
+        "allow_tf32": allow_tf32,
+    }
+    plan = choose(*shape, **options)
+    copies = _copies(a, b, unit, architecture, shape, options)
     tile, splits = plan.tile, plan.splits
     boxes = None
     a_steps, b_steps = a.batch, b.batch
@@ -186,6 +204,7 @@ def _recipe(layout: ProductLayout, dtype: torch.dtype, architecture: int, allow_
         split_numbers=shared | {"has_addend": int(addend_access != kernel.NO_ADDEND)},
         boxes=boxes,
         partial=splits * flat.batch * flat.M * flat.N if splits > 1 else 0,
+        copies=(copies[1], copies[0]) if is_turned else (copies[0], copies[1]),
     )
 
 
@@ -199,6 +218,9 @@ def run(product: Product) -> None:
     dtype, device = out.dtype, out.device
     how = dtype, architecture_of(device), dtype == torch.float32 and allows_tf32()
     recipe = _recipe(product.layout, *how)
+    if recipe is not None and any(recipe.copies):
+        product.align(recipe.copies, 16 // dtype.itemsize)
+        recipe = _recipe(product.layout, *how)
     if recipe is None:
         product.make_dense()
         recipe = _recipe(product.layout, *how)
