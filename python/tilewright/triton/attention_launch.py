@@ -53,7 +53,8 @@ def variant_for(kernel: str, problem: AttentionProblem, *read: Tensor) -> tuple[
 
 def is_describable(view: Tensor) -> bool:
     """Can a descriptor hold the tensor? It has no stride 0."""
-    return all(stride > 0 or size == 1 for size, stride in zip(view.shape, view.stride(), strict=True))
+    strides = view.stride()
+    return 0 not in strides or all(stride > 0 or n == 1 for n, stride in zip(view.shape, strides, strict=True))
 
 
 def source(view: Tensor, rows: int, block_d: int, tma: bool) -> Tensor | TensorDescriptor:

@@ -51,9 +51,13 @@ def _in_four_dimensions(tensor: Tensor) -> Tensor | None:
 
 def direct_view(tensor: Tensor) -> Tensor | None:
     """The four-dimensional view if kernels can use it: contiguous rows, all of them beginning at 16 bytes."""
-    unit = unit_of(tensor.dtype)
-    if tensor.shape[-1] == 0 or tensor.shape[-1] % unit != 0 or tensor.data_ptr() % 16 != 0:
+    unit, shape = unit_of(tensor.dtype), tensor.shape
+    if shape[-1] == 0 or shape[-1] % unit != 0 or tensor.data_ptr() % 16 != 0:
         return None
+    if len(shape) == 4:  # nearly always as it should be
+        batch, head, row, last = tensor.stride()
+        if last == 1 and batch % unit == 0 and head % unit == 0 and row % unit == 0:
+            return tensor
     view = _in_four_dimensions(tensor)
     if view is None or view.stride(-1) != 1 or any(stride % unit != 0 for stride in view.stride()[:3]):
         return None
@@ -100,7 +104,8 @@ class Writable:
 def strides(prefix: str, view: Tensor) -> dict[str, int]:
     """``<prefix>_batch``, ``_head`` and ``_row`` in units of 16 bytes."""
     unit = unit_of(view.dtype)
-    return {f"{prefix}_{name}": view.stride(i) // unit for i, name in enumerate(("batch", "head", "row"))}
+    batch, head, row, _ = view.stride()
+    return {f"{prefix}_batch": batch // unit, f"{prefix}_head": head // unit, f"{prefix}_row": row // unit}
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,11 @@ def attention_mask(mask: Tensor | None, query: Tensor, keys: int) -> AttentionMa
     expanded = mask.expand(scores)
     groups = merged(leading, expanded.stride()[:-2])
     if len(groups) > 2 or expanded.stride(-2) > _MAX_MASK_STRIDE or (keys > 1 and expanded.stride(-1) > 1):
+        # What is there once is copied once: a transposed mask must not become one per head.
+        seen = [slice(0, 1) if stride == 0 else slice(None) for stride in mask.stride()]
+        expanded = mask[tuple(seen)].contiguous().expand(scores)
+        groups = merged(leading, expanded.stride()[:-2])
+    if len(groups) > 2:
         expanded = mask.expand(*leading, *(1, 1, *mask.shape)[-2:]).contiguous().expand(scores)
         groups = merged(leading, expanded.stride()[:-2])
     outer, inner = [(1, 0), (1, 0), *groups][-2:]
@@ -154,7 +164,7 @@ class AttentionProblem:
     key: Tensor
     value: Tensor
     mask: AttentionMask
-    seed: Tensor
+    seed: object  # a pointer to int64
     dropout_p: float
     causal: bool
     scale: float
@@ -196,7 +206,8 @@ class AttentionProblem:
     def precision(self) -> str:
         """How float32 products are made; 16-bit ones know one way."""
         is_float = self.query.dtype == torch.float32
-        return "tf32" if is_float and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+        # allow_tf32 says the same, but raises once someone has used this newer name.
+        return "tf32" if is_float and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
     def common(self) -> dict[str, object]:
         """Arguments that the kernels with products share, but for scales."""
@@ -252,15 +263,14 @@ def attention_problem(
     size = query.shape[-1]
     # Without elements all logits are 0, whatever the scale.
     default = 1 / math.sqrt(size) if size > 0 else 0.0
-    # A seed is read whether or not it is used; logits are never reached by what stands there then.
-    if dropout_p == 0 or seed is None:
-        seed = torch.empty(1, dtype=torch.int64, device=query.device)
+    queries = readable(query)
     return AttentionProblem(
-        readable(query),
+        queries,
         readable(key),
         readable(value),
         attention_mask(mask, query, key.shape[-2]),
-        seed,
+        # A seed is read whether or not it is used; logits are never reached by what stands there then.
+        triton.reinterpret(queries, tl.int64) if dropout_p == 0 or seed is None else seed,
         dropout_p,
         is_causal,
         default if scale is None or size == 0 else scale,
