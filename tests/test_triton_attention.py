@@ -1,4 +1,4 @@
-"""Attention on the GPU without running a kernel: what is launched, with which arguments, and how often it is looked up."""
+"""Attention on the GPU without running a kernel: what is launched, with which arguments, and how it is found."""
 
 from collections.abc import Callable
 from typing import Any

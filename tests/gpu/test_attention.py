@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import tilewright.functional as TF
-from tilewright.testing import assert_as_accurate, philox, references
+from tilewright.testing import assert_as_accurate, max_error, philox, references
 from tilewright.triton import attention, attention_config
 from tilewright.triton import variants as V
 
@@ -26,10 +26,17 @@ def check(inputs: list[Tensor], mask: Tensor | None = None, **options) -> None:
     grouped = {"enable_gqa": inputs[0].dim() > 2 and inputs[0].shape[-3] != inputs[1].shape[-3]}
     grad = torch.randn(*inputs[0].shape[:-1], inputs[2].shape[-1], dtype=inputs[0].dtype, device=inputs[0].device)
     ours = run(sdpa, inputs, mask, grad, **options, **grouped)
-    native = run(native_sdpa, inputs, mask, grad, **options, **grouped)
+    natives = [run(native_sdpa, inputs, mask, grad, **options, **grouped)]
+    if grad.is_cuda:
+        # Where a GPU's fused kernels refuse (head size 1), native is in float32 throughout; its fused kernel on the CPU
+        # rounds weights to the tensors' type before the products, as every fused one does.
+        on_cpu = run(native_sdpa, [t.cpu() for t in inputs], None if mask is None else mask.cpu(), grad.cpu(),
+                     **options, **grouped)  # fmt: skip
+        natives.append([t.to(grad.device) for t in on_cpu])
     reference = run(references.attention, inputs, mask, grad.double(), **options)
     largest = max(c.abs().max().item() for c in reference)
-    for name, a, b, c in zip(NAMES, ours, native, reference, strict=False):
+    for name, a, c, *those in zip(NAMES, ours, reference, *natives, strict=False):
+        b = max(those, key=lambda native, c=c: max_error(native, c))
         if c.abs().max().item() < 1e-12 * largest:  # 0 by cancellation: it has no size of its own
             assert a.abs().max().item() <= 32 * torch.finfo(inputs[0].dtype).eps * largest, name
         else:

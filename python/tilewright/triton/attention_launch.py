@@ -77,7 +77,7 @@ def launch_forward(problem: AttentionProblem, output: Tensor, logsumexp: Tensor)
     blocks = ceil_div(problem.queries, tiles.block_m)
     total_heads = problem.batches * problem.heads
     arguments = {
-        **problem.common(),
+        **problem.common,
         **problem.forward_scales(),
         **strides("o", output),
         "query": source(problem.query, tiles.block_m, block_d, tma),
@@ -105,7 +105,7 @@ def launch_decode(problem: AttentionProblem, output: Tensor, logsumexp: Tensor) 
     part_peak = torch.empty(parts, rows, dtype=torch.float32, device=device)
     part_total = torch.empty_like(part_peak)
     arguments = {
-        **problem.common(),
+        **problem.common,
         **problem.forward_scales(),
         **strides("o", output),
         "query": problem.query,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import triton
@@ -209,6 +210,7 @@ class AttentionProblem:
         # allow_tf32 says the same, but raises once someone has used this newer name.
         return "tf32" if is_float and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
+    @cached_property
     def common(self) -> dict[str, object]:
         """Arguments that the kernels with products share, but for scales."""
         high, low = threshold_halves(self.dropout_p) if self.dropout_p > 0 else (0, 0)
