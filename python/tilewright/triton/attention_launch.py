@@ -8,7 +8,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .attention_config import Config, config, has_descriptors, head_block, row_block
 from .attention_problem import AttentionProblem, strides, unit_of
-from .attention_schedule import ceil_div, heads_per_section, split_keys, uses_split
+from .attention_schedule import MOST_PACKED_ROWS, ceil_div, heads_per_section, split_keys, uses_split
 from .attention_variants import has_precision, is_plain_variant, product_variant, row_variant
 from .variants import Variant, architecture_of, launch
 
@@ -28,13 +28,15 @@ def _decode_tiles(problem: AttentionProblem) -> tuple[int, int]:
 
 
 def wants_decode(problem: AttentionProblem) -> bool:
+    rows = problem.group * problem.queries
+    if rows > MOST_PACKED_ROWS:
+        return False
     device = problem.query.device
     _, block_n = _decode_tiles(problem)
     block_m = config(
         "forward", architecture_of(device), problem.query.dtype, head_block(problem.width), problem.is_plain
     ).block_m
     tiles = problem.batches * problem.heads * ceil_div(problem.queries, block_m)
-    rows = problem.group * problem.queries
     return uses_split(rows, problem.keys, tiles, block_n, processors_of(device))
 
 

@@ -107,7 +107,13 @@ def split_keys(keys: int, block: int, tiles: int, processors: int, min_blocks: i
     return Split(ceil_div(blocks, per_chunk), per_chunk * block)
 
 
-def uses_split(rows: int, keys: int, tiles: int, block: int, processors: int, rows_limit: int = 64) -> bool:
+# More rows than these are never packed.
+MOST_PACKED_ROWS = 64
+
+
+def uses_split(
+    rows: int, keys: int, tiles: int, block: int, processors: int, rows_limit: int = MOST_PACKED_ROWS
+) -> bool:
     """Do the keys of a head go to several programs, with the ``rows`` queries of its group packed into one tile?
 
     Pays where rows would leave most of an ordinary tile of queries empty, or programs are fewer than processors.
