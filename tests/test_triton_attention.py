@@ -13,7 +13,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from tilewright.triton import attention, attention_launch, attention_launch_backward, attention_problem, variants
+from tilewright.triton import (
+    attention,
+    attention_launch,
+    attention_launch_backward,
+    attention_mask,
+    attention_problem,
+    variants,
+)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -121,7 +128,7 @@ def test_a_variant_is_looked_up_once():
 )
 def test_a_mask_is_copied_as_often_as_it_is_there(mask):
     """What kernels cannot read in place is copied, but not once for each head that reads it."""
-    layout = attention_problem.attention_mask(mask, torch.empty(6, 8, 30, 16), 40)
+    layout = attention_mask.attention_mask(mask, torch.empty(6, 8, 30, 16), 40)
     assert layout.tensor.untyped_storage().nbytes() <= 4 * (8 if mask.dim() == 4 and mask.stride(1) > 0 else 1) * 1200
     assert torch.equal(layout.tensor, mask.expand(6, 8, 30, 40))
     heads = torch.arange(48)

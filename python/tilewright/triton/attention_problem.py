@@ -1,7 +1,6 @@
-"""From attention's Tensors to what its kernels take: views in four dimensions, strides, the mask's layout, scalars."""
+"""From attention's Tensors to what its kernels take: views in four dimensions, strides, scalars."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,30 +10,17 @@ import triton.language as tl
 from torch import Tensor
 
 from . import DTYPES
-from .attention_tiles import BOOL_MASK, ELEMENT_MASK, FLOAT_MASK, NO_MASK
+from .attention_mask import AttentionMask, attention_mask
+from .attention_schedule import merged
+from .attention_tiles import ELEMENT_MASK, FLOAT_MASK, NO_MASK
 from .philox import threshold_halves
 
 _LOG2E = 1.4426950408889634
-# Offsets from a tile's first row are int32: strides of rows beyond this are taken away by a copy.
-_MAX_MASK_STRIDE = 2**22
 
 
 def unit_of(dtype: torch.dtype) -> int:
     """Elements in 16 bytes, the unit of strides and head sizes."""
     return 16 // dtype.itemsize
-
-
-def merged(sizes: Sequence[int], strides: Sequence[int]) -> list[tuple[int, int]]:
-    """(size, stride) of as few dimensions as walk over the same memory in the same order; sizes of 1 are left out."""
-    result: list[tuple[int, int]] = []
-    for size, stride in zip(sizes, strides, strict=True):
-        if size == 1:
-            continue
-        if result and result[-1][1] == size * stride:
-            result[-1] = (result[-1][0] * size, stride)
-        else:
-            result.append((size, stride))
-    return result
 
 
 def _in_four_dimensions(tensor: Tensor) -> Tensor | None:
@@ -107,54 +93,6 @@ def strides(prefix: str, view: Tensor) -> dict[str, int]:
     unit = unit_of(view.dtype)
     batch, head, row, _ = view.stride()
     return {f"{prefix}_batch": batch // unit, f"{prefix}_head": head // unit, f"{prefix}_row": row // unit}
-
-
-@dataclass(frozen=True)
-class AttentionMask:
-    """A mask as kernels read it: heads are cut in two dimensions, [outer, inner_heads]."""
-
-    tensor: Tensor
-    kind: int
-    outer: int
-    inner: int
-    inner_heads: int
-    row: int
-    column: int
-
-    @property
-    def pointer(self) -> object:
-        return triton.reinterpret(self.tensor, tl.uint8)
-
-    def scalars(self) -> dict[str, int]:
-        return {
-            "mask_outer": self.outer,
-            "mask_inner": self.inner,
-            "mask_inner_heads": self.inner_heads,
-            "mask_row": self.row,
-            "mask_col": self.column,
-            "mask_kind": self.kind,
-        }
-
-
-def attention_mask(mask: Tensor | None, query: Tensor, keys: int) -> AttentionMask:
-    """The layout of a mask that broadcasts to [*, H, Sq, Sk]; without one, something that is never read."""
-    if mask is None:
-        return AttentionMask(query, NO_MASK, 0, 0, 1, 0, 0)
-    kind = BOOL_MASK if mask.dtype == torch.bool else ELEMENT_MASK if mask.dtype == query.dtype else FLOAT_MASK
-    leading, scores = query.shape[:-2], (*query.shape[:-1], keys)
-    expanded = mask.expand(scores)
-    groups = merged(leading, expanded.stride()[:-2])
-    if len(groups) > 2 or expanded.stride(-2) > _MAX_MASK_STRIDE or (keys > 1 and expanded.stride(-1) > 1):
-        # What is there once is copied once: a transposed mask must not become one per head.
-        seen = [slice(0, 1) if stride == 0 else slice(None) for stride in mask.stride()]
-        expanded = mask[tuple(seen)].contiguous().expand(scores)
-        groups = merged(leading, expanded.stride()[:-2])
-    if len(groups) > 2:
-        expanded = mask.expand(*leading, *(1, 1, *mask.shape)[-2:]).contiguous().expand(scores)
-        groups = merged(leading, expanded.stride()[:-2])
-    outer, inner = [(1, 0), (1, 0), *groups][-2:]
-    row, column = expanded.stride()[-2:]
-    return AttentionMask(expanded, kind, outer[1], inner[1], inner[0], row, column)
 
 
 @dataclass(frozen=True)

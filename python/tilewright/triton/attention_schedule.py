@@ -18,6 +18,19 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
+def merged(sizes: Sequence[int], strides: Sequence[int]) -> list[tuple[int, int]]:
+    """(size, stride) of as few dimensions as walk over the same memory in the same order; sizes of 1 are left out."""
+    result: list[tuple[int, int]] = []
+    for size, stride in zip(sizes, strides, strict=True):
+        if size == 1:
+            continue
+        if result and result[-1][1] == size * stride:
+            result[-1] = (result[-1][0] * size, stride)
+        else:
+            result.append((size, stride))
+    return result
+
+
 # --- order of tiles --------------------------------------------------------------------------------------------------
 def heads_per_section(bytes_per_head: int, heads: int) -> int:
     """Heads that run side by side: as many as leave what they all read again and again in the L2 cache."""
