@@ -1,8 +1,9 @@
 """Attention on the GPU: the raw ops ``attention_forward`` and ``attention_backward``.
 
 Kernels: :mod:`attention_forward`, :mod:`attention_decode` (few queries), :mod:`attention_backward`,
-:mod:`attention_mask_gradient`. Tensors become kernel arguments in :mod:`attention_problem`, work is cut in
-:mod:`attention_schedule`, tiles are chosen in :mod:`attention_config`. docs/attention.md explains all of it.
+:mod:`attention_mask_gradient`. Tensors become kernel arguments in :mod:`attention_problem` and
+:mod:`attention_mask`, work is cut in :mod:`attention_schedule`, tiles are chosen in
+:mod:`attention_config`. docs/attention.md explains all of it.
 """
 
 from collections.abc import Callable, Sequence

@@ -5,6 +5,7 @@ them compile without spills and fit into shared memory is tested.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -27,6 +28,7 @@ def serves(head_size: int, value_size: int) -> str | None:
     return None
 
 
+@cache
 def head_block(width: int) -> int:
     """The padded head size that a kernel is compiled for."""
     return next(block for block in HEAD_BLOCKS if width <= block)
@@ -86,6 +88,7 @@ _DECODE: dict[tuple[str, str], _Table] = {
 _TABLES = {"forward": _FORWARD, "keys": _KEYS, "queries": _QUERIES, "mask": _MASK, "decode": _DECODE}
 
 
+@cache
 def config(kernel: str, architecture: int, dtype: torch.dtype, block_d: int, plain: bool) -> Config:
     """The configuration of a kernel: forward, decode, keys, queries (of the backward) or mask (its gradient)."""
     if dtype == torch.float32:

@@ -8,7 +8,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .attention_config import Config, config, has_descriptors, head_block, row_block
 from .attention_problem import AttentionProblem, strides, unit_of
-from .attention_schedule import ceil_div, heads_per_section, split_keys, uses_split
+from .attention_schedule import MOST_PACKED_ROWS, ceil_div, heads_per_section, split_keys, uses_split
 from .attention_variants import has_precision, is_plain_variant, product_variant, row_variant
 from .variants import Variant, architecture_of, launch
 
@@ -28,13 +28,15 @@ def _decode_tiles(problem: AttentionProblem) -> tuple[int, int]:
 
 
 def wants_decode(problem: AttentionProblem) -> bool:
+    rows = problem.group * problem.queries
+    if rows > MOST_PACKED_ROWS:
+        return False
     device = problem.query.device
     _, block_n = _decode_tiles(problem)
     block_m = config(
         "forward", architecture_of(device), problem.query.dtype, head_block(problem.width), problem.is_plain
     ).block_m
     tiles = problem.batches * problem.heads * ceil_div(problem.queries, block_m)
-    rows = problem.group * problem.queries
     return uses_split(rows, problem.keys, tiles, block_n, processors_of(device))
 
 
@@ -53,7 +55,8 @@ def variant_for(kernel: str, problem: AttentionProblem, *read: Tensor) -> tuple[
 
 def is_describable(view: Tensor) -> bool:
     """Can a descriptor hold the tensor? It has no stride 0."""
-    return all(stride > 0 or size == 1 for size, stride in zip(view.shape, view.stride(), strict=True))
+    strides = view.stride()
+    return 0 not in strides or all(stride > 0 or n == 1 for n, stride in zip(view.shape, strides, strict=True))
 
 
 def source(view: Tensor, rows: int, block_d: int, tma: bool) -> Tensor | TensorDescriptor:
@@ -76,7 +79,7 @@ def launch_forward(problem: AttentionProblem, output: Tensor, logsumexp: Tensor)
     blocks = ceil_div(problem.queries, tiles.block_m)
     total_heads = problem.batches * problem.heads
     arguments = {
-        **problem.common(),
+        **problem.common,
         **problem.forward_scales(),
         **strides("o", output),
         "query": source(problem.query, tiles.block_m, block_d, tma),
@@ -104,7 +107,7 @@ def launch_decode(problem: AttentionProblem, output: Tensor, logsumexp: Tensor) 
     part_peak = torch.empty(parts, rows, dtype=torch.float32, device=device)
     part_total = torch.empty_like(part_peak)
     arguments = {
-        **problem.common(),
+        **problem.common,
         **problem.forward_scales(),
         **strides("o", output),
         "query": problem.query,

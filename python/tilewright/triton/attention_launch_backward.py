@@ -36,7 +36,7 @@ def _backward_arguments(
     problem: AttentionProblem, grad_output: Tensor, logsumexp: Tensor, delta: Tensor
 ) -> dict[str, object]:
     return {
-        **problem.common(),
+        **problem.common,
         **problem.backward_scales(),
         **strides("d", grad_output),
         "logsumexp": logsumexp,

@@ -1,8 +1,8 @@
-"""From attention's Tensors to what its kernels take: views in four dimensions, strides, the mask's layout, scalars."""
+"""From attention's Tensors to what its kernels take: views in four dimensions, strides, scalars."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import triton
@@ -10,30 +10,17 @@ import triton.language as tl
 from torch import Tensor
 
 from . import DTYPES
-from .attention_tiles import BOOL_MASK, ELEMENT_MASK, FLOAT_MASK, NO_MASK
+from .attention_mask import AttentionMask, attention_mask
+from .attention_schedule import merged
+from .attention_tiles import ELEMENT_MASK, FLOAT_MASK, NO_MASK
 from .philox import threshold_halves
 
 _LOG2E = 1.4426950408889634
-# Offsets from a tile's first row are int32: strides of rows beyond this are taken away by a copy.
-_MAX_MASK_STRIDE = 2**22
 
 
 def unit_of(dtype: torch.dtype) -> int:
     """Elements in 16 bytes, the unit of strides and head sizes."""
     return 16 // dtype.itemsize
-
-
-def merged(sizes: Sequence[int], strides: Sequence[int]) -> list[tuple[int, int]]:
-    """(size, stride) of as few dimensions as walk over the same memory in the same order; sizes of 1 are left out."""
-    result: list[tuple[int, int]] = []
-    for size, stride in zip(sizes, strides, strict=True):
-        if size == 1:
-            continue
-        if result and result[-1][1] == size * stride:
-            result[-1] = (result[-1][0] * size, stride)
-        else:
-            result.append((size, stride))
-    return result
 
 
 def _in_four_dimensions(tensor: Tensor) -> Tensor | None:
@@ -51,9 +38,13 @@ def _in_four_dimensions(tensor: Tensor) -> Tensor | None:
 
 def direct_view(tensor: Tensor) -> Tensor | None:
     """The four-dimensional view if kernels can use it: contiguous rows, all of them beginning at 16 bytes."""
-    unit = unit_of(tensor.dtype)
-    if tensor.shape[-1] == 0 or tensor.shape[-1] % unit != 0 or tensor.data_ptr() % 16 != 0:
+    unit, shape = unit_of(tensor.dtype), tensor.shape
+    if shape[-1] == 0 or shape[-1] % unit != 0 or tensor.data_ptr() % 16 != 0:
         return None
+    if len(shape) == 4:  # nearly always as it should be
+        batch, head, row, last = tensor.stride()
+        if last == 1 and batch % unit == 0 and head % unit == 0 and row % unit == 0:
+            return tensor
     view = _in_four_dimensions(tensor)
     if view is None or view.stride(-1) != 1 or any(stride % unit != 0 for stride in view.stride()[:3]):
         return None
@@ -100,50 +91,8 @@ class Writable:
 def strides(prefix: str, view: Tensor) -> dict[str, int]:
     """``<prefix>_batch``, ``_head`` and ``_row`` in units of 16 bytes."""
     unit = unit_of(view.dtype)
-    return {f"{prefix}_{name}": view.stride(i) // unit for i, name in enumerate(("batch", "head", "row"))}
-
-
-@dataclass(frozen=True)
-class AttentionMask:
-    """A mask as kernels read it: heads are cut in two dimensions, [outer, inner_heads]."""
-
-    tensor: Tensor
-    kind: int
-    outer: int
-    inner: int
-    inner_heads: int
-    row: int
-    column: int
-
-    @property
-    def pointer(self) -> object:
-        return triton.reinterpret(self.tensor, tl.uint8)
-
-    def scalars(self) -> dict[str, int]:
-        return {
-            "mask_outer": self.outer,
-            "mask_inner": self.inner,
-            "mask_inner_heads": self.inner_heads,
-            "mask_row": self.row,
-            "mask_col": self.column,
-            "mask_kind": self.kind,
-        }
-
-
-def attention_mask(mask: Tensor | None, query: Tensor, keys: int) -> AttentionMask:
-    """The layout of a mask that broadcasts to [*, H, Sq, Sk]; without one, something that is never read."""
-    if mask is None:
-        return AttentionMask(query, NO_MASK, 0, 0, 1, 0, 0)
-    kind = BOOL_MASK if mask.dtype == torch.bool else ELEMENT_MASK if mask.dtype == query.dtype else FLOAT_MASK
-    leading, scores = query.shape[:-2], (*query.shape[:-1], keys)
-    expanded = mask.expand(scores)
-    groups = merged(leading, expanded.stride()[:-2])
-    if len(groups) > 2 or expanded.stride(-2) > _MAX_MASK_STRIDE or (keys > 1 and expanded.stride(-1) > 1):
-        expanded = mask.expand(*leading, *(1, 1, *mask.shape)[-2:]).contiguous().expand(scores)
-        groups = merged(leading, expanded.stride()[:-2])
-    outer, inner = [(1, 0), (1, 0), *groups][-2:]
-    row, column = expanded.stride()[-2:]
-    return AttentionMask(expanded, kind, outer[1], inner[1], inner[0], row, column)
+    batch, head, row, _ = view.stride()
+    return {f"{prefix}_batch": batch // unit, f"{prefix}_head": head // unit, f"{prefix}_row": row // unit}
 
 
 @dataclass(frozen=True)
@@ -154,7 +103,7 @@ class AttentionProblem:
     key: Tensor
     value: Tensor
     mask: AttentionMask
-    seed: Tensor
+    seed: object  # a pointer to int64
     dropout_p: float
     causal: bool
     scale: float
@@ -196,8 +145,10 @@ class AttentionProblem:
     def precision(self) -> str:
         """How float32 products are made; 16-bit ones know one way."""
         is_float = self.query.dtype == torch.float32
-        return "tf32" if is_float and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+        # allow_tf32 says the same, but raises once someone has used this newer name.
+        return "tf32" if is_float and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
+    @cached_property
     def common(self) -> dict[str, object]:
         """Arguments that the kernels with products share, but for scales."""
         high, low = threshold_halves(self.dropout_p) if self.dropout_p > 0 else (0, 0)
@@ -252,15 +203,14 @@ def attention_problem(
     size = query.shape[-1]
     # Without elements all logits are 0, whatever the scale.
     default = 1 / math.sqrt(size) if size > 0 else 0.0
-    # A seed is read whether or not it is used; logits are never reached by what stands there then.
-    if dropout_p == 0 or seed is None:
-        seed = torch.empty(1, dtype=torch.int64, device=query.device)
+    queries = readable(query)
     return AttentionProblem(
-        readable(query),
+        queries,
         readable(key),
         readable(value),
         attention_mask(mask, query, key.shape[-2]),
-        seed,
+        # A seed is read whether or not it is used; logits are never reached by what stands there then.
+        triton.reinterpret(queries, tl.int64) if dropout_p == 0 or seed is None else seed,
         dropout_p,
         is_causal,
         default if scale is None or size == 0 else scale,

@@ -18,6 +18,19 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
+def merged(sizes: Sequence[int], strides: Sequence[int]) -> list[tuple[int, int]]:
+    """(size, stride) of as few dimensions as walk over the same memory in the same order; sizes of 1 are left out."""
+    result: list[tuple[int, int]] = []
+    for size, stride in zip(sizes, strides, strict=True):
+        if size == 1:
+            continue
+        if result and result[-1][1] == size * stride:
+            result[-1] = (result[-1][0] * size, stride)
+        else:
+            result.append((size, stride))
+    return result
+
+
 # --- order of tiles --------------------------------------------------------------------------------------------------
 def heads_per_section(bytes_per_head: int, heads: int) -> int:
     """Heads that run side by side: as many as leave what they all read again and again in the L2 cache."""
@@ -107,7 +120,13 @@ def split_keys(keys: int, block: int, tiles: int, processors: int, min_blocks: i
     return Split(ceil_div(blocks, per_chunk), per_chunk * block)
 
 
-def uses_split(rows: int, keys: int, tiles: int, block: int, processors: int, rows_limit: int = 64) -> bool:
+# More rows than these are never packed.
+MOST_PACKED_ROWS = 64
+
+
+def uses_split(
+    rows: int, keys: int, tiles: int, block: int, processors: int, rows_limit: int = MOST_PACKED_ROWS
+) -> bool:
     """Do the keys of a head go to several programs, with the ``rows`` queries of its group packed into one tile?
 
     Pays where rows would leave most of an ordinary tile of queries empty, or programs are fewer than processors.

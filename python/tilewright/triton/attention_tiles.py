@@ -46,10 +46,10 @@ _SCALARS = {tl.int32: "i32", tl.int64: "i64", tl.float32: "fp32"}
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
-@triton.jit
-def units_of(ELEMENT: tl.constexpr):
-    """Elements in 16 bytes."""
-    return 128 // ELEMENT.primitive_bitwidth
+@triton.constexpr_function
+def units_of(element):
+    """Elements in 16 bytes. (What a jitted function returns is no constant before Triton 3.7.)"""
+    return 128 // element.primitive_bitwidth
 
 
 @triton.jit

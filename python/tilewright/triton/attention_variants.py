@@ -1,6 +1,7 @@
 """Every compiled kernel of attention: the variant a launch needs, and the list of all that can be launched."""
 
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 
@@ -59,6 +60,7 @@ def _pointer_types(dtype: torch.dtype, block_d: int, tiles: Config, tma: bool) -
     return types
 
 
+@cache
 def product_variant(
     kernel: str, architecture: int, dtype: torch.dtype, block_d: int, plain: bool, tma: bool, precision: str
 ) -> tuple[Variant, Config]:
@@ -72,6 +74,7 @@ def product_variant(
     return variant_of(_KERNELS[kernel], pointers, constants, tiles.num_warps, tiles.num_stages), tiles
 
 
+@cache
 def row_variant(kernel: str, dtype: torch.dtype, block_d: int) -> tuple[Variant, Config]:
     """The variant of ``delta`` or ``merge``."""
     tiles = row_config(block_d)

@@ -10,8 +10,9 @@ Kernels follow three rules, so that the variants a program can reach are the one
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -52,6 +53,8 @@ class Variant:
             ``"tensordesc<bf16[128, 64]>"``.
         constants: (argument, value) of every ``tl.constexpr``.
         num_warps, num_stages: as Triton takes them.
+        loaded: by device index, what :func:`launch` has compiled and loaded there. A kernel's users keep one Variant
+            for each, so that it is found again.
     """
 
     kernel: Any = field(compare=True)
@@ -59,6 +62,7 @@ class Variant:
     constants: tuple[tuple[str, Any], ...]
     num_warps: int
     num_stages: int
+    loaded: dict[int, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -81,14 +85,6 @@ INTERPRETED_ARCHITECTURE = 80
 _observers: list[Callable[[Variant], None]] = []
 
 
-def _current(arguments: Mapping[str, Any]) -> AbstractContextManager[Any]:
-    """Triton launches on the current device: make it the tensors' where it is another."""
-    tensor = next(value for value in arguments.values() if isinstance(value, torch.Tensor))
-    if tensor.device.type != "cuda" or tensor.device.index == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(tensor.device)
-
-
 def launch(variant: Variant, grid: Sequence[int], arguments: Mapping[str, Any]) -> None:
     """Run a variant on the current stream of its tensors' device.
 
@@ -100,14 +96,33 @@ def launch(variant: Variant, grid: Sequence[int], arguments: Mapping[str, Any]) 
         observe(variant)
     if 0 in grid:
         return
-    with _current(arguments):
-        variant.kernel[tuple(grid)](
-            **arguments,
-            **dict(variant.constants),
-            num_warps=variant.num_warps,
-            num_stages=variant.num_stages,
-            enable_fp_fusion=True,
-        )
+    tensor = next(value for value in arguments.values() if isinstance(value, torch.Tensor))
+    # Triton launches on the current device.
+    if tensor.is_cuda and tensor.get_device() != torch.cuda.current_device():
+        with torch.cuda.device(tensor.device):
+            _launch_here(variant, grid, arguments, tensor.get_device())
+    else:
+        _launch_here(variant, grid, arguments, tensor.get_device())
+
+
+def _launch_here(variant: Variant, grid: Sequence[int], arguments: Mapping[str, Any], device: int) -> None:
+    """On the current device, whose index that is. Triton's way from arguments to a compiled kernel looks at each of
+    them and costs more than the launch; as nothing but the variant decides, it is taken once.
+    """
+    loaded = variant.loaded.get(device)
+    if loaded is not None:
+        values = {**arguments, **dict(variant.constants)}
+        loaded[(*grid, 1, 1)[:3]](*[values[name] for name in variant.kernel.arg_names])
+        return
+    loaded = variant.kernel[tuple(grid)](
+        **arguments,
+        **dict(variant.constants),
+        num_warps=variant.num_warps,
+        num_stages=variant.num_stages,
+        enable_fp_fusion=True,
+    )
+    if loaded is not None:  # the interpreter's
+        variant.loaded[device] = loaded
 
 
 @contextmanager
@@ -125,8 +140,11 @@ def observed() -> Iterator[list[Variant]]:
 
 def architecture_of(device: torch.device) -> int:
     """The table a device uses: one of ARCHITECTURES."""
-    if device.type != "cuda":
-        return INTERPRETED_ARCHITECTURE
+    return _table_of(device) if device.type == "cuda" else INTERPRETED_ARCHITECTURE
+
+
+@cache
+def _table_of(device: torch.device) -> int:
     major, minor = torch.cuda.get_device_capability(device)
     if (major, minor) == (8, 0) or (major, minor) == (8, 7):
         return 80
