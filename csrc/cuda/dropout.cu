@@ -15,7 +15,7 @@ constexpr int kDropoutGroups = sizeof(T) == 8 ? 1 : 2;
 
 // Blocks of a multiprocessor that the registers must suffice for: 64 a thread where an instance does one thing.
 template <typename T, int kVec, bool kBits>
-constexpr int kDropoutBlocks = sizeof(T) == 2 && kVec > 1 && !kBits ? 4 : 3;
+constexpr int kDropoutBlocks = kShortConversions && sizeof(T) == 2 && kVec > 1 && !kBits ? 4 : 3;
 
 // factor[i] of a group, from the bits made before or from Philox; the bits may be wanted by a later call.
 template <bool kBits, typename T>

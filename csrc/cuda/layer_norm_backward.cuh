@@ -135,7 +135,7 @@ __device__ __forceinline__ void write_dx(const LayerNormBackwardArgs<T>& args, c
 
 // Two blocks on a multiprocessor are 64 registers a thread, which suffice where each holds one access.
 template <typename Shape, typename Sink>
-constexpr int kGradientBlocks = Shape::kItems == 1 && Sink::kLight ? 2 : 1;
+constexpr int kGradientBlocks = kShortConversions && Shape::kItems == 1 && Sink::kLight ? 2 : 1;
 
 template <typename T, typename Shape, typename Sink>
 __global__ void __launch_bounds__(Shape::kBlock, (kGradientBlocks<Shape, Sink>))
