@@ -13,9 +13,9 @@ namespace {
 template <typename T>
 constexpr int kDropoutGroups = sizeof(T) == 8 ? 1 : 2;
 
-// Blocks of a multiprocessor that the registers must suffice for: 64 a thread where an instance does one thing.
-template <typename T, int kVec, bool kBits>
-constexpr int kDropoutBlocks = kShortConversions && sizeof(T) == 2 && kVec > 1 && !kBits ? 4 : 3;
+// Blocks of a multiprocessor that the registers must suffice for: 64 a thread without bias and bits.
+template <typename T, int kVec, bool kPlain>
+constexpr int kDropoutBlocks = kShortConversions && sizeof(T) == 2 && kVec > 1 && kPlain ? 4 : 3;
 
 // factor[i] of a group, from the bits made before or from Philox; the bits may be wanted by a later call.
 template <bool kBits, typename T>
@@ -86,7 +86,7 @@ __device__ void dropout_tail(const DropoutArgs<T>& args, const Keep<Acc<T>>& kee
 }
 
 template <typename T, int kVec, bool kBias, bool kBits>
-__global__ void __launch_bounds__(kElementwiseBlock, (kDropoutBlocks<T, kVec, kBits>))
+__global__ void __launch_bounds__(kElementwiseBlock, (kDropoutBlocks<T, kVec, !kBias && !kBits>))
     dropout_groups(const DropoutArgs<T> args) {
   using A = Acc<T>;
   constexpr int kGroups = kDropoutGroups<T>;
