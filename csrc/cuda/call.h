@@ -4,17 +4,25 @@
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <initializer_list>
+
 #include "cuda/launch.h"
 #include "ops/delegate.h"
 #include "ops/tensors.h"
 
 namespace tilewright::gpu {
 
-// While it lives, the tensor's device is the current one. Kernels go to that device's current stream.
+// While it lives, the tensor's device is the current one. Kernels go to that device's current stream. They get bare
+// pointers, so the other operands (undefined ones left out) must lie there too.
 class Call {
  public:
-  Call(const char* op, const Tensor& tensor) : op_(op), guard_(tensor.device()) {
+  Call(const char* op, const Tensor& tensor, std::initializer_list<const Tensor*> others = {})
+      : op_(op), guard_(tensor.device()) {
     const c10::Device device = tensor.device();
+    for (const Tensor* other : others) {
+      TORCH_CHECK(!other->defined() || other->device() == device, op, ": all tensors must be on one device, got ",
+                  device, " and ", other->device());
+    }
     if (!device.is_cuda()) {
       launch_ = {nullptr, multiprocessors_of(0)};  // the emulation
       return;

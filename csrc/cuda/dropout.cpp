@@ -40,7 +40,7 @@ void run_dropout(const Tensor& input, const Tensor& residual, const Tensor& bias
     output.copy_(y);
     return;
   }
-  const Call call(op, input);
+  const Call call(op, input, {&residual, &bias, &output});
   dispatch_floating(input.scalar_type(), op, [&](auto element) {
     using T = decltype(element);
     const DropoutArgs<T> args{const_data<T>(input),

@@ -1,13 +1,21 @@
 // Elementwise dropout over contiguous memory: one launch, each thread a few groups of eight elements, loaded before the
 // first Philox round so that the rounds run while the loads are under way.
 //
-//   tile     256 threads x 4 groups (16-bit), 2 (float32), 1 (float64)
+//   tile     256 threads x 2 groups (float64: 1)
 //   group    8 elements = 16 bytes, 2 x 16, 4 x 16: one call of Philox
 #include "cuda/elementwise.cuh"
 #include "cuda/keep.cuh"
 
 namespace tilewright::gpu {
 namespace {
+
+// Beside the rounds of Philox more than two groups cost so many registers that fewer bytes are in flight, not more.
+template <typename T>
+constexpr int kDropoutGroups = sizeof(T) == 8 ? 1 : 2;
+
+// Blocks of a multiprocessor that the registers must suffice for: 64 a thread without bias and bits.
+template <typename T, int kVec, bool kPlain>
+constexpr int kDropoutBlocks = kShortConversions && sizeof(T) == 2 && kVec > 1 && kPlain ? 4 : 3;
 
 // factor[i] of a group, from the bits made before or from Philox; the bits may be wanted by a later call.
 template <bool kBits, typename T>
@@ -28,7 +36,7 @@ __device__ __forceinline__ void group_factors(const DropoutArgs<T>& args, const 
 template <int kVec, typename T>
 __device__ __forceinline__ void add_bias(const DropoutArgs<T>& args, int64_t first, Acc<T> (&v)[kGroup]) {
   const Parameter<T> bias{args.bias, args.wide_bias};
-  int64_t column = first % args.cols;
+  int64_t column = divide(first, args.cols).remainder;
   if (kVec > 1 && args.cols % kGroup == 0) {
 #pragma unroll
     for (int i = 0; i < kGroup; i += kVec) {
@@ -78,9 +86,10 @@ __device__ void dropout_tail(const DropoutArgs<T>& args, const Keep<Acc<T>>& kee
 }
 
 template <typename T, int kVec, bool kBias, bool kBits>
-__global__ void __launch_bounds__(kElementwiseBlock) dropout_groups(const DropoutArgs<T> args) {
+__global__ void __launch_bounds__(kElementwiseBlock, (kDropoutBlocks<T, kVec, !kBias && !kBits>))
+    dropout_groups(const DropoutArgs<T> args) {
   using A = Acc<T>;
-  constexpr int kGroups = kGroupsOfThread<T>;
+  constexpr int kGroups = kDropoutGroups<T>;
   const Keep<A> keep(args.dropout);
   const int64_t groups = args.numel / kGroup, step = static_cast<int64_t>(gridDim.x) * kElementwiseBlock * kGroups;
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * kElementwiseBlock * kGroups + threadIdx.x; first < groups;
@@ -139,7 +148,7 @@ __global__ void __launch_bounds__(kElementwiseBlock)
 
 template <typename T, int kVec, bool kBias, bool kBits>
 Status launch_groups(const DropoutArgs<T>& args, const Launch& where) {
-  const int64_t tiles = divide_up(args.numel, int64_t{kElementwiseBlock} * kGroup * kGroupsOfThread<T>);
+  const int64_t tiles = divide_up(args.numel, int64_t{kElementwiseBlock} * kGroup * kDropoutGroups<T>);
   return launch(where, dropout_groups<T, kVec, kBias, kBits>,
                 dim3(static_cast<unsigned>(elementwise_blocks(tiles, where))), kElementwiseBlock, 0, args);
 }

@@ -29,7 +29,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_forward_cuda(
   const auto [rows, cols] = check_dropout_add_layer_norm_forward(input, residual, normalized_shape, weight_in, bias_in);
   if (seed.defined()) check_dropout_seed(kName, seed, input.device(), p);
   const auto dtype = input.scalar_type(), sum_dtype = accumulation_dtype(dtype);
-  const Call call(kName, input);
+  const Call call(kName, input, {&residual, &weight_in, &bias_in});
   const Tensor x = input.contiguous(), r = residual.contiguous();
   const Tensor weight = contiguous(weight_in), bias = contiguous(bias_in);
   Tensor output = empty_like_in(input, input.sizes(), dtype);
@@ -69,7 +69,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_backward_cuda(
   if (seed.defined()) check_dropout_seed(kName, seed, sum.device(), p);
   const auto dtype = sum.scalar_type();
   const auto parameter_dtype = weight_in.defined() ? weight_in.scalar_type() : dtype;
-  const Call call("dropout_add_layer_norm_backward", sum);
+  const Call call("dropout_add_layer_norm_backward", sum, {&grad_output, &grad_sum, &mean, &rstd, &weight_in});
   const Tensor dy = grad_output.contiguous(), z = sum.contiguous(), dsum = contiguous(grad_sum),
                weight = contiguous(weight_in), means = mean.contiguous(), rstds = rstd.contiguous();
   const auto gradient = [&](bool wanted, at::IntArrayRef shape, at::ScalarType type) {

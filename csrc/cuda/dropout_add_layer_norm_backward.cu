@@ -14,6 +14,7 @@ struct DropoutAddGradients {
   T *dresidual, *dinput;
   Dropout<Acc<T>> dropout;
 
+  static constexpr bool kLight = false;  // the rounds of Philox
   TILEWRIGHT_HOST_DEVICE bool wanted() const { return dresidual != nullptr || dinput != nullptr; }
   template <int kVec>
   bool aligned(int64_t cols) const {

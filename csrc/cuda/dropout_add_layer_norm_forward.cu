@@ -15,6 +15,7 @@ struct DropoutAddRows {
   T* sum;
   Dropout<Acc<T>> dropout;
 
+  static constexpr int kAtOnce = 4;
   template <int kVec>
   bool aligned(int64_t cols) const {
     return is_aligned<kVec>(x, cols) && is_aligned<kVec>(residual, cols) && is_aligned<kVec>(sum, cols);
@@ -22,12 +23,21 @@ struct DropoutAddRows {
 
   class Reader {
    public:
+    template <int N>
+    struct Raw {
+      Pack<T, N> x, residual;
+    };
+
     __device__ __forceinline__ explicit Reader(const DropoutAddRows& rows)
         : x_(rows.x), residual_(rows.residual), sum_(rows.sum), keep_(rows.dropout) {}
 
     template <int N>
-    __device__ __forceinline__ void first(int64_t at, Acc<T> (&z)[N]) const {
-      make(at, z);
+    __device__ __forceinline__ Raw<N> read(int64_t at) const {
+      return {load_pack<N>(x_ + at), load_pack<N>(residual_ + at)};
+    }
+    template <int N>
+    __device__ __forceinline__ void first(int64_t at, const Raw<N>& raw, Acc<T> (&z)[N]) const {
+      make(at, raw, z);
       if (sum_ != nullptr) store<N>(sum_ + at, z);
     }
     template <int N>
@@ -35,19 +45,19 @@ struct DropoutAddRows {
       if (sum_ != nullptr) {
         load<N>(sum_ + at, z);
       } else {
-        make(at, z);
+        make(at, read<N>(at), z);
       }
     }
 
    private:
     template <int N>
-    __device__ __forceinline__ void make(int64_t at, Acc<T> (&z)[N]) const {
-      Acc<T> x[N], factor[N];
-      load<N>(x_ + at, x);
-      load<N>(residual_ + at, z);
+    __device__ __forceinline__ void make(int64_t at, const Raw<N>& raw, Acc<T> (&z)[N]) const {
+      Acc<T> factor[N];
       keep_.factors(at, factor);
 #pragma unroll
-      for (int i = 0; i < N; ++i) z[i] = widen(narrow<T>(z[i] + x[i] * factor[i]));
+      for (int i = 0; i < N; ++i) {
+        z[i] = widen(narrow<T>(widen(raw.residual.value[i]) + widen(raw.x.value[i]) * factor[i]));
+      }
     }
 
     const T *x_, *residual_;

@@ -15,20 +15,6 @@
 namespace tilewright::gpu {
 namespace {
 
-struct DivMod {
-  int64_t quotient, remainder;
-};
-
-// Both at least 0; 32-bit division, where that is enough, takes a quarter of the time.
-__device__ __forceinline__ DivMod divide(int64_t a, int64_t b) {
-  if (((a | b) >> 32) == 0) {
-    const uint32_t low = static_cast<uint32_t>(a), by = static_cast<uint32_t>(b), quotient = low / by;
-    return {quotient, low - quotient * by};
-  }
-  const int64_t quotient = a / b;
-  return {quotient, a - quotient * b};
-}
-
 __device__ __forceinline__ int64_t offset_of(const PermutedLayout& layout, int64_t index) {
   int64_t offset = 0;
   for (int d = layout.dims - 1; d >= 0; --d) {

@@ -10,7 +10,7 @@ namespace tilewright::gpu {
 constexpr int kGroup = 8;
 constexpr int kElementwiseBlock = 256;
 
-// Groups that a thread has in flight: 64 bytes of each operand.
+// Groups that a thread has in flight: 64 bytes of each operand, for kernels that do little with them.
 template <typename T>
 constexpr int kGroupsOfThread = 64 / (kGroup * static_cast<int>(sizeof(T)));
 
@@ -18,6 +18,20 @@ constexpr int kGroupsOfThread = 64 / (kGroup * static_cast<int>(sizeof(T)));
 // fewer.
 inline int64_t elementwise_blocks(int64_t tiles, const Launch& where) {
   return std::max(int64_t{1}, std::min(tiles, int64_t{2048 / kElementwiseBlock} * where.multiprocessors));
+}
+
+struct DivMod {
+  int64_t quotient, remainder;
+};
+
+// Both at least 0; 32-bit division, where that is enough, takes a quarter of the time.
+__device__ __forceinline__ DivMod divide(int64_t a, int64_t b) {
+  if (((a | b) >> 32) == 0) {
+    const uint32_t low = static_cast<uint32_t>(a), by = static_cast<uint32_t>(b), quotient = low / by;
+    return {quotient, low - quotient * by};
+  }
+  const int64_t quotient = a / b;
+  return {quotient, a - quotient * b};
 }
 
 // A group as it lies in memory, moved by accesses of kVec elements.

@@ -29,6 +29,13 @@ Status launch(const Launch& where, void (*kernel)(Parameters...), dim3 grid, int
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// From sm_90 on conversions of 16-bit types are single instructions, and kernels of them can do with 64 registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+constexpr bool kShortConversions = true;
+#else
+constexpr bool kShortConversions = false;
+#endif
+
 // The block's dynamic shared memory, as much as its launch asked for.
 template <typename T>
 __device__ __forceinline__ T* dynamic_shared() {

@@ -18,7 +18,7 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_forward_cuda(const Tensor& input, 
   const Tensor weight_in = value_or_undefined(weight_opt), bias_in = value_or_undefined(bias_opt);
   const auto [rows, cols] = check_layer_norm(input, normalized_shape, weight_in, bias_in);
   const auto dtype = input.scalar_type(), sum_dtype = accumulation_dtype(dtype);
-  const Call call("layer_norm", input);
+  const Call call("layer_norm", input, {&weight_in, &bias_in});
   const Tensor x = input.contiguous(), weight = contiguous(weight_in), bias = contiguous(bias_in);
   Tensor output = empty_like_in(input, input.sizes(), dtype);
   const auto stat_shape = layer_norm_stat_shape(input.sizes(), normalized_shape);
@@ -50,7 +50,7 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward_cuda(const Tensor& grad_o
   const auto [rows, cols] = check_layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight_in);
   const auto dtype = input.scalar_type();
   const auto parameter_dtype = weight_in.defined() ? weight_in.scalar_type() : dtype;
-  const Call call("layer_norm_backward", input);
+  const Call call("layer_norm_backward", input, {&grad_output, &mean, &rstd, &weight_in});
   const Tensor dy = grad_output.contiguous(), x = input.contiguous(), weight = contiguous(weight_in);
   const Tensor means = mean.contiguous(), rstds = rstd.contiguous();
   const auto gradient = [&](bool wanted, at::IntArrayRef shape, at::ScalarType type) {

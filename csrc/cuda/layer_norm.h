@@ -31,8 +31,8 @@ struct LayerNormBackwardArgs {
   int64_t rows, cols;
 };
 
-// How many partial rows of dweight and dbias the backward writes: a function of the shape alone, so that the order of
-// summation is, too.
+// How many partial rows of dweight and dbias the backward writes, or has room for: a function of the shape alone, so
+// that the order of summation is, too.
 int64_t layer_norm_partial_rows(int64_t rows, int64_t cols);
 
 template <typename T>
@@ -40,11 +40,11 @@ Status layer_norm_forward(const LayerNormForwardArgs<T>& args, const Launch& lau
 template <typename T>
 Status layer_norm_backward(const LayerNormBackwardArgs<T>& args, const Launch& launch);
 
-// The partial rows by a launch of their own, and the gradients from the partial rows: stages of the backward, which
-// dropout_add_layer_norm shares.
+// Stages of the backward, which dropout_add_layer_norm shares: the parameters' gradients from the first `parts` partial
+// rows, [2, parts, cols], and both by launches of their own.
 template <typename T>
-Status layer_norm_column_partials(const LayerNormBackwardArgs<T>& args, const Launch& launch);
+Status layer_norm_add_partials(const LayerNormBackwardArgs<T>& args, int64_t parts, const Launch& launch);
 template <typename T>
-Status layer_norm_add_partials(const LayerNormBackwardArgs<T>& args, const Launch& launch);
+Status layer_norm_column_sums(const LayerNormBackwardArgs<T>& args, const Launch& launch);
 
 }  // namespace tilewright::gpu

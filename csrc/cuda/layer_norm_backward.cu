@@ -38,16 +38,20 @@ int64_t layer_norm_partial_rows(int64_t rows, int64_t cols) {
 }
 
 template <typename T>
-Status layer_norm_column_partials(const LayerNormBackwardArgs<T>& args, const Launch& where) {
-  const dim3 grid = columns_grid(args.cols, layer_norm_partial_rows(args.rows, args.cols));
-  return launch(where, layer_norm_column_rows<T>, grid, kColumns * kLanes, 0, args);
+Status layer_norm_column_sums(const LayerNormBackwardArgs<T>& args, const Launch& where) {
+  // Eight blocks on each multiprocessor of an H100 or H200, and at least four rows for each lane.
+  constexpr int64_t kBlocks = 1056, kMinRows = 4 * kLanes;
+  const int64_t strips = divide_up(args.cols, kColumns);
+  const int64_t parts = std::min(
+      {layer_norm_partial_rows(args.rows, args.cols), divide_up(kBlocks, strips), divide_up(args.rows, kMinRows)});
+  const Status status =
+      launch(where, layer_norm_column_rows<T>, columns_grid(args.cols, parts), kColumns * kLanes, 0, args);
+  return status != 0 ? status : layer_norm_add_partials(args, parts, where);
 }
 
 template <typename T>
-Status layer_norm_add_partials(const LayerNormBackwardArgs<T>& args, const Launch& where) {
-  const ColumnSumsArgs<T> sums{args.partials, layer_norm_partial_rows(args.rows, args.cols),
-                               args.cols,     args.dweight,
-                               args.dbias,    args.wide_gradients};
+Status layer_norm_add_partials(const LayerNormBackwardArgs<T>& args, int64_t parts, const Launch& where) {
+  const ColumnSumsArgs<T> sums{args.partials, parts, args.cols, args.dweight, args.dbias, args.wide_gradients};
   return launch(where, add_partials<T>, columns_grid(args.cols, 2), kColumns * kLanes, 0, sums);
 }
 
@@ -56,9 +60,9 @@ Status layer_norm_backward(const LayerNormBackwardArgs<T>& args, const Launch& w
   return launch_layer_norm_backward(args, MatrixGradient<T>{args.dx}, where);
 }
 
-#define TILEWRIGHT_INSTANTIATE(T)                                                             \
-  template Status layer_norm_column_partials(const LayerNormBackwardArgs<T>&, const Launch&); \
-  template Status layer_norm_add_partials(const LayerNormBackwardArgs<T>&, const Launch&);    \
+#define TILEWRIGHT_INSTANTIATE(T)                                                                   \
+  template Status layer_norm_column_sums(const LayerNormBackwardArgs<T>&, const Launch&);           \
+  template Status layer_norm_add_partials(const LayerNormBackwardArgs<T>&, int64_t, const Launch&); \
   template Status layer_norm_backward(const LayerNormBackwardArgs<T>&, const Launch&);
 TILEWRIGHT_INSTANTIATE(float)
 TILEWRIGHT_INSTANTIATE(double)

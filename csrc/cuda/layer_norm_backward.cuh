@@ -5,7 +5,9 @@
 //   rows      0 1 2 ... R-1 | R ...          block b takes rows b*R ... b*R + R-1, then the same P*R rows further on
 //   partial   row b of [P, cols]             P = layer_norm_partial_rows
 //
-// Rows that do not fit registers beside those sums take dx from one launch and the sums from another.
+// There are few blocks, so that there are few partial rows, and hence large ones: what a multiprocessor has in flight
+// is 512 threads' accesses of each of its two blocks. Rows of more than 16 elements a thread keep the sums in shared
+// memory, and those that do not fit registers at all take dx from one launch and the sums from another.
 //
 // What becomes of dx is a Sink: a struct for the kernel's parameters, with a Writer that threads make of it.
 //   sink.wanted()          is anything written?
@@ -15,6 +17,7 @@
 
 #include "common/macros.h"
 #include "cuda/layer_norm.h"
+#include "cuda/layer_norm_totals.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/row_tile.cuh"
 
@@ -26,6 +29,7 @@ template <typename T>
 struct MatrixGradient {
   T* dx;  // null: not wanted
 
+  static constexpr bool kLight = true;  // few registers beside those of the sums
   TILEWRIGHT_HOST_DEVICE bool wanted() const { return dx != nullptr; }
   template <int kVec>
   bool aligned(int64_t cols) const {
@@ -129,45 +133,22 @@ __device__ __forceinline__ void write_dx(const LayerNormBackwardArgs<T>& args, c
   writer.write(row * args.cols + column, dx);
 }
 
-// Adds the groups of a block, in order, and writes the block's partial row.
-template <typename T, typename Shape>
-__device__ __forceinline__ void write_partials(const LayerNormBackwardArgs<T>& args,
-                                               const Acc<T> (&sums)[2][Shape::kItems][Shape::kVec]) {
-  using A = Acc<T>;
-  A* of_group = dynamic_shared<A>();  // [rows of block - 1, capacity]
-#pragma unroll                        // or totals would be indexed at run time and live in local memory
-  for (int which = 0; which < 2; ++which) {
-    A* partial = args.partials + (which * static_cast<int64_t>(gridDim.x) + blockIdx.x) * args.cols;
-    if (Shape::group() > 0) {
-      for_each_access<Shape>(args.cols, [&](int item, int64_t column) {
-#pragma unroll
-        for (int i = 0; i < Shape::kVec; ++i) {
-          of_group[(Shape::group() - 1) * Shape::kCapacity + column + i] = sums[which][item][i];
-        }
-      });
-    }
-    if constexpr (Shape::kRowsOfBlock > 1) __syncthreads();
-    if (Shape::group() == 0) {
-      for_each_access<Shape>(args.cols, [&](int item, int64_t column) {
-#pragma unroll
-        for (int i = 0; i < Shape::kVec; ++i) {
-          A sum = sums[which][item][i];
-          for (int g = 0; g < Shape::kRowsOfBlock - 1; ++g) sum += of_group[g * Shape::kCapacity + column + i];
-          partial[column + i] = sum;
-        }
-      });
-    }
-    if constexpr (Shape::kRowsOfBlock > 1) __syncthreads();
-  }
-}
+// Two blocks on a multiprocessor are 64 registers a thread, which suffice where each holds one access.
+template <typename Shape, typename Sink>
+constexpr int kGradientBlocks = kShortConversions && Shape::kItems == 1 && Sink::kLight ? 2 : 1;
 
 template <typename T, typename Shape, typename Sink>
-__global__ void __launch_bounds__(Shape::kBlock)
+__global__ void __launch_bounds__(Shape::kBlock, (kGradientBlocks<Shape, Sink>))
     layer_norm_gradient_rows(const LayerNormBackwardArgs<T> args, const Sink sink) {
   using A = Acc<T>;
   const typename Sink::Writer writer(sink);
   constexpr int kVec = Shape::kVec, kItems = Shape::kItems;
-  A totals[2][kItems][kVec] = {};  // of dweight and dbias
+  Totals<A, Shape> totals;
+#pragma unroll
+  for (int item = 0; item < kItems; ++item) {
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) totals.at(0, item, i) = totals.at(1, item, i) = A(0);
+  }
   const int64_t step = static_cast<int64_t>(gridDim.x) * Shape::kRowsOfBlock;
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * Shape::kRowsOfBlock; first < args.rows; first += step) {
     const int64_t row = first + Shape::group();
@@ -175,9 +156,9 @@ __global__ void __launch_bounds__(Shape::kBlock)
     const int64_t cols = inside ? args.cols : 0;
     const RowStatistics<A> statistics = statistics_of(args, inside ? row : 0);
     RowAccess<T, kVec> accesses[kItems];
+    for_each_access<Shape>(cols, [&](int item, int64_t column) { accesses[item] = read<kVec>(args, row, column); });
     A xhat[kVec], dy[kVec], sums[kRowSums] = {};
     for_each_access<Shape>(cols, [&](int item, int64_t column) {
-      accesses[item] = read<kVec>(args, row, column);
       expand(accesses[item], statistics, xhat, dy);
       add_row_sums<T, kVec>(args, column, xhat, dy, sums);
     });
@@ -187,8 +168,8 @@ __global__ void __launch_bounds__(Shape::kBlock)
       expand(accesses[item], statistics, xhat, dy);
 #pragma unroll
       for (int i = 0; i < kVec; ++i) {
-        totals[0][item][i] += dy[i] * (xhat[i] - means.mean_x);
-        totals[1][item][i] += dy[i];
+        totals.at(0, item, i) += dy[i] * (xhat[i] - means.mean_x);
+        totals.at(1, item, i) += dy[i];
       }
       if (sink.wanted()) write_dx<T, kVec>(args, writer, row, column, xhat, dy, statistics.rstd, means);
     });
@@ -223,12 +204,12 @@ __global__ void __launch_bounds__(kLongBlock)
 
 template <typename Shape, typename T, typename Sink>
 Status launch_rows(const LayerNormBackwardArgs<T>& args, const Sink& sink, const Launch& where) {
-  const int64_t blocks = args.partials != nullptr ? layer_norm_partial_rows(args.rows, args.cols)
-                                                  : std::min(divide_up(args.rows, Shape::kRowsOfBlock), kMaxBlocks);
-  const int shared =
-      args.partials != nullptr ? static_cast<int>((Shape::kRowsOfBlock - 1) * Shape::kCapacity * sizeof(Acc<T>)) : 0;
-  return launch(where, layer_norm_gradient_rows<T, Shape, Sink>, dim3(static_cast<unsigned>(blocks)), Shape::kBlock,
-                shared, args, sink);
+  const bool sums = args.partials != nullptr;
+  const int64_t blocks = sums ? layer_norm_partial_rows(args.rows, args.cols)
+                              : std::min(divide_up(args.rows, Shape::kRowsOfBlock), kMaxBlocks);
+  const Status status = launch(where, layer_norm_gradient_rows<T, Shape, Sink>, dim3(static_cast<unsigned>(blocks)),
+                               Shape::kBlock, kTotalsBytes<Acc<T>, Shape>, args, sink);
+  return status != 0 || !sums ? status : layer_norm_add_partials(args, blocks, where);
 }
 
 template <int kVec, typename T, typename Sink>
@@ -239,20 +220,34 @@ Status launch_long(const LayerNormBackwardArgs<T>& args, const Sink& sink, const
                                  dim3(static_cast<unsigned>(blocks)), kLongBlock, 0, args, sink);
     if (status != 0) return status;
   }
-  return args.partials == nullptr ? 0 : layer_norm_column_partials(args, where);
+  return args.partials == nullptr ? 0 : layer_norm_column_sums(args, where);
 }
 
-// 16 elements a thread: x, dy and two totals of each are 48 (16-bit types) or 64 registers of the 128 that blocks of
-// 512 threads have. 8 where each is an access with an address and a condition of its own.
+// As few threads for a row as hold it by one access each, up to the whole block; then up to 16 elements a thread, and
+// 24 where the totals move to shared memory, 96 KiB of the 99 that every architecture gives a block.
 template <int kVec, typename T, typename Sink>
 Status launch_by_length(const LayerNormBackwardArgs<T>& args, const Sink& sink, const Launch& where) {
-  constexpr int kMost = kVec == 1 ? 8 : 16 / (sizeof(T) == 8 ? 2 : 1) / kVec;
+  constexpr int kBlock = 512;
   const int64_t accesses = args.cols / kVec;
-  if (accesses <= 8) return launch_rows<RowShape<kVec, 1, 8, 128>>(args, sink, where);
-  if (accesses <= 32) return launch_rows<RowShape<kVec, 1, 32, 128>>(args, sink, where);
-  if (accesses <= 32 * kMost) return launch_rows<RowShape<kVec, kMost, 32, 128>>(args, sink, where);
-  if (accesses <= 128 * kMost) return launch_rows<RowShape<kVec, kMost, 128, 128>>(args, sink, where);
-  if (accesses <= 512 * kMost) return launch_rows<RowShape<kVec, kMost, 512, 512>>(args, sink, where);
+  if (accesses <= 8) return launch_rows<RowShape<kVec, 1, 8, kBlock>>(args, sink, where);
+  if constexpr (kVec == 1) {  // each access has an address and a condition of its own
+    if (accesses <= 32) return launch_rows<RowShape<kVec, 1, 32, kBlock>>(args, sink, where);
+    if (accesses <= 32 * 8) return launch_rows<RowShape<kVec, 8, 32, kBlock>>(args, sink, where);
+    if (accesses <= 128 * 8) return launch_rows<RowShape<kVec, 8, 128, kBlock>>(args, sink, where);
+    if (accesses <= 512 * 8) return launch_rows<RowShape<kVec, 8, 512, kBlock>>(args, sink, where);
+  } else {
+    constexpr int kMost = 16 / (sizeof(T) == 8 ? 2 : 1) / kVec;
+    if (accesses <= 16) return launch_rows<RowShape<kVec, 1, 16, kBlock>>(args, sink, where);
+    if (accesses <= 32) return launch_rows<RowShape<kVec, 1, 32, kBlock>>(args, sink, where);
+    if (accesses <= 64) return launch_rows<RowShape<kVec, 1, 64, kBlock>>(args, sink, where);
+    if (accesses <= 128) return launch_rows<RowShape<kVec, 1, 128, kBlock>>(args, sink, where);
+    if (accesses <= 256) return launch_rows<RowShape<kVec, 1, 256, kBlock>>(args, sink, where);
+    if (accesses <= 512) return launch_rows<RowShape<kVec, 1, 512, kBlock>>(args, sink, where);
+    if (accesses <= 512 * kMost) return launch_rows<RowShape<kVec, kMost, 512, kBlock>>(args, sink, where);
+    if constexpr (sizeof(T) < 8) {
+      if (accesses <= 768 * kMost) return launch_rows<RowShape<kVec, kMost * 3 / 2, 512, kBlock>>(args, sink, where);
+    }
+  }
   return launch_long<kVec>(args, sink, where);
 }
 
@@ -262,9 +257,7 @@ Status launch_layer_norm_backward(const LayerNormBackwardArgs<T>& args, const Si
   const bool aligned = is_aligned<kVec>(args.x, args.cols) && is_aligned<kVec>(args.dy, args.cols) &&
                        sink.template aligned<kVec>(args.cols) &&
                        is_aligned<kVec>(static_cast<const T*>(args.weight), args.cols);
-  const Status status = aligned ? launch_by_length<kVec>(args, sink, where) : launch_by_length<1>(args, sink, where);
-  if (status != 0 || args.partials == nullptr) return status;
-  return layer_norm_add_partials(args, where);
+  return aligned ? launch_by_length<kVec>(args, sink, where) : launch_by_length<1>(args, sink, where);
 }
 
 }  // namespace

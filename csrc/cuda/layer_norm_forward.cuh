@@ -3,8 +3,11 @@
 // of which the second and third mostly meet the L2 cache.
 //
 // Where the rows come from is a Source: a struct for the kernel's parameters, with a Reader that threads make of it.
-//   reader.first(at, x)   elements at ... at + N - 1, flat; each is asked for once, before
-//   reader.again(at, x)   by the thread that asked first
+//   source.kAtOnce             accesses of a thread that are read before the first is used
+//   reader.read<N>(at)         what memory holds for elements at ... at + N - 1, flat: loads and nothing else, so that
+//                              all of a thread's are under way before the first is waited for
+//   reader.first(at, raw, x)   those elements, of what was read; each is asked for once, before
+//   reader.again(at, x)        by the thread that asked first
 #pragma once
 #include <algorithm>
 
@@ -20,6 +23,7 @@ template <typename T>
 struct MatrixRows {
   const T* x;
 
+  static constexpr int kAtOnce = 8;
   template <int kVec>
   bool aligned(int64_t cols) const {
     return is_aligned<kVec>(x, cols);
@@ -27,10 +31,17 @@ struct MatrixRows {
 
   class Reader {
    public:
+    template <int N>
+    using Raw = Pack<T, N>;
+
     __device__ __forceinline__ explicit Reader(const MatrixRows& rows) : x_(rows.x) {}
     template <int N>
-    __device__ __forceinline__ void first(int64_t at, Acc<T> (&x)[N]) const {
-      load<N>(x_ + at, x);
+    __device__ __forceinline__ Raw<N> read(int64_t at) const {
+      return load_pack<N>(x_ + at);
+    }
+    template <int N>
+    __device__ __forceinline__ void first(int64_t /*at*/, const Raw<N>& raw, Acc<T> (&x)[N]) const {
+      unpack(raw, x);
     }
     template <int N>
     __device__ __forceinline__ void again(int64_t at, Acc<T> (&x)[N]) const {
@@ -72,11 +83,13 @@ __global__ void __launch_bounds__(Shape::kBlock)
     const int64_t cols = inside ? args.cols : 0;
     A x[Shape::kItems][kVec];
     A sum[1] = {A(0)};
-    for_each_access<Shape>(cols, [&](int item, int64_t column) {
-      reader.first(row * args.cols + column, x[item]);
+    for_each_read<Shape, kVec == 1 ? Shape::kItems : Source::kAtOnce>(
+        cols, [&](int64_t column) { return reader.template read<kVec>(row * args.cols + column); },
+        [&](int item, int64_t column, const auto& raw) {
+          reader.first(row * args.cols + column, raw, x[item]);
 #pragma unroll
-      for (int i = 0; i < kVec; ++i) sum[0] += x[item][i];
-    });
+          for (int i = 0; i < kVec; ++i) sum[0] += x[item][i];
+        });
     sum_over_group<Shape::kThreads>(sum);
     const A mean = sum[0] / static_cast<A>(args.cols);
     A m2[1] = {A(0)};
@@ -100,6 +113,7 @@ constexpr int kLongBlock = 512;
 
 template <int kVec, typename Body>
 __device__ __forceinline__ void sweep(int64_t cols, const Body& body) {
+#pragma unroll 4  // loads of four accesses under way
   for (int64_t column = static_cast<int64_t>(threadIdx.x) * kVec; column < cols; column += kLongBlock * kVec) {
     body(column);
   }
@@ -116,7 +130,7 @@ __global__ void __launch_bounds__(kLongBlock)
     const int64_t from = row * args.cols;
     A x[kVec], sum[1] = {A(0)}, m2[1] = {A(0)};
     sweep<kVec>(args.cols, [&](int64_t column) {
-      reader.first(from + column, x);
+      reader.first(from + column, reader.template read<kVec>(from + column), x);
 #pragma unroll
       for (int i = 0; i < kVec; ++i) sum[0] += x[i];
     });

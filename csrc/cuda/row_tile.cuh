@@ -33,6 +33,25 @@ __device__ __forceinline__ void for_each_access(int64_t cols, const Body& body) 
   }
 }
 
+// The same in two steps, read(column) and body(item, column, what it gave), for kAtOnce accesses at a time: read does
+// nothing but load, so that all their loads are under way before the first is waited for.
+template <typename Shape, int kAtOnce, typename Read, typename Body>
+__device__ __forceinline__ void for_each_read(int64_t cols, const Read& read, const Body& body) {
+  constexpr int kBatch = kAtOnce < Shape::kItems ? kAtOnce : Shape::kItems;
+#pragma unroll
+  for (int first = 0; first < Shape::kItems; first += kBatch) {
+    decltype(read(int64_t{})) value[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (Shape::column(first + i) < cols) value[i] = read(Shape::column(first + i));
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (Shape::column(first + i) < cols) body(first + i, Shape::column(first + i), value[i]);
+    }
+  }
+}
+
 // Is a base pointer, and with cols every row, aligned for accesses of kVec elements?
 template <int kVec, typename T>
 bool is_aligned(const T* pointer, int64_t cols) {

@@ -40,12 +40,22 @@ struct alignas(sizeof(T) * N) Pack {
 template <typename T>
 constexpr int kWidest = 16 / static_cast<int>(sizeof(T));
 
+template <typename T, int N>
+__device__ __forceinline__ void unpack(const Pack<T, N>& pack, Acc<T> (&out)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) out[i] = widen(pack.value[i]);
+}
+
+// An access as it lies in memory; from is aligned to N elements.
+template <int N, typename T>
+__device__ __forceinline__ Pack<T, N> load_pack(const T* from) {
+  return *reinterpret_cast<const Pack<T, N>*>(from);
+}
+
 // out[i] = from[i]; from is aligned to N elements.
 template <int N, typename T>
 __device__ __forceinline__ void load(const T* from, Acc<T> (&out)[N]) {
-  const Pack<T, N> pack = *reinterpret_cast<const Pack<T, N>*>(from);
-#pragma unroll
-  for (int i = 0; i < N; ++i) out[i] = widen(pack.value[i]);
+  unpack(load_pack<N>(from), out);
 }
 
 template <int N, typename T>

@@ -50,6 +50,21 @@ def test_every_op_is_served_by_a_kernel_of_ours():
         assert any(op.startswith("tilewright::") for op in ops_called(lambda name=name: _step(name, x, w))), name
 
 
+def test_operands_of_another_device_raise():
+    x, w, cpu = torch.randn(4, 64, device="cuda"), torch.randn(64, device="cuda"), torch.randn(64)
+    seed = torch.zeros(1, dtype=torch.int64, device="cuda")
+    ops = torch.ops.tilewright
+    _, mean, rstd = ops.layer_norm_forward(x, (64,), w, None, 1e-5)
+    for call in (
+        lambda: ops.layer_norm_forward(x, (64,), cpu, None, 1e-5),
+        lambda: ops.layer_norm_backward(x, x, (64,), mean, rstd.cpu(), w, [True, True, True]),
+        lambda: ops.dropout_add_forward(x, x, cpu, seed, 0.5),
+        lambda: ops.dropout_add_layer_norm_forward(x, x.cpu(), (64,), w, None, 1e-5, seed, 0.5, True),
+    ):
+        with pytest.raises(RuntimeError, match="device"):
+            call()
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_graph_replay_equals_eager(name):
     x, w = _inputs()

@@ -10,8 +10,8 @@ from tilewright.testing import DTYPES, assert_as_accurate, ops_called, reference
 
 OPS = torch.ops.tilewright
 # One element, an odd row, each way a group of threads holds a row (and the row behind its last), of both access widths.
-COLS = (1, 7, 8, 33, 64, 100, 257, 768, 1000, 2056)
-LONG = (4099, 16384, 33000, 40000)
+COLS = (1, 7, 8, 33, 64, 100, 128, 257, 512, 768, 1000, 1600, 2056)
+LONG = (4099, 6000, 12288, 16384, 33000, 40000)
 ROWS = (1, 5, 70)
 
 
@@ -121,6 +121,14 @@ def test_the_same_bits_each_time(device, shape):
     w, b = torch.randn(2, shape[1], device=device).requires_grad_().unbind()
     grads = [torch.autograd.grad(TF.layer_norm(x, shape[1:], w, b).sin().sum(), (x, w, b)) for _ in range(2)]
     assert all(torch.equal(first, second) for first, second in zip(*grads, strict=True))
+
+
+# Rows that no block holds leave several partial rows where there are many of them.
+@pytest.mark.parametrize("cols", [4104, 13000])
+def test_many_long_rows(device, cols):
+    x, dy = torch.randn(2, 200, cols, device=device, dtype=torch.float64)
+    weight, bias = torch.randn(2, cols, device=device, dtype=torch.float64)
+    _check(x, weight, bias, dy)
 
 
 @pytest.mark.parametrize("cols", [96, 9000])
