@@ -12,9 +12,8 @@ namespace {
 
 Tensor activation_backward_cuda(const Tensor& grad_output, const Tensor& saved, c10::string_view activation_name) {
   const Activation activation = activation_from_name(activation_name);
-  check_same_device("activation_backward", grad_output, saved);
   check_activation_backward(grad_output, saved);
-  const Call call("activation_backward", saved);
+  const Call call("activation_backward", saved, {&grad_output});
   // Any dense layout will do, as long as all three have it: channels_last stays channels_last.
   const Tensor dx = at::empty_like(saved);
   if (saved.numel() == 0) return dx;

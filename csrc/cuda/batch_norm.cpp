@@ -32,20 +32,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward_cuda(
     const OptionalTensor& mean_opt, const OptionalTensor& var_opt, double eps, const OptionalTensor& residual_opt,
     c10::string_view activation_name, bool saves) {
   const bool training = !is_defined(mean_opt);
-  check_same_device("batch_norm", input, weight_opt, bias_opt, mean_opt, var_opt, residual_opt);
   check_batch_norm(input, weight_opt, bias_opt, mean_opt, var_opt, training);
   const Tensor residual_in = value_or_undefined(residual_opt);
   check_batch_norm_residual(residual_in, input);
   const Activation activation = activation_from_name(activation_name);
   const auto dtype = input.scalar_type(), sum_dtype = accumulation_dtype(dtype);
   const auto format = batch_norm_format(input);
-  const Call call("batch_norm", input);
+  const Tensor weight = contiguous(value_or_undefined(weight_opt)), bias = contiguous(value_or_undefined(bias_opt));
+  const Tensor given_mean = contiguous(value_or_undefined(mean_opt)),
+               given_var = contiguous(value_or_undefined(var_opt));
+  const Call call("batch_norm", input, {&weight, &bias, &given_mean, &given_var, &residual_in});
   Tensor output = empty_in_format(input, format);
   Tensor pre = saves && gradient_reads_input(activation) ? empty_in_format(input, format) : Tensor();
   Tensor mean = empty_like_in(input, {input.size(1)}, sum_dtype),
          var = empty_like_in(input, {input.size(1)}, sum_dtype);
-  const Tensor given_mean = contiguous(value_or_undefined(mean_opt)),
-               given_var = contiguous(value_or_undefined(var_opt));
   if (input.numel() == 0) {
     if (training) {
       mean.zero_(), var.zero_();
@@ -54,7 +54,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward_cuda(
     }
     return {output, mean, var, pre};
   }
-  const Tensor weight = contiguous(value_or_undefined(weight_opt)), bias = contiguous(value_or_undefined(bias_opt));
   const Tensor x = input.contiguous(format);
   const Tensor residual = residual_in.defined() ? residual_in.contiguous(format) : residual_in;
   const BatchNormShape shape = shape_of(input, format);
@@ -87,7 +86,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cuda(const Tensor
                                                                     const OptionalTensor& weight_opt,
                                                                     const OptionalTensor& output_opt, double eps,
                                                                     bool training, std::array<bool, 4> output_mask) {
-  check_same_device("batch_norm_backward", input, grad_output, mean_in, var_in, weight_opt, output_opt);
   check_batch_norm(input, weight_opt, {}, {}, {}, /*training=*/true);
   const Tensor output_in = value_or_undefined(output_opt);
   check_batch_norm_backward(grad_output, input, mean_in, var_in, output_in, output_mask);
@@ -95,7 +93,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cuda(const Tensor
   const auto dtype = input.scalar_type(), sum_dtype = accumulation_dtype(dtype);
   const auto parameter_dtype = weight.defined() ? weight.scalar_type() : sum_dtype;
   const auto format = batch_norm_format(input);
-  const Call call("batch_norm_backward", input);
+  const Call call("batch_norm_backward", input, {&grad_output, &mean_in, &var_in, &weight, &output_in});
   const auto parameter_gradient = [&](bool wanted) {
     return wanted ? empty_like_in(input, {input.size(1)}, parameter_dtype) : Tensor();
   };
@@ -144,10 +142,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cuda(const Tensor
 
 void batch_norm_update_stats_cuda(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean,
                                   const Tensor& var, int64_t count, double momentum) {
-  check_same_device("batch_norm_update_stats_", running_mean, running_var, mean, var);
   check_batch_norm_update_stats(running_mean, running_var, mean, var);
   if (count == 0 || running_mean.numel() == 0) return;
-  const Call call("batch_norm_update_stats_", running_mean);
+  const Call call("batch_norm_update_stats_", running_mean, {&running_var, &mean, &var});
   dispatch_floating(running_mean.scalar_type(), "batch_norm_update_stats_", [&](auto element) {
     using T = decltype(element);
     // One value has no unbiased variance: 0 * infinity is the NaN that native gives.

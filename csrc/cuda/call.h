@@ -7,7 +7,6 @@
 #include <initializer_list>
 
 #include "cuda/launch.h"
-#include "ops/delegate.h"
 #include "ops/tensors.h"
 
 namespace tilewright::gpu {
@@ -20,7 +19,7 @@ class Call {
       : op_(op), guard_(tensor.device()) {
     const c10::Device device = tensor.device();
     for (const Tensor* other : others) {
-      TORCH_CHECK(!other->defined() || other->device() == device, op, ": all tensors must be on one device, got ",
+      TORCH_CHECK(!other->defined() || other->device() == device, op, ": all tensors must be on the same device, got ",
                   device, " and ", other->device());
     }
     if (!device.is_cuda()) {
@@ -43,12 +42,6 @@ class Call {
   c10::DeviceGuard guard_;
   Launch launch_;
 };
-
-// For raw ops, which anyone may call: a kernel must never be handed a pointer of another device.
-template <typename... Tensors>
-void check_same_device(const char* op, const Tensors&... tensors) {
-  TORCH_CHECK(!lie_apart({address_of(tensors)...}), op, ": all tensors must be on the same device");
-}
 
 // A new contiguous tensor on the device of `like`.
 inline Tensor empty_like_in(const Tensor& like, at::IntArrayRef sizes, at::ScalarType dtype) {

@@ -43,13 +43,12 @@ std::tuple<Tensor, Tensor> depthwise_forward_cuda(const Tensor& input, const Ten
                                                   const OptionalTensor& residual_opt) {
   const Tensor bias_in = value_or_undefined(bias_opt), residual_in = value_or_undefined(residual_opt);
   const Activation activation = activation_from_name(activation_name);
-  check_same_device("depthwise conv2d", input, weight, bias_in, residual_in);
   const Conv2dShape shape = check_depthwise(input, weight, bias_in, stride, padding, dilation);
   check_conv2d_residual(shape, input, residual_in);
   const bool saves_pre = saves && gradient_reads_input(activation);
   const auto size = shape.output_size();
   const auto format = shape.empty() ? at::MemoryFormat::Contiguous : shape.format;
-  const Call call("depthwise conv2d", input);
+  const Call call("depthwise conv2d", input, {&weight, &bias_in, &residual_in});
   Tensor output = empty_in(input, size, format);
   Tensor saved = saves_pre ? empty_in(input, size, format) : Tensor();
   if (shape.empty()) return {output, saved};
@@ -121,10 +120,9 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_backward_cuda(const Tensor& grad_ou
                                                            const Tensor& weight, at::IntArrayRef stride,
                                                            at::IntArrayRef padding, at::IntArrayRef dilation,
                                                            std::array<bool, 3> output_mask) {
-  check_same_device("depthwise conv2d's backward", input, grad_output, weight);
   const Conv2dShape shape = check_depthwise(input, weight, Tensor(), stride, padding, dilation);
   check_conv2d_gradient(shape, input, grad_output);
-  const Call call("depthwise conv2d's backward", input);
+  const Call call("depthwise conv2d's backward", input, {&grad_output, &weight});
   Tensor dx, dweight, dbias;
   if (shape.empty()) {
     if (output_mask[0]) dx = at::zeros(input.sizes(), input.options());

@@ -11,9 +11,7 @@ namespace {
 
 Tensor masked_scale_forward_cuda(const Tensor& input, const Tensor& mask, double scale) {
   check_masked_scale(input, mask);
-  TORCH_CHECK(mask.device() == input.device(), "masked_scale_forward: mask must be on input's device ", input.device(),
-              ", got ", mask.device());
-  const Call call("masked_scale", input);
+  const Call call("masked_scale", input, {&mask});
   Tensor output = empty_pointwise(input);
   if (output.numel() == 0) return output;
   const Tensor x = ordered_like(input, output), keep = ordered_like(mask, output);

@@ -50,18 +50,27 @@ def test_every_op_is_served_by_a_kernel_of_ours():
         assert any(op.startswith("tilewright::") for op in ops_called(lambda name=name: _step(name, x, w))), name
 
 
-def test_operands_of_another_device_raise():
+def test_raw_ops_refuse_tensors_of_another_device():
     x, w, cpu = torch.randn(4, 64, device="cuda"), torch.randn(64, device="cuda"), torch.randn(64)
+    images = torch.randn(2, 4, 5, 5, device="cuda")
     seed = torch.zeros(1, dtype=torch.int64, device="cuda")
-    ops = torch.ops.tilewright
+    ops, pairs = torch.ops.tilewright, [(1, 1), (0, 0), (1, 1)]
     _, mean, rstd = ops.layer_norm_forward(x, (64,), w, None, 1e-5)
+    channels = images[0, :, 0, 0]
     for call in (
         lambda: ops.layer_norm_forward(x, (64,), cpu, None, 1e-5),
         lambda: ops.layer_norm_backward(x, x, (64,), mean, rstd.cpu(), w, [True, True, True]),
         lambda: ops.dropout_add_forward(x, x, cpu, seed, 0.5),
         lambda: ops.dropout_add_layer_norm_forward(x, x.cpu(), (64,), w, None, 1e-5, seed, 0.5, True),
+        lambda: ops.masked_scale_forward(x, x.cpu() > 0, 2.0),
+        lambda: ops.batch_norm_forward(images, cpu[:4], None, None, None, 1e-5, None, "none", False),
+        lambda: ops.batch_norm_backward(
+            images, images.cpu(), channels, channels, None, None, 1e-5, True, [True, True, True, False]
+        ),
+        lambda: ops.depthwise_forward(images, cpu[:36].view(4, 1, 3, 3), None, *pairs, "none", False, None),
+        lambda: ops.activation_backward(x, x.cpu(), "relu"),
     ):
-        with pytest.raises(RuntimeError, match="device"):
+        with pytest.raises(RuntimeError, match="same device"):
             call()
 
 
@@ -169,21 +178,6 @@ def test_tensors_on_different_devices_raise_as_natives():
             native()
         with pytest.raises(type(theirs.value)):
             ours()
-
-
-def test_raw_ops_refuse_tensors_of_another_device():
-    ops, x = torch.ops.tilewright, torch.randn(2, 4, 5, 5, device="cuda")
-    pair = [(1, 1), (0, 0), (1, 1)]
-    for call in (
-        lambda: ops.batch_norm_forward(x, torch.ones(4), None, None, None, 1e-5, None, "none", False),
-        lambda: ops.batch_norm_backward(
-            x, x.cpu(), x[0, 0, 0], x[0, 0, 0], None, None, 1e-5, True, [True] * 3 + [False]
-        ),
-        lambda: ops.depthwise_forward(x, torch.randn(4, 1, 3, 3), None, *pair, "none", False, None),
-        lambda: ops.activation_backward(x, x.cpu(), "relu"),
-    ):
-        with pytest.raises(RuntimeError, match="same device"):
-            call()
 
 
 def test_more_than_2_to_31_elements():
