@@ -20,8 +20,6 @@ struct LastTile {
   static constexpr int kKernel = kKernelIn, kStride = kStrideIn;
   static constexpr int kVec = kTileVec<T, kKernel>, kColumns = kVec == 8 ? 2 : 4, kRows = kStride == 1 ? 2 : 1;
   static constexpr int kWindow = (kColumns - 1) * kStride + kKernel, kReach = (kRows - 1) * kStride + kKernel;
-  // The next row's accesses are under way while this one is computed with, where registers can hold both.
-  static constexpr bool kReadsAhead = sizeof(T) == 2 || kKernel == 3;
 };
 
 struct LastTiling {
@@ -72,23 +70,15 @@ __device__ __forceinline__ void last_tile(const DepthwiseArgs<T>& args, const La
   A sums[Tile::kRows * Tile::kColumns][kVec] = {};
   const int64_t pixel = static_cast<int64_t>(step_x) * in.channels;
   const T* row = in.data + ((image * in.height + in_y) * in.width + in_x) * in.channels + channel;
-  Pack<T, kVec> ahead[Tile::kWindow];
-  const auto read = [&](int reach) {
-    const bool row_inside = works && is_inside(in_y + reach * step_y, in.height);
-#pragma unroll
-    for (int q = 0; q < Tile::kWindow; ++q) {
-      ahead[q] = pack_inside<kVec>(row_inside && is_inside(in_x + q * step_x, in.width), row + q * pixel);
-    }
-    row += static_cast<int64_t>(step_y) * in.width * in.channels;
-  };
-  if constexpr (Tile::kReadsAhead) read(0);
-#pragma unroll 1  // rows side by side would hold several windows in registers
+#pragma unroll(Tile::kKernel == 3 ? Tile::kReach : 1)  // more at once would hold several windows in registers
   for (int reach = 0; reach < Tile::kReach; ++reach) {
-    if constexpr (!Tile::kReadsAhead) read(reach);
+    const bool row_inside = works && is_inside(in_y + reach * step_y, in.height);
     A x[Tile::kWindow][kVec];
 #pragma unroll
-    for (int q = 0; q < Tile::kWindow; ++q) widen(ahead[q], x[q]);
-    if (Tile::kReadsAhead && reach + 1 < Tile::kReach) read(reach + 1);
+    for (int q = 0; q < Tile::kWindow; ++q) {
+      load_inside<kVec>(row_inside && is_inside(in_x + q * step_x, in.width), row + q * pixel, x[q]);
+    }
+    row += static_cast<int64_t>(step_y) * in.width * in.channels;
     add_row<Tile>(x, reach, weights, pitch, sums);
   }
   finish<T>(args, works ? channel : out.channels, sums, [&](int k) -> int64_t {

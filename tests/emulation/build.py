@@ -101,7 +101,7 @@ def _rules(variant: str) -> str:
         "  command = $compiler -include torch.h $torch_flags -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "rule link",
-        f"  command = $compiler -shared {VARIANTS[variant]} $in $libraries -o $out",
+        f"  command = $compiler -shared -Wl,-Bsymbolic {VARIANTS[variant]} $in $libraries -o $out",
     ]
 
     def objects(rule: str, sources: list[Path], order: str = "") -> str:
