@@ -108,7 +108,7 @@ __device__ __forceinline__ void add_gradients(const BatchNormBackwardArgs<T>& ar
 }
 
 template <typename Layout, typename T>
-__global__ void __launch_bounds__(kBatchNormThreads)
+__global__ void __launch_bounds__(kBatchNormThreads, kBatchNormBlocks)
     batch_norm_sums(const BatchNormBackwardArgs<T> args, const BatchNormGrid grid) {
   using A = Acc<T>;
   constexpr int kChannels = Layout::kChannels;
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kBatchNormThreads)
 
 // has_sums: batch_norm_sums has run before, and written dresidual.
 template <typename Layout, typename T>
-__global__ void __launch_bounds__(kBatchNormThreads)
+__global__ void __launch_bounds__(kBatchNormThreads, kBatchNormBlocks)
     batch_norm_gradient(const BatchNormBackwardArgs<T> args, const BatchNormGrid grid, bool has_sums) {
   constexpr int kChannels = Layout::kChannels;
   const bool reads_residual = has_sums && args.dresidual != nullptr;

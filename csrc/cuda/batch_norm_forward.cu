@@ -109,7 +109,7 @@ __device__ __forceinline__ void normalise(const BatchNormForwardArgs<T>& args, c
 }
 
 template <typename Layout, bool kSmooth, typename T>
-__global__ void __launch_bounds__(kBatchNormThreads)
+__global__ void __launch_bounds__(kBatchNormThreads, kBatchNormBlocks)
     batch_norm_statistics(const BatchNormForwardArgs<T> args, const BatchNormGrid grid) {
   using A = Acc<T>;
   constexpr int kChannels = Layout::kChannels;
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kBatchNormThreads)
 }
 
 template <typename Layout, bool kSmooth, typename T>
-__global__ void __launch_bounds__(kBatchNormThreads)
+__global__ void __launch_bounds__(kBatchNormThreads, kBatchNormBlocks)
     batch_norm_apply(const BatchNormForwardArgs<T> args, const BatchNormGrid grid) {
   using A = Acc<T>;
   constexpr int kChannels = Layout::kChannels;

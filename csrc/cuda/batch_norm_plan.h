@@ -8,6 +8,13 @@
 namespace tilewright::gpu {
 
 constexpr int kBatchNormThreads = 256;
+// Blocks of a multiprocessor that the registers are for: 128 a thread. Left to itself, nvcc spills to make room for more;
+// its code for 10.0 wants a few more than 128.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kBatchNormBlocks = 1;
+#else
+constexpr int kBatchNormBlocks = 2;
+#endif
 
 struct BatchNormSplit {
   int64_t part, parts;  // values of a channel in a part (the last may be shorter), and their number

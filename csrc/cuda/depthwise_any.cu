@@ -11,6 +11,7 @@ namespace tilewright::gpu {
 namespace {
 
 constexpr int kOutputs = 4, kAnyBlock = 128;
+constexpr int kAnyBlocks = 4;  // at a time on a multiprocessor: registers enough that nothing is spilled
 
 struct Direction {
   int stride, padding, dilation;
@@ -80,7 +81,7 @@ __device__ __forceinline__ void add_filter(const DepthwiseArgs<T>& args, const S
 }
 
 template <typename T, int kVec>
-__global__ void __launch_bounds__(kAnyBlock) depthwise_any_outputs(const DepthwiseArgs<T> args, int64_t threads) {
+__global__ void __launch_bounds__(kAnyBlock, kAnyBlocks) depthwise_any_outputs(const DepthwiseArgs<T> args, int64_t threads) {
   using A = Acc<T>;
   const auto& g = args.geometry;
   const auto& out = args.out;

@@ -70,7 +70,7 @@ __device__ __forceinline__ void last_tile(const DepthwiseArgs<T>& args, const La
   A sums[Tile::kRows * Tile::kColumns][kVec] = {};
   const int64_t pixel = static_cast<int64_t>(step_x) * in.channels;
   const T* row = in.data + ((image * in.height + in_y) * in.width + in_x) * in.channels + channel;
-#pragma unroll(Tile::kKernel == 3 ? Tile::kReach : 1)  // more at once would hold several windows in registers
+#pragma unroll(Tile::kKernel == 3 ? 2 : 1)  // more at once would hold several windows in registers
   for (int reach = 0; reach < Tile::kReach; ++reach) {
     const bool row_inside = works && is_inside(in_y + reach * step_y, in.height);
     A x[Tile::kWindow][kVec];

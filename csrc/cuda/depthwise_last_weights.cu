@@ -71,7 +71,7 @@ __device__ __forceinline__ void add_strip(const DepthwiseWeightArgs<T>& args, in
 }
 
 template <typename T, typename Tile>
-__global__ void __launch_bounds__(kSumBlock, Tile::kKernel == 3 ? 4 : 3)
+__global__ void __launch_bounds__(kSumBlock, 2)
     depthwise_last_weight(const DepthwiseWeightArgs<T> args, const SumTiling tiling) {
   using A = Acc<T>;
   constexpr int kVec = Tile::kVec;

@@ -60,7 +60,7 @@ __device__ __forceinline__ void add_column(const DepthwiseWeightArgs<T>& args, c
 }
 
 template <typename T, int kKernel, int kStride>
-__global__ void __launch_bounds__(kSumBlock, kKernel == 7 ? 3 : 4)
+__global__ void __launch_bounds__(kSumBlock, kKernel == 7 ? 2 : 4)
     depthwise_plane_weight(const DepthwiseWeightArgs<T> args, const PlaneSumTiling tiling) {
   using A = Acc<T>;
   for (int64_t item = blockIdx.x; item < tiling.items; item += gridDim.x) {

@@ -17,7 +17,7 @@ namespace {
 constexpr int kBiasBlock = 256, kRowsInFlight = 4;
 
 template <typename T, int kVec>
-__global__ void __launch_bounds__(kBiasBlock) dropout_bias_rows(const DropoutBiasBackwardArgs<T> args, int width) {
+__global__ void __launch_bounds__(kBiasBlock, 2) dropout_bias_rows(const DropoutBiasBackwardArgs<T> args, int width) {
   using A = Acc<T>;
   __shared__ A of_row[kBiasBlock][kVec];
   const Keep<A> keep(args.dropout);
