@@ -20,7 +20,7 @@ _ROOT = Path(__file__).parent.parent
 def test_family_in_the_interpreter(family):
     # CUDA tests, where there are any, run on the card; the interpreter wants CPU tensors.
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "TILEWRIGHT_TEST_DEVICE": "cpu"}
-    command = [sys.executable, "-m", "pytest", f"tests/gpu/test_{family}.py", "-q", "-x", "-p", "no:xdist"]
+    command = [sys.executable, "-m", "pytest", f"tests/gpu/test_{family}.py", "-x", "-p", "no:xdist"]
     run = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
     passed = re.search(r"(\d+) passed", run.stdout)

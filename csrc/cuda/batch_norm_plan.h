@@ -8,8 +8,8 @@
 namespace tilewright::gpu {
 
 constexpr int kBatchNormThreads = 256;
-// Blocks of a multiprocessor that the registers are for: 128 a thread. Left to itself, nvcc spills to make room for more;
-// its code for 10.0 wants a few more than 128.
+// Blocks of a multiprocessor that the registers are for: 128 a thread. Left to itself, nvcc spills to make room for
+// more; its code for 10.0 wants a few more than 128.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 constexpr int kBatchNormBlocks = 1;
 #else

@@ -81,7 +81,8 @@ __device__ __forceinline__ void add_filter(const DepthwiseArgs<T>& args, const S
 }
 
 template <typename T, int kVec>
-__global__ void __launch_bounds__(kAnyBlock, kAnyBlocks) depthwise_any_outputs(const DepthwiseArgs<T> args, int64_t threads) {
+__global__ void __launch_bounds__(kAnyBlock, kAnyBlocks)
+    depthwise_any_outputs(const DepthwiseArgs<T> args, int64_t threads) {
   using A = Acc<T>;
   const auto& g = args.geometry;
   const auto& out = args.out;

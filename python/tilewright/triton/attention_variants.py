@@ -1,6 +1,7 @@
 """Every compiled kernel of attention: the variant a launch needs, and the list of all that can be launched."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -71,7 +72,8 @@ def product_variant(
         constants |= {"GENERAL": not plain, "TMA": tma}
     constants["PRECISION"] = precision
     pointers = _pointer_types(dtype, block_d, tiles, tma)
-    return variant_of(_KERNELS[kernel], pointers, constants, tiles.num_warps, tiles.num_stages), tiles
+    variant = variant_of(_KERNELS[kernel], pointers, constants, tiles.num_warps, tiles.num_stages)
+    return replace(variant, may_fill_registers=dtype == torch.float32), tiles
 
 
 @cache

@@ -1,5 +1,6 @@
 """Every compiled configuration of the conv2d kernels."""
 
+from dataclasses import replace
 from functools import cache
 from inspect import Parameter, signature
 from typing import Any
@@ -72,7 +73,8 @@ def weight_variant(dtype: torch.dtype, bits: int, mode: str, vector: int, grad_v
         "BLOCK_N": tile.columns,
         "BLOCK_K": tile.depth,
     }
-    return _variant(weight_sums, pointers, constants, tile.warps, tile.stages)
+    variant = _variant(weight_sums, pointers, constants, tile.warps, tile.stages)
+    return replace(variant, may_fill_registers=dtype == torch.float32 and mode == "flat")
 
 
 @cache

@@ -53,6 +53,8 @@ class Variant:
             ``"tensordesc<bf16[128, 64]>"``.
         constants: (argument, value) of every ``tl.constexpr``.
         num_warps, num_stages: as Triton takes them.
+        may_fill_registers: ptxas is told that a thread may have 255 registers. Left to itself it spills a few of them
+            where it then fits more blocks.
         loaded: by device index, what :func:`launch` has compiled and loaded there. A kernel's users keep one Variant
             for each, so that it is found again.
     """
@@ -62,6 +64,7 @@ class Variant:
     constants: tuple[tuple[str, Any], ...]
     num_warps: int
     num_stages: int
+    may_fill_registers: bool = False
     loaded: dict[int, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -70,13 +73,18 @@ class Variant:
         types = ",".join(dict.fromkeys(kind for _, kind in self.signature if kind.startswith(("*", "tensordesc"))))
         return f"{self.kernel.__name__}[{constants}|{types}|warps={self.num_warps},stages={self.num_stages}]"
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the compiler is told beside constants and types."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+        return options | {"maxnreg": 255} if self.may_fill_registers else options
+
     def compile(self, architecture: int) -> Any:
         """Ahead of time, without a GPU: the compiled kernel with ``asm["ptx"]``, ``asm["cubin"]`` and ``metadata``."""
         types = dict(self.signature) | {name: "constexpr" for name, _ in self.constants}
         ordered = {name: types[name] for name in self.kernel.arg_names}
         source = ASTSource(self.kernel, ordered, dict(self.constants), {})
-        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
-        return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+        return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=self.options)
 
 
 # The table that Triton's interpreter uses; tests set it to reach those of other architectures.
@@ -114,13 +122,7 @@ def _launch_here(variant: Variant, grid: Sequence[int], arguments: Mapping[str, 
         values = {**arguments, **dict(variant.constants)}
         loaded[(*grid, 1, 1)[:3]](*[values[name] for name in variant.kernel.arg_names])
         return
-    loaded = variant.kernel[tuple(grid)](
-        **arguments,
-        **dict(variant.constants),
-        num_warps=variant.num_warps,
-        num_stages=variant.num_stages,
-        enable_fp_fusion=True,
-    )
+    loaded = variant.kernel[tuple(grid)](**arguments, **dict(variant.constants), **variant.options)
     if loaded is not None:  # the interpreter's
         variant.loaded[device] = loaded
 
