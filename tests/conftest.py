@@ -28,6 +28,20 @@ def _fixed_seed() -> None:
     torch.manual_seed(0)
 
 
+# Files whose few tests take a minute and more each: first, so that none of them starts last, alone.
+_LONG = (
+    "test_sanitizer.py",
+    "test_triton_interpreter.py",
+    "test_emulation_ops.py",
+    "test_examples.py",
+    "test_large.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in _LONG)
+
+
 def pytest_configure() -> None:
     gpu_report.start()
 

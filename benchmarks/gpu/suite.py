@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import get_type_hints
 
 import torch
 import triton
@@ -43,6 +44,7 @@ class Row:
     layout: str
     dtype: str
     direction: str  # fwd, or bwd: the gradients alone
+    date: str
     status: str  # ok, or FAILED: and the reason
     native_us: float = 0.0
     ours_us: float = 0.0
@@ -113,7 +115,7 @@ def select(ops: Sequence[str], quick: bool) -> list[tuple[Case, str]]:
 
 def run_case(case: Case, direction: str, card: Card) -> Row:
     """Check against float64, then time."""
-    row = Row(case.op, case.form, case.shape, case.layout, case.dtype_name, direction, "ok")
+    row = Row(case.op, case.form, case.shape, case.layout, case.dtype_name, direction, card.date, "ok")
     try:
         problem = case.build()
         reason = gate.check(case, problem, FORWARD if direction == FORWARD else TRAIN)
@@ -139,7 +141,7 @@ def run_case(case: Case, direction: str, card: Card) -> Row:
 
 
 def write(folder: Path, card: Card, rows: Sequence[Row]) -> None:
-    """<op>.csv for each op measured, and summary.md over all files there are."""
+    """<op>.csv for each op measured, and summary.md over all files there are: a run of some ops keeps the others'."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [field.name for field in fields(Row)]
     for op in dict.fromkeys(row.op for row in rows):
@@ -147,14 +149,18 @@ def write(folder: Path, card: Card, rows: Sequence[Row]) -> None:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(asdict(row) for row in rows if row.op == op)
+    rows = _read(folder)
     lines = [f"# {card.name}", "", *(f"- {name}: {value}" for name, value in asdict(card).items()), ""]
-    lines += ["| group | geometric mean | worst | median share of the roof | cases |", "|---|---|---|---|---|"]
+    lines += [
+        "| group | geometric mean | worst | median share of the roof | cases | date |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, members in _groups(rows).items():
         worst = min(members, key=lambda row: row.ratio)
         share = statistics.median(row.of_roof for row in members)
         lines.append(
             f"| {name} | {_geomean(members):.2f}x | {worst.ratio:.2f}x ({worst.shape} {worst.layout}) | {share:.0%} "
-            f"| {len(members)} |"
+            f"| {len(members)} | {max(row.date for row in members)} |"
         )
     failed = [row for row in rows if row.status != "ok"]
     lines += [
@@ -162,6 +168,17 @@ def write(folder: Path, card: Card, rows: Sequence[Row]) -> None:
         *(f"- {row.form} {row.shape} {row.layout} {row.dtype} {row.direction}: {row.status}" for row in failed),
     ]
     (folder / "summary.md").write_text("\n".join(lines) + "\n")
+
+
+def _read(folder: Path) -> list[Row]:
+    rows = []
+    for path in sorted(folder.glob("*.csv")):
+        with path.open(newline="") as file:
+            rows += [
+                Row(**{name: kind(line[name]) for name, kind in get_type_hints(Row).items()})
+                for line in csv.DictReader(file)
+            ]
+    return rows
 
 
 def _groups(rows: Sequence[Row]) -> dict[str, list[Row]]:

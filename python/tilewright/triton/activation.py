@@ -32,6 +32,14 @@ def activate(x, code):
 
 
 @triton.jit
+def sigmoid_and_slope(x):
+    """sigmoid(x) and its derivative, without the cancellation of 1 - sigmoid(x), which a large x would multiply."""
+    decay = tl.exp(-tl.abs(x))
+    inverse = 1.0 / (1.0 + decay)
+    return tl.where(x < 0, decay, 1.0) * inverse, decay * inverse * inverse
+
+
+@triton.jit
 def activation_gradient(saved, code):
     """act'(x) for a float32 block; `saved` is x, or act(x) for relu, whose gradient at NaN is 1 as native's."""
     slope = tl.full(saved.shape, 1.0, tl.float32)
@@ -41,10 +49,10 @@ def activation_gradient(saved, code):
         density = 0.3989422804014327 * tl.exp(-0.5 * saved * saved)
         slope = 0.5 * (1.0 + tl.erf(saved * 0.7071067811865476)) + saved * density
     elif code == 3:
-        sigmoid = 1.0 / (1.0 + tl.exp(-1.5957691216057308 * (saved + 0.044715 * saved * saved * saved)))
+        sigmoid, steepness = sigmoid_and_slope(1.5957691216057308 * (saved + 0.044715 * saved * saved * saved))
         inner = 1.5957691216057308 * (1.0 + 0.134145 * saved * saved)
-        slope = sigmoid + saved * sigmoid * (1.0 - sigmoid) * inner
+        slope = sigmoid + saved * steepness * inner
     elif code == 4:
-        sigmoid = 1.0 / (1.0 + tl.exp(-saved))
-        slope = sigmoid * (1.0 + saved * (1.0 - sigmoid))
+        sigmoid, steepness = sigmoid_and_slope(saved)
+        slope = sigmoid + saved * steepness
     return slope
