@@ -48,10 +48,12 @@ def _resources(cubin: bytes, folder: Path) -> Resources:
 
 
 def _is_half_product(variant: Variant) -> bool:
-    """A product of 16-bit tiles with at least the 64 rows that wgmma takes."""
+    """A product of 16-bit tiles with at least wgmma's 64 rows, which are keys in their gradient."""
     constants = dict(variant.constants)
     is_half = any("bf16" in kind or "fp16" in kind for _, kind in variant.signature)
-    return is_half and constants.get("BLOCK_M", 0) >= 64 and "BLOCK_K" in constants
+    is_product = "BLOCK_N" in constants and ("BLOCK_K" in constants or "BLOCK_D" in constants)
+    rows = "BLOCK_N" if variant.kernel.__name__ == "attention_backward_keys_kernel" else "BLOCK_M"
+    return is_half and is_product and constants[rows] >= 64
 
 
 def _defects(variant: Variant, compiled: Any, used: Resources, architecture: int, limit: int) -> list[str]:
