@@ -210,3 +210,26 @@ def test_residuals_broadcast_in_the_kernel(shape, activation):
 def _separate(x, mean, var, *, training, activation, residual):
     y = F.batch_norm(x, mean, var, training=training) + residual
     return {"relu": F.relu, "gelu": F.gelu}[activation](y)
+
+
+# Contiguous in a format that their strides do not suggest, because a dimension of size 1 has an odd stride.
+ODD_STRIDES = {
+    "one image, permuted": lambda: torch.randn(5, 4, 3).permute(2, 0, 1)[None],
+    "one row": lambda: torch.randn(2, 6, 1, 3).permute(0, 3, 2, 1),
+    "one column": lambda: torch.randn(2, 6, 3).transpose(1, 2)[..., None],
+    "one image, batch inside": lambda: torch.randn(1, 2, 6, 3).permute(1, 3, 0, 2),
+}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("kind", ODD_STRIDES)
+def test_odd_strides_of_size_one(kind, training):
+    x = ODD_STRIDES[kind]().requires_grad_()
+    mean, var = torch.randn(x.shape[1]), torch.rand(x.shape[1]) + 0.5
+    dy = torch.randn(x.shape).contiguous(memory_format=LAST)
+    (dx,) = torch.autograd.grad(TF.batch_norm(x, mean.clone(), var.clone(), training=training), x, dy)
+    plain = x.detach().double().contiguous().requires_grad_()  # native's own is wrong for some of these
+    y = F.batch_norm(plain, mean.double(), var.double(), training=training)
+    (expected,) = torch.autograd.grad(y, plain, dy.double())
+    torch.testing.assert_close(dx.double(), expected, rtol=1e-5, atol=1e-5)
+    assert dx.stride() == torch.empty_like(x, memory_format=torch._prims_common.suggest_memory_format(x)).stride()

@@ -181,8 +181,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cpu(const Tensor&
   };
   // The gradient of a residual comes with dx in one pass; dx goes nowhere where only the former is wanted.
   const bool wants_pass = output_mask[0] || output_mask[3];
-  // Where several formats fit (dimensions of size 1), native's gradient prefers another than its output.
-  Tensor grad_input = wants_pass ? empty_cpu(input.sizes(), dtype, input.suggest_memory_format()) : Tensor();
+  Tensor grad_input = wants_pass ? empty_cpu(input.sizes(), dtype, batch_norm_gradient_format(input)) : Tensor();
   Tensor grad_residual = output_mask[3] ? empty_cpu(input.sizes(), dtype, plan.format) : Tensor();
   Tensor grad_weight = parameter_gradient(output_mask[1]), grad_bias = parameter_gradient(output_mask[2]);
   if (input.numel() == 0) {
@@ -210,6 +209,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cpu(const Tensor&
     if (grad_weight.defined()) grad_weight = grad_weight.to(weight.scalar_type());
     if (grad_bias.defined()) grad_bias = grad_bias.to(weight.scalar_type());
   }
+  if (output_mask[0]) grad_input = grad_input.contiguous(input.suggest_memory_format());
   return {output_mask[0] ? grad_input : Tensor(), grad_weight, grad_bias, grad_residual};
 }
 

@@ -97,8 +97,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cuda(const Tensor
   const auto parameter_gradient = [&](bool wanted) {
     return wanted ? empty_like_in(input, {input.size(1)}, parameter_dtype) : Tensor();
   };
-  // Where several formats fit (dimensions of size 1), native's gradient prefers another than its output.
-  Tensor dx = output_mask[0] ? empty_in_format(input, input.suggest_memory_format()) : Tensor();
+  Tensor dx = output_mask[0] ? empty_in_format(input, batch_norm_gradient_format(input)) : Tensor();
   Tensor dresidual = output_mask[3] ? empty_in_format(input, format) : Tensor();
   Tensor dweight = parameter_gradient(output_mask[1]), dbias = parameter_gradient(output_mask[2]);
   if (input.numel() == 0) {
@@ -137,6 +136,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cuda(const Tensor
                                         shape};
     call.check(batch_norm_backward(args, call.launch()));
   });
+  if (dx.defined()) dx = dx.contiguous(input.suggest_memory_format());
   return {dx, dweight, dbias, dresidual};
 }
 

@@ -102,6 +102,11 @@ at::MemoryFormat batch_norm_format(const Tensor& input) {
   return input.suggest_memory_format();
 }
 
+at::MemoryFormat batch_norm_gradient_format(const Tensor& input) {
+  const auto suggested = input.suggest_memory_format();
+  return input.is_contiguous(suggested) ? suggested : batch_norm_format(input);
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward(const Tensor& input, const OptionalTensor& weight,
                                                               const OptionalTensor& bias, const OptionalTensor& mean,
                                                               const OptionalTensor& var, double eps,

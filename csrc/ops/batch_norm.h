@@ -25,6 +25,10 @@ void check_batch_norm_update_stats(const Tensor& running_mean, const Tensor& run
 // first that fits.
 at::MemoryFormat batch_norm_format(const Tensor& input);
 
+// What the kernels write dx in: native's gradient prefers the format that strides suggest, where input fits that too.
+// Where it does not (a size of 1 with an odd stride), dx is brought into that format afterwards.
+at::MemoryFormat batch_norm_gradient_format(const Tensor& input);
+
 // Rows of channels (see cpu/kernels/batch_norm_args.h), or planes? count: values per channel.
 inline bool batch_norm_is_rows(const Tensor& input, at::MemoryFormat format, int64_t count) {
   return input.size(1) > 1 && (format != at::MemoryFormat::Contiguous || count == input.size(0));

@@ -337,3 +337,14 @@ def test_errors_name_the_argument(device):
         backward(x, x, channel, channel, None, None, 1e-5, True, [True] * 4)
     with pytest.raises(RuntimeError, match="running_mean and running_var must be"):
         torch.ops.tilewright.batch_norm_update_stats_(channel[:2], channel, channel, channel, 3, 0.1)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_strides_that_suggest_another_format(device, training):
+    x = torch.randn(5, 4, 3, device=device).permute(2, 0, 1)[None].requires_grad_()  # channels_last but for its strides
+    mean, var = torch.randn(3, device=device), torch.rand(3, device=device) + 0.5
+    dy = torch.randn(x.shape, device=device).contiguous(memory_format=torch.channels_last)
+    (dx,) = torch.autograd.grad(TF.batch_norm(x, mean.clone(), var.clone(), training=training), x, dy)
+    plain = x.detach().double().contiguous().requires_grad_()
+    y = F.batch_norm(plain, mean.double(), var.double(), training=training)
+    torch.testing.assert_close(dx.double(), torch.autograd.grad(y, plain, dy.double())[0], rtol=1e-5, atol=1e-5)
