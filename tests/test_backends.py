@@ -217,3 +217,9 @@ def test_the_cuda_library_loads_beside_a_cpu_build_of_torch():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
     assert run.stdout.split() == ["None", "True"], run.stderr
+
+
+def test_info_says_when_the_variable_is_misspelt(monkeypatch):
+    monkeypatch.setenv(_backends.VARIABLE, "nativ")
+    reasons = {op["why"] for op in tilewright.info()["ops"].values()}
+    assert reasons == {"TILEWRIGHT_CUDA_BACKEND must be one of auto, native, got 'nativ'"}

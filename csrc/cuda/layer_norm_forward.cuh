@@ -119,8 +119,8 @@ __device__ __forceinline__ void sweep(int64_t cols, const Body& body) {
   }
 }
 
-// share is 1 / cols: a second division of doubles in the loop would be a subroutine with a stack. The mean is divided:
-// rows of one value have exactly that mean.
+// share is 1 / cols: a second division of doubles in the loop would be a subroutine with a stack. The mean is divided,
+// so that only its sum is rounded where rows of one value have exact sums.
 template <typename T, int kVec, typename Source>
 __global__ void __launch_bounds__(kLongBlock)
     layer_norm_long_rows(const LayerNormForwardArgs<T> args, const Source source, Acc<T> share) {

@@ -66,11 +66,14 @@ def _triton() -> dict[str, Any]:
 
 def _ops() -> dict[str, dict[str, str]]:
     """Which back end serves each op, per kind of device."""
-    isa = _C.active_isa()
-    if torch.cuda.is_available():
+    isa, problem = _C.active_isa(), _backends.cuda_problem() or ""
+    try:
+        _backends.mode()
+    except ValueError as error:  # which the first op on a GPU raises
+        problem = str(error)
+    if torch.cuda.is_available() and not problem.startswith(_backends.VARIABLE):
         on_gpu = _backends.choices(torch.cuda.current_device())
     else:
-        problem = _backends.cuda_problem() or ""
         names = (*_backends.CUDA_OPS, *_backends.TRITON_OPS)
         on_gpu = {op: _backends.Choice("native", problem) for op in names}
     return {op: {"cpu": isa, "cuda": choice.backend, "why": choice.reason} for op, choice in sorted(on_gpu.items())}
