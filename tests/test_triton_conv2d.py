@@ -8,6 +8,7 @@ import torch
 
 from tilewright.triton import conv2d
 from tilewright.triton import conv2d_schedule as schedule
+from tilewright.triton.conv2d_shape import check
 from tilewright.triton.conv2d_variants import product_variant, weight_variant
 from tilewright.triton.variants import ARCHITECTURES, SHARED_MEMORY
 
@@ -147,5 +148,6 @@ def test_large_products_take_large_tiles_and_small_ones_many():
 def test_too_large_planes_are_refused():
     x = torch.empty(1, 1, 1 << 15, 1 << 14, device="meta")
     weight = torch.empty(1, 1, 1, 1, device="meta")
-    assert "pixels" in conv2d.serves(x, weight, (1, 1), (0, 0), (1, 1))
-    assert conv2d.serves(x[:, :, : 1 << 14], weight, (1, 1), (0, 0), (1, 1)) is None
+    with pytest.raises(RuntimeError, match="pixels have no GPU kernel"):
+        check(x, weight, None, (1, 1), (0, 0), (1, 1), 1)
+    assert check(x[:, :, : 1 << 14], weight, None, (1, 1), (0, 0), (1, 1), 1).out == (1 << 14, 1 << 14)

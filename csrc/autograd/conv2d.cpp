@@ -147,9 +147,6 @@ c10::SymInt value_of(c10::SymIntArrayRef values, int64_t direction) {
   return values.empty() ? c10::SymInt(1) : values[direction % values.size()];
 }
 
-// The GPU's kernels hold the place of a pixel in 32 bits, padding included: `serves` of triton/conv2d_shape.py.
-constexpr int64_t kLargestOnGpu = int64_t{1} << 28;
-
 bool exceeds_gpu_kernels(const Tensor& input, const Tensor& weight, const Conv2dOptions& options) {
   if (!input.is_cuda() || input.dim() < 3 || weight.dim() != 4) return false;
   c10::SymInt plane = 1, largest = input.sym_size(input.dim() - 3).max(weight.sym_size(0));

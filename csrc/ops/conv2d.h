@@ -8,6 +8,10 @@
 
 namespace tilewright {
 
+// The GPU's kernels hold the place of a pixel, padding included, in 32 bits: LARGEST_PLANE of
+// triton/conv2d_schedule.py.
+constexpr int64_t kLargestOnGpu = int64_t{1} << 28;
+
 struct Conv2dShape {
   int64_t images, channels, height, width;
   int64_t filters, kernel[2];

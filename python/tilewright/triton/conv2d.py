@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import _backends
 from . import conv2d_launch as run
 from .activation import CODES, gradient_reads_input
-from .conv2d_shape import check, serves
+from .conv2d_shape import check
 from .conv2d_variants import variants
 
 
@@ -118,4 +118,4 @@ def _backward(
 
 implementations = {"conv2d_forward": _forward, "conv2d_backward": _backward}
 
-__all__ = ["implementations", "serves", "variants"]
+__all__ = ["implementations", "variants"]

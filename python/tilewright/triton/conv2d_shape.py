@@ -149,15 +149,3 @@ def _too_large(size: Sequence[int], out: Sequence[int], padding: Sequence[int], 
     if max(size[0] * size[1], out[0] * out[1], reach) > limit:
         return f"planes of more than {limit} pixels have no GPU kernel here"
     return None
-
-
-def serves(
-    input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> str | None:
-    """None, or why these kernels cannot compute a convolution of four-dimensional tensors."""
-    size = list(input.shape[-2:])
-    out = [
-        (n + 2 * padding[d and -1] - dilation[d and -1] * (weight.shape[2 + d] - 1) - 1) // stride[d and -1] + 1
-        for d, n in enumerate(size)
-    ]
-    return _too_large(size, out, padding, stride)
