@@ -66,16 +66,15 @@ def _triton() -> dict[str, Any]:
 
 def _ops() -> dict[str, dict[str, str]]:
     """Which back end serves each op, per kind of device."""
-    isa, problem = _C.active_isa(), _backends.cuda_problem() or ""
+    isa, names = _C.active_isa(), (*_backends.CUDA_OPS, *_backends.TRITON_OPS)
     try:
         _backends.mode()
-    except ValueError as error:  # which the first op on a GPU raises
-        problem = str(error)
-    if torch.cuda.is_available() and not problem.startswith(_backends.VARIABLE):
-        on_gpu = _backends.choices(torch.cuda.current_device())
-    else:
-        names = (*_backends.CUDA_OPS, *_backends.TRITON_OPS)
-        on_gpu = {op: _backends.Choice("native", problem) for op in names}
+        if torch.cuda.is_available():
+            on_gpu = _backends.choices(torch.cuda.current_device())
+        else:
+            on_gpu = dict.fromkeys(names, _backends.Choice("native", _backends.cuda_problem() or ""))
+    except ValueError as error:  # of a misspelt variable, which the first op on a GPU raises
+        on_gpu = dict.fromkeys(names, _backends.Choice("native", str(error)))
     return {op: {"cpu": isa, "cuda": choice.backend, "why": choice.reason} for op, choice in sorted(on_gpu.items())}
 
 
