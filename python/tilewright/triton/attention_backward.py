@@ -5,7 +5,7 @@
     dV = P^T dO,  dK = scale dS^T Q                four products a tile
     dQ = scale dS K                                three
 
-docs/attention.md derives it and says why seven products beat five with an ordered reduction of dQ.
+docs/attention.md derives it and says why these are seven products and not five with an ordered reduction of dQ.
 """
 
 import triton

@@ -59,7 +59,7 @@ class Variant:
             for each, so that it is found again.
     """
 
-    kernel: Any = field(compare=True)
+    kernel: Any
     signature: tuple[tuple[str, str], ...]
     constants: tuple[tuple[str, Any], ...]
     num_warps: int
