@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
-from tilewright.triton.variants import ARCHITECTURES, SHARED_MEMORY, Variant  # noqa: E402
+import triton
 
-from . import gpu_report  # noqa: E402
-from .triton_families import PRESENT, own_variants  # noqa: E402
+from tilewright.triton.variants import ARCHITECTURES, SHARED_MEMORY, Variant
+
+from . import gpu_report
+from .triton_families import PRESENT, own_variants
 
 # The table 86 serves every part with little shared memory; 89 is the newest it compiles for without features of 12.x.
 # Its code is that of 80, so only what 80 does not list is compiled again.

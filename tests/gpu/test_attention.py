@@ -1,5 +1,7 @@
 """Attention's Triton kernels against float64 math: on the card, or without one in Triton's interpreter."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -174,7 +176,7 @@ def test_p_1_drops_everything(device):
 
 # --- layouts ---------------------------------------------------------------------------------------------------------
 def _layouts(device: torch.device) -> dict[str, list[Tensor]]:
-    make = lambda *sizes: torch.randn(*sizes, device=device)  # noqa: E731
+    make = partial(torch.randn, device=device)
     fused = make(1, 19, 3, 2, 16)
     return {
         "fused qkv": [fused[:, :, i].transpose(1, 2) for i in range(3)],

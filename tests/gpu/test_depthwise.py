@@ -240,7 +240,10 @@ def test_nothing_to_compute(device):
 def test_errors(device):
     x, weight, bias = _make(Case(), torch.float32, device, False)
     options = (1, 1), (1, 1), (1, 1)
-    forward = lambda *a: OPS.depthwise_forward(*a, *options, "none", False, None)  # noqa: E731
+
+    def forward(*tensors):
+        return OPS.depthwise_forward(*tensors, *options, "none", False, None)
+
     with pytest.raises(RuntimeError, match="multiple of groups = 8"):
         forward(x, weight[:7], bias[:7])
     with pytest.raises(RuntimeError, match=r"weight.size\(1\)"):

@@ -33,8 +33,7 @@ def test_forward_and_backward(device, dtype, biased):
                 None if t is None else (t.double() if wide else t).detach().clone().requires_grad_()
                 for t in (x, residual, bias)
             ]
-            fused = lambda x, r, b: TF.dropout_add(x, r, p, bias=b)  # noqa: E731
-            y = fused(*leaves) if factor is None else _formula(*leaves, factor)
+            y = TF.dropout_add(*leaves[:2], p, bias=leaves[2]) if factor is None else _formula(*leaves, factor)
             y.backward(dy.to(y.dtype))
             results.append([y.detach(), *(t.grad for t in leaves if t is not None)])
         for name, ours, native, reference in zip(("y", "dx", "dr", "db"), *results, strict=False):

@@ -36,13 +36,11 @@ def _check(inputs: list[Tensor | None], p: float, dy: Tensor, dsum: Tensor | Non
     mask = drawn_mask(x, p) if p > 0 else torch.ones_like(x, dtype=torch.bool)
     shape = (x.shape[-1],)
     ours = _run(lambda x, r, w, b: TF.dropout_add_layer_norm(x, r, shape, w, b, p=p, prenorm=True), inputs, dy, dsum)
-    native_norm = lambda t, w, b: F.layer_norm(t, shape, w, b)  # noqa: E731
-    native = _run(_separate(native_norm, mask.to(x.dtype).div(1 - p)), inputs, dy, dsum)
+    separate = _separate(lambda t, w, b: F.layer_norm(t, shape, w, b), mask.to(x.dtype).div(1 - p))
+    native = _run(separate, inputs, dy, dsum)
     wide = [None if t is None else t.double() for t in inputs]
-    wide_norm = lambda t, w, b: references.layer_norm(t, 1, w, b, 1e-5)  # noqa: E731
-    reference = _run(
-        _separate(wide_norm, mask.double() / (1 - p)), wide, dy.double(), None if dsum is None else dsum.double()
-    )
+    exact = _separate(lambda t, w, b: references.layer_norm(t, 1, w, b, 1e-5), mask.double() / (1 - p))
+    reference = _run(exact, wide, dy.double(), None if dsum is None else dsum.double())
     for name, a, b, c in zip(("y", "sum", "dx", "dr", "d1", "d2"), ours, native, reference, strict=False):
         if x.dtype == torch.float64:
             torch.testing.assert_close(a, c, msg=f"{name} {tuple(x.shape)}")

@@ -115,7 +115,7 @@ def test_large_tiles_with_bias_and_saved_input(table, device):
             x, w = (torch.randn(n, depth, device=device).half() for n in (tile.M + 3, cols))
             b = torch.randn(cols, device=device).half()
             with pytest.MonkeyPatch.context() as patch, variants.observed() as seen:
-                patch.setattr(matmul_product, "choose", lambda *_, **__: Plan(tile, 1, 0.0))  # noqa: B023
+                patch.setattr(matmul_product, "choose", lambda *_, tile=tile, **__: Plan(tile, 1, 0.0))
                 patch.setattr(matmul_product, "_recipe", matmul_product._recipe.__wrapped__)
                 output, saved = torch.ops.tilewright.linear_forward(x, w, b, "silu", True)
             assert seen == [matmul_product.product_variant(tile, torch.float16, True, True)]
