@@ -10,7 +10,7 @@
 // 24 accesses for 8 outputs where single outputs would need 72 (P = 2 where V = 8: 16 for 4); from memory each input
 // comes once, the caches serve the rest. With dilation d a strip has every d-th output, so its windows overlap in the
 // same way. The weights of the block's channels are in shared memory, in the accumulation type.
-#include "cuda/depthwise.cuh"
+#include "cuda/depthwise_last.cuh"
 
 namespace tilewright::gpu {
 namespace {
@@ -88,36 +88,23 @@ __device__ __forceinline__ void last_tile(const DepthwiseArgs<T>& args, const La
   });
 }
 
-template <typename T, typename Tile>
-__global__ void __launch_bounds__(kDepthwiseBlock, 2)
-    depthwise_last_tile(const DepthwiseArgs<T> args, const LastTiling tiling, int64_t items) {
-  auto* weights = dynamic_shared<Acc<T>>();  // [taps, pitch]
-  const int width = tiling.channels.lanes() * Tile::kVec, pitch = width + kPitchPad;
-  const int lane = static_cast<int>(threadIdx.x) & (tiling.channels.lanes() - 1);
-  const int strips_of_block = kDepthwiseBlock >> tiling.channels.lanes_log;
-  // Blocks of the same pixels follow each other.
-  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
-    const Quotient split = divide(item, tiling.channels.count);
-    if (item != blockIdx.x) __syncthreads();  // the weights are still read
-    share_weights<Tile::kKernel>(args.weight, split.rest * width, args.out.channels, width, pitch, weights);
-    __syncthreads();
-    const int64_t strip = split.whole * strips_of_block + (static_cast<int>(threadIdx.x) >> tiling.channels.lanes_log);
-    last_tile<T, Tile>(args, tiling, split.rest * width + lane * Tile::kVec, strip, weights + lane * Tile::kVec, pitch);
+template <typename T, typename TileIn>
+struct Tiles : LastTiling {
+  using Tile = TileIn;
+  __device__ __forceinline__ void operator()(const DepthwiseArgs<T>& args, int channel, int64_t strip,
+                                             const Acc<T>* weights, int pitch) const {
+    last_tile<T, Tile>(args, *this, channel, strip, weights, pitch);
   }
-}
+};
 
 template <typename T, typename Tile>
-Status launch_tile(const DepthwiseArgs<T>& args, const Launch& where) {
-  LastTiling tiling;
-  tiling.channels =
-      cut_into_channel_tiles(divide_up(args.out.channels, Tile::kVec), static_cast<int>(Tile::kVec * sizeof(T)));
-  tiling.rows = cut_into_strips(args.out.height, args.geometry.dilation[0], Tile::kRows);
-  tiling.columns = cut_into_strips(args.out.width, args.geometry.dilation[1], Tile::kColumns);
-  tiling.strips = args.images * tiling.rows.count() * tiling.columns.count();
-  const int64_t items = divide_up(tiling.strips, kDepthwiseBlock / tiling.channels.lanes()) * tiling.channels.count;
-  const int pitch = tiling.channels.lanes() * Tile::kVec + kPitchPad;
-  const int shared = static_cast<int>(Tile::kKernel * Tile::kKernel * pitch * sizeof(Acc<T>));
-  return launch(where, depthwise_last_tile<T, Tile>, blocks_for(items), kDepthwiseBlock, shared, args, tiling, items);
+Status launch_tiles(const DepthwiseArgs<T>& args, const Launch& where) {
+  Tiles<T, Tile> tiles;
+  tiles.channels = channel_tiles<T, Tile>(args);
+  tiles.rows = cut_into_strips(args.out.height, args.geometry.dilation[0], Tile::kRows);
+  tiles.columns = cut_into_strips(args.out.width, args.geometry.dilation[1], Tile::kColumns);
+  tiles.strips = args.images * tiles.rows.count() * tiles.columns.count();
+  return launch_strips(args, tiles, where);
 }
 
 }  // namespace
@@ -125,8 +112,8 @@ Status launch_tile(const DepthwiseArgs<T>& args, const Launch& where) {
 template <typename T>
 Status depthwise_last_tiles(const DepthwiseArgs<T>& args, const Launch& where) {
   return for_kernel_size(args.geometry.kernel[0], [&]<int kKernel>() {
-    if (args.geometry.stride[0] == 1) return launch_tile<T, LastTile<T, kKernel, 1>>(args, where);
-    return launch_tile<T, LastTile<T, kKernel, 2>>(args, where);
+    if (args.geometry.stride[0] == 1) return launch_tiles<T, LastTile<T, kKernel, 1>>(args, where);
+    return launch_tiles<T, LastTile<T, kKernel, 2>>(args, where);
   });
 }
 

@@ -5,7 +5,7 @@
 //   K = 3      taps (row)                      T = ceil(K / 2) = 2
 //   row 2a     0 from dy row a, 2 from a - 1   a thread owns one access of channels and P cells side by side;
 //   row 2a + 1 1 from dy row a                 it reads T x (P + T - 1) accesses of dy for its 4 P outputs
-#include "cuda/depthwise.cuh"
+#include "cuda/depthwise_last.cuh"
 
 namespace tilewright::gpu {
 namespace {
@@ -46,8 +46,8 @@ __device__ __forceinline__ void add_row(const A (&dy)[Tile::kWindow][Tile::kVec]
 }
 
 template <typename T, typename Tile>
-__device__ __forceinline__ void cells(const DepthwiseArgs<T>& args, const CellTiling& tiling, int channel,
-                                      int64_t strip, const Acc<T>* weights, int pitch) {
+__device__ __forceinline__ void cells_of_strip(const DepthwiseArgs<T>& args, const CellTiling& tiling, int channel,
+                                               int64_t strip, const Acc<T>* weights, int pitch) {
   using A = Acc<T>;
   constexpr int kVec = Tile::kVec;
   const auto& in = args.in;
@@ -82,38 +82,25 @@ __device__ __forceinline__ void cells(const DepthwiseArgs<T>& args, const CellTi
   });
 }
 
-template <typename T, typename Tile>
-__global__ void __launch_bounds__(kDepthwiseBlock, 2)
-    depthwise_last_cell(const DepthwiseArgs<T> args, const CellTiling tiling, int64_t items) {
-  auto* weights = dynamic_shared<Acc<T>>();  // [taps, pitch]
-  const int width = tiling.channels.lanes() * Tile::kVec, pitch = width + kPitchPad;
-  const int lane = static_cast<int>(threadIdx.x) & (tiling.channels.lanes() - 1);
-  const int strips_of_block = kDepthwiseBlock >> tiling.channels.lanes_log;
-  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
-    const Quotient split = divide(item, tiling.channels.count);
-    if (item != blockIdx.x) __syncthreads();  // the weights are still read
-    share_weights<Tile::kKernel>(args.weight, split.rest * width, args.out.channels, width, pitch, weights);
-    __syncthreads();
-    const int64_t strip = split.whole * strips_of_block + (static_cast<int>(threadIdx.x) >> tiling.channels.lanes_log);
-    cells<T, Tile>(args, tiling, split.rest * width + lane * Tile::kVec, strip, weights + lane * Tile::kVec, pitch);
+template <typename T, typename TileIn>
+struct Cells : CellTiling {
+  using Tile = TileIn;
+  __device__ __forceinline__ void operator()(const DepthwiseArgs<T>& args, int channel, int64_t strip,
+                                             const Acc<T>* weights, int pitch) const {
+    cells_of_strip<T, Tile>(args, *this, channel, strip, weights, pitch);
   }
-}
+};
 
 template <typename T, typename Tile>
 Status launch_cells(const DepthwiseArgs<T>& args, const Launch& where) {
-  const auto& padding = args.geometry.padding;
-  CellTiling tiling;
-  tiling.channels =
-      cut_into_channel_tiles(divide_up(args.out.channels, Tile::kVec), static_cast<int>(Tile::kVec * sizeof(T)));
-  tiling.first_y = -(padding[0] % 2);
-  tiling.first_x = -(padding[1] % 2);
-  tiling.rows = (args.out.height - tiling.first_y + 1) / 2;
-  tiling.columns = (args.out.width - tiling.first_x + Tile::kColumns - 1) / Tile::kColumns;
-  tiling.strips = args.images * tiling.rows * tiling.columns;
-  const int64_t items = divide_up(tiling.strips, kDepthwiseBlock / tiling.channels.lanes()) * tiling.channels.count;
-  const int pitch = tiling.channels.lanes() * Tile::kVec + kPitchPad;
-  const int shared = static_cast<int>(Tile::kKernel * Tile::kKernel * pitch * sizeof(Acc<T>));
-  return launch(where, depthwise_last_cell<T, Tile>, blocks_for(items), kDepthwiseBlock, shared, args, tiling, items);
+  Cells<T, Tile> cells;
+  cells.channels = channel_tiles<T, Tile>(args);
+  cells.first_y = -(args.geometry.padding[0] % 2);
+  cells.first_x = -(args.geometry.padding[1] % 2);
+  cells.rows = (args.out.height - cells.first_y + 1) / 2;
+  cells.columns = (args.out.width - cells.first_x + Tile::kColumns - 1) / Tile::kColumns;
+  cells.strips = args.images * cells.rows * cells.columns;
+  return launch_strips(args, cells, where);
 }
 
 }  // namespace
