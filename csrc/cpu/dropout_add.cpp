@@ -5,6 +5,7 @@
 #include "cpu/dropout.h"
 #include "cpu/keep_mask.h"
 #include "cpu/kernel_table.h"
+#include "cpu/row_chunks.h"
 #include "ops/memory_order.h"
 
 namespace tilewright {
@@ -28,24 +29,23 @@ std::tuple<Tensor, Tensor> dropout_add_backward_cpu(const Tensor& grad_output, c
   const Tensor dy = grad_output.contiguous();
   const auto dtype = dy.scalar_type();
   Tensor grad_input = output_mask[0] ? at::empty(dy.sizes(), dy.options()) : Tensor();
-  constexpr int64_t kMaxChunks = 32, kMinElements = 16384;
-  const int64_t chunk_rows =
-      std::max<int64_t>({1, kMinElements / std::max<int64_t>(1, cols), (rows + kMaxChunks - 1) / kMaxChunks});
-  const int64_t chunks = (rows + chunk_rows - 1) / chunk_rows;
-  const Tensor sums = at::zeros({std::max<int64_t>(1, chunks), cols}, dy.options().dtype(accumulation_dtype(dtype)));
+  Tensor grad_bias = empty_cpu({cols}, accumulation_dtype(dtype));
+  if (dy.numel() == 0) grad_bias.zero_();
   dispatch_floating(dtype, "dropout_add_backward", [&](auto element) {
     using T = decltype(element);
     const auto kernel = kernels<T>().dropout.bias_backward;
-    parallel_for_cost(chunks, chunk_rows * cols, [&](int64_t begin, int64_t end) {
+    const RowChunks chunks(dy.numel() == 0 ? 0 : rows, cols);
+    ChunkSums<Acc<T>> sums(grad_bias, chunks.count, cols);
+    parallel_for_cost(chunks.count, chunks.rows * cols, [&](int64_t begin, int64_t end) {
       for (int64_t chunk = begin; chunk < end; ++chunk) {
-        const DropoutBiasBackwardArgs<T> args{const_data<T>(dy), mutable_data<T>(grad_input),
-                                              mutable_data<Acc<T>>(sums) + chunk * cols, cols, rule};
-        kernel(args, chunk * chunk_rows, std::min(rows, (chunk + 1) * chunk_rows));
+        const DropoutBiasBackwardArgs<T> args{const_data<T>(dy), mutable_data<T>(grad_input), sums.start(chunk), cols,
+                                              rule};
+        kernel(args, chunks.begin(chunk), chunks.end(chunk));
       }
     });
+    sums.merge();
   });
-  if (!output_mask[1]) return {grad_input, Tensor()};
-  return {grad_input, (chunks > 1 ? sums.sum(0) : sums[0]).to(dtype)};
+  return {grad_input, finished_gradient(grad_bias, output_mask[1], dtype)};
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include "cpu/keep_mask.h"
 #include "cpu/kernel_table.h"
+#include "cpu/row_chunks.h"
 
 namespace tilewright {
 namespace {
@@ -13,12 +14,6 @@ constexpr const char* kName = "dropout_add_layer_norm";
 // Rows worked on between the two steps: 4096 elements of x, residual, z and y stay in L1; at least the four rows that
 // the backward kernel takes at once.
 int64_t rows_per_block(int64_t cols) { return std::max<int64_t>(4, 4096 / std::max<int64_t>(1, cols) / 4 * 4); }
-
-int64_t rows_per_chunk(int64_t rows, int64_t cols) {
-  constexpr int64_t kMaxChunks = 32, kMinElements = 16384;
-  const int64_t worthwhile = kMinElements / std::max<int64_t>(1, cols);
-  return std::max({worthwhile, (rows + kMaxChunks - 1) / kMaxChunks, int64_t{1}});
-}
 
 DropoutRule rule_or_keep_all(const OptionalTensor& seed, double p) {
   return is_defined(seed) ? dropout_rule_of(*seed, p, kName) : dropout_rule(0, 0);
@@ -85,21 +80,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_backward_cpu(
   Tensor grad_residual = output_mask[1] ? at::empty(sum.sizes(), sum.options()) : Tensor();
   const Tensor dz = output_mask[1] ? grad_residual : grad_input;
 
-  const int64_t chunk_rows = rows_per_chunk(rows, cols), chunks = (rows + chunk_rows - 1) / chunk_rows;
-  Tensor weight_sums, bias_sums;  // [chunks, cols]
-  if (wants_parameters) {
-    weight_sums = at::zeros({std::max<int64_t>(chunks, 1), cols}, sum.options().dtype(accumulation_dtype(dtype)));
-    bias_sums = at::zeros_like(weight_sums);
-  }
-  if (rows > 0 && cols > 0 && (dz.defined() || wants_parameters)) {
+  Tensor grad_weight = wants_parameters ? empty_cpu(normalized_shape, accumulation_dtype(dtype)) : Tensor();
+  Tensor grad_bias = wants_parameters ? empty_cpu(normalized_shape, accumulation_dtype(dtype)) : Tensor();
+  if (sum.numel() == 0) {
+    if (wants_parameters) grad_weight.zero_(), grad_bias.zero_();
+  } else if (dz.defined() || wants_parameters) {
     dispatch_floating(dtype, kName, [&](auto element) {
       using T = decltype(element);
       const auto kernel = kernels<T>().dropout_add_layer_norm.backward;
-      parallel_for_cost(chunks, 2 * chunk_rows * cols, [&](int64_t begin, int64_t end) {
+      const RowChunks chunks(rows, cols);
+      ChunkSums<Acc<T>> weight_sums(grad_weight, chunks.count, cols), bias_sums(grad_bias, chunks.count, cols);
+      parallel_for_cost(chunks.count, 2 * chunks.rows * cols, [&](int64_t begin, int64_t end) {
         for (int64_t chunk = begin; chunk < end; ++chunk) {
-          const auto partial = [&](const Tensor& sums) {
-            return wants_parameters ? mutable_data<Acc<T>>(sums) + chunk * cols : nullptr;
-          };
           const DropoutAddLayerNormBackwardArgs<T> args{const_data<T>(dy),
                                                         const_data<T>(dsum),
                                                         const_data<T>(z),
@@ -108,22 +100,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_backward_cpu(
                                                         const_data<Acc<T>>(rstds),
                                                         mutable_data<T>(dz),
                                                         mutable_data<T>(grad_input),
-                                                        partial(weight_sums),
-                                                        partial(bias_sums),
+                                                        weight_sums.start(chunk),
+                                                        bias_sums.start(chunk),
                                                         cols,
                                                         rows_per_block(cols),
                                                         rule};
-          kernel(args, chunk * chunk_rows, std::min(rows, (chunk + 1) * chunk_rows));
+          kernel(args, chunks.begin(chunk), chunks.end(chunk));
         }
       });
+      weight_sums.merge();
+      bias_sums.merge();
     });
   }
   const auto parameter_dtype = weight_in.defined() ? weight_in.scalar_type() : dtype;
-  const auto merge_chunks = [&](const Tensor& sums) {
-    return (chunks > 1 ? sums.sum(0) : sums[0]).view(normalized_shape).to(parameter_dtype);
-  };
-  return {grad_input, grad_residual, output_mask[2] ? merge_chunks(weight_sums) : Tensor(),
-          output_mask[3] ? merge_chunks(bias_sums) : Tensor()};
+  return {grad_input, grad_residual, finished_gradient(grad_weight, output_mask[2], parameter_dtype),
+          finished_gradient(grad_bias, output_mask[3], parameter_dtype)};
 }
 
 }  // namespace

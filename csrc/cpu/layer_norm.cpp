@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "cpu/kernel_table.h"
+#include "cpu/row_chunks.h"
 #include "cpu/tensors.h"
 
 namespace tilewright {
@@ -42,42 +43,50 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_forward_cpu(const Tensor& input, a
   return {output, mean, rstd};
 }
 
-// At most 32 chunks: enough to balance any machine's threads, few enough that their partial sums stay small beside the
-// input.
-int64_t rows_per_chunk(int64_t rows, int64_t cols) {
-  constexpr int64_t kMaxChunks = 32, kMinElements = 16384;
-  const int64_t worthwhile = divide_up(kMinElements, std::max<int64_t>(1, cols));
-  return std::max({worthwhile, divide_up(rows, kMaxChunks), int64_t{1}});
-}
+template <typename T>
+struct LayerNormBackward {
+  LayerNormBackwardArgs<T> args;  // without the parameter gradients
+  const Tensor &grad_weight, &grad_bias;
+  int64_t rows;
 
-// dweight or dbias while it is summed: the first chunk adds to the result itself, the others to parts that are added to
-// it in order.
-template <typename A>
-class ChunkSums {
- public:
-  ChunkSums(const Tensor& result, int64_t chunks, int64_t cols)
-      : result_(mutable_data<A>(result)), chunks_(chunks), cols_(cols) {
-    if (result_ != nullptr && chunks > 1) parts_ = uninitialised<A>((chunks - 1) * cols);
-  }
-  // The sums of a chunk, set to zero; null where the gradient is not wanted.
-  A* start(int64_t chunk) {
-    if (result_ == nullptr) return nullptr;
-    A* sums = chunk == 0 ? result_ : parts_.get() + (chunk - 1) * cols_;
-    std::fill_n(sums, cols_, A(0));
-    return sums;
-  }
-  void merge() {
-    if (result_ == nullptr) return;
-    for (int64_t chunk = 1; chunk < chunks_; ++chunk) {
-      const A* part = parts_.get() + (chunk - 1) * cols_;
-      for (int64_t c = 0; c < cols_; ++c) result_[c] += part[c];
-    }
+  void run() {
+    // Few rows make few chunks, and long ones large partial sums.
+    constexpr int64_t kFewRows = 128, kLongRow = 4096;
+    if (grad_weight.defined() && rows < kFewRows && args.cols >= kLongRow) return by_columns();
+    by_rows();
   }
 
- private:
-  A* result_;
-  int64_t chunks_, cols_;
-  std::unique_ptr<A[]> parts_;
+  void by_rows() {
+    const auto kernel = kernels<T>().layer_norm.backward;
+    const RowChunks chunks(rows, args.cols);
+    ChunkSums<Acc<T>> weight_sums(grad_weight, chunks.count, args.cols), bias_sums(grad_bias, chunks.count, args.cols);
+    parallel_for_cost(chunks.count, chunks.rows * args.cols, [&](int64_t begin, int64_t end) {
+      for (int64_t chunk = begin; chunk < end; ++chunk) {
+        LayerNormBackwardArgs<T> of_chunk = args;
+        of_chunk.dweight = weight_sums.start(chunk);
+        of_chunk.dbias = bias_sums.start(chunk);
+        kernel(of_chunk, chunks.begin(chunk), chunks.end(chunk));
+      }
+    });
+    weight_sums.merge();
+    bias_sums.merge();
+  }
+
+  void by_columns() {
+    // Sums of 1024 columns, 8 KB, stay in L1 beside the rows that pass by.
+    constexpr int64_t kTile = 1024;
+    const auto& kernel = kernels<T>().layer_norm;
+    const auto means = uninitialised<LayerNormRowMeans<Acc<T>>>(rows);
+    parallel_for_cost(rows, args.cols,
+                      [&](int64_t begin, int64_t end) { kernel.row_means(args, means.get(), begin, end); });
+    args.dweight = mutable_data<Acc<T>>(grad_weight.zero_());
+    args.dbias = mutable_data<Acc<T>>(grad_bias.zero_());
+    parallel_for_cost(divide_up(args.cols, kTile), rows * kTile, [&](int64_t begin, int64_t end) {
+      for (int64_t tile = begin; tile < end; ++tile) {
+        kernel.column_gradients(args, means.get(), rows, tile * kTile, std::min(args.cols, (tile + 1) * kTile));
+      }
+    });
+  }
 };
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_backward_cpu(const Tensor& grad_output, const Tensor& input,
@@ -91,7 +100,6 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward_cpu(const Tensor& grad_ou
                rstds = rstd.contiguous();
   const Tensor weight = as_accumulator(weight_in, dtype);
   const auto sum_dtype = accumulation_dtype(dtype);
-  const int64_t chunk_rows = rows_per_chunk(rows, cols), chunks = divide_up(rows, chunk_rows);
 
   // The kernel sums both parameter gradients or none.
   const bool wants_parameters = output_mask[1] || output_mask[2];
@@ -103,34 +111,18 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward_cpu(const Tensor& grad_ou
   } else if (output_mask[0] || wants_parameters) {
     dispatch_floating(dtype, "layer_norm_backward", [&](auto element) {
       using T = decltype(element);
-      using A = Acc<T>;
-      const auto kernel = kernels<T>().layer_norm.backward;
-      ChunkSums<A> weight_sums(grad_weight, chunks, cols), bias_sums(grad_bias, chunks, cols);
-      parallel_for_cost(chunks, chunk_rows * cols, [&](int64_t begin, int64_t end) {
-        for (int64_t chunk = begin; chunk < end; ++chunk) {
-          const LayerNormBackwardArgs<T> args{const_data<T>(dy),
-                                              const_data<T>(x),
-                                              const_data<A>(weight),
-                                              const_data<A>(means),
-                                              const_data<A>(rstds),
-                                              mutable_data<T>(grad_input),
-                                              weight_sums.start(chunk),
-                                              bias_sums.start(chunk),
-                                              cols,
-                                              streams_past_cache(3 * x.nbytes())};
-          kernel(args, chunk * chunk_rows, std::min(rows, (chunk + 1) * chunk_rows));
-        }
-      });
-      weight_sums.merge();
-      bias_sums.merge();
+      LayerNormBackward<T>{{const_data<T>(dy), const_data<T>(x), const_data<Acc<T>>(weight), const_data<Acc<T>>(means),
+                            const_data<Acc<T>>(rstds), mutable_data<T>(grad_input), nullptr, nullptr, cols,
+                            streams_past_cache(3 * x.nbytes())},
+                           grad_weight,
+                           grad_bias,
+                           rows}
+          .run();
     });
   }
   const auto parameter_dtype = weight_in.defined() ? weight_in.scalar_type() : dtype;
-  const auto finished = [&](const Tensor& grad, bool wanted) {
-    if (!wanted) return Tensor();
-    return grad.scalar_type() == parameter_dtype ? grad : grad.to(parameter_dtype);
-  };
-  return {grad_input, finished(grad_weight, output_mask[1]), finished(grad_bias, output_mask[2])};
+  return {grad_input, finished_gradient(grad_weight, output_mask[1], parameter_dtype),
+          finished_gradient(grad_bias, output_mask[2], parameter_dtype)};
 }
 
 }  // namespace

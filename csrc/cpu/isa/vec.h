@@ -92,26 +92,10 @@ inline VecF64 load(const double* p) {
 inline void store(float* p, VecF32 v) { __builtin_memcpy(p, &v, sizeof(v)); }
 inline void store(double* p, VecF64 v) { __builtin_memcpy(p, &v, sizeof(v)); }
 
-// --- bfloat16: the upper half of a float32; rounded to nearest even, NaN kept quiet, denormals kept ---
-inline VecF32 widen_bf16(VecU16Half bits) { return bit_cast<VecF32>(__builtin_convertvector(bits, VecU32) << 16); }
-inline VecU16Half narrow_bf16(VecF32 v) {
-  const VecU32 bits = bit_cast<VecU32>(v);
-  const VecU32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const VecU32 quiet_nan = VecU32{} + 0x7fc0u;
-  return __builtin_convertvector(v == v ? rounded : quiet_nan, VecU16Half);
-}
-
-inline VecF32 load(const BF16* p) {
-  VecU16Half bits;
-  __builtin_memcpy(&bits, p, sizeof(bits));
-  return widen_bf16(bits);
-}
-inline void store(BF16* p, VecF32 v) {
-  const VecU16Half bits = narrow_bf16(v);
-  __builtin_memcpy(p, &bits, sizeof(bits));
-}
-
 // --- what each ISA defines in vec_<isa>.h (or takes from vec_portable.h) ---
+// bfloat16 is the upper half of a float32; narrowing rounds to nearest even, keeps NaN (quiet) and denormals.
+inline VecF32 widen_bf16(VecU16Half bits);
+inline VecU16Half narrow_bf16(VecF32 v);
 inline VecF32 widen_f16(VecU16Half bits);
 inline VecU16Half narrow_f16(VecF32 v);  // nearest even
 inline VecF32 load(const float* p, int64_t n);
@@ -133,6 +117,15 @@ inline VecF64 sqrt(VecF64 v);
 inline VecF32 scale_by_power_of_two(VecF32 v, VecF32 n);  // v * 2^n for a whole n
 inline VecF64 scale_by_power_of_two(VecF64 v, VecF64 n);
 
+inline VecF32 load(const BF16* p) {
+  VecU16Half bits;
+  __builtin_memcpy(&bits, p, sizeof(bits));
+  return widen_bf16(bits);
+}
+inline void store(BF16* p, VecF32 v) {
+  const VecU16Half bits = narrow_bf16(v);
+  __builtin_memcpy(p, &bits, sizeof(bits));
+}
 inline VecF32 load(const F16* p) {
   VecU16Half bits;
   __builtin_memcpy(&bits, p, sizeof(bits));

@@ -20,6 +20,22 @@ inline VecF64 load(const double* p, int64_t n) { return _mm512_maskz_loadu_pd(ma
 inline void store(float* p, VecF32 v, int64_t n) { _mm512_mask_storeu_ps(p, mask16(n), v); }
 inline void store(double* p, VecF64 v, int64_t n) { _mm512_mask_storeu_pd(p, mask8(n), v); }
 
+inline VecF32 widen_bf16(VecU16Half bits) {
+  return bit_cast<VecF32>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bit_cast<__m256i>(bits)), 16));
+}
+// Seven instructions, of which the last picks the upper halves. (vcvtneps2bf16 would be one, but takes denormals for
+// 0.)
+inline VecU16Half narrow_bf16(VecF32 v) {
+  const __m512i bits = bit_cast<__m512i>(v);
+  const __m512i last_kept = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i half_up = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+  const __mmask16 number = _mm512_cmp_ps_mask(v, v, _CMP_ORD_Q);
+  const __m512i rounded = _mm512_mask_add_epi32(_mm512_set1_epi32(0x7fc00000), number, half_up, last_kept);
+  __m512i upper_halves{};
+  static const uint16_t kOdd[32] = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+  __builtin_memcpy(&upper_halves, kOdd, sizeof(upper_halves));
+  return bit_cast<VecU16Half>(_mm512_castsi512_si256(_mm512_permutexvar_epi16(upper_halves, rounded)));
+}
 inline VecF32 widen_f16(VecU16Half bits) { return _mm512_cvtph_ps(bit_cast<__m256i>(bits)); }
 inline VecU16Half narrow_f16(VecF32 v) {
   return bit_cast<VecU16Half>(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));

@@ -30,6 +30,14 @@ inline void store(double* p, VecF64 v, int64_t n) { store_through_buffer(p, v, n
 inline void store(BF16* p, VecF32 v, int64_t n) { store_through_buffer(p, v, n); }
 inline void store(F16* p, VecF32 v, int64_t n) { store_through_buffer(p, v, n); }
 
+inline VecF32 widen_bf16(VecU16Half bits) { return bit_cast<VecF32>(__builtin_convertvector(bits, VecU32) << 16); }
+inline VecU16Half narrow_bf16(VecF32 v) {
+  const VecU32 bits = bit_cast<VecU32>(v);
+  const VecU32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const VecU32 quiet_nan = VecU32{} + 0x7fc0u;
+  return __builtin_convertvector(v == v ? rounded : quiet_nan, VecU16Half);
+}
+
 // --- v * 2^n in two steps, so that results among the denormals are reached from a normal number ---
 inline VecF32 scale_by_power_of_two(VecF32 v, VecF32 n) {
   const VecI32 whole = __builtin_convertvector(n, VecI32);

@@ -1,202 +1,223 @@
-// Layer norm over contiguous rows.
-//   forward   y = (x - mean) * rstd * weight + bias,  rstd = 1 / sqrt(var + eps), var biased
-//   backward  xhat = (x - mean) * rstd, g = dy * weight:  dx = rstd * (g - (sum g + xhat * sum(g * xhat)) / cols),
-//             dweight += sum over rows of dy * xhat,  dbias += sum over rows of dy
+// Layer norm's forward over contiguous rows; layer_norm_backward.h has the backward.
+//   y = (x - mean) * rstd * weight + bias,  rstd = 1 / sqrt(var + eps), var biased
 //
-// Statistics take two centred passes (sum, then sum of (x - mean)^2) while the row is in cache: as accurate as Welford
-// and without its dependent chain. Sums are in Acc. Forward reads x once from memory and twice from cache; backward
-// reads dy and x once from memory and once from cache.
+// Statistics take one pass over a row, around an estimate of its mean from its first values: with d = x - estimate,
+//   mean = estimate + sum(d) / n,  var = sum(d^2) / n - (sum(d) / n)^2,
+// and where that estimate was poor another around the better one, from cache. So at most two bits of the variance are
+// given away, for any data, and a constant row has no d at all: its y is the bias. Sums are in Acc.
+//
+//             cols ->                   a block of kRows rows:  statistics   row by row (short rows: side by side)
+//   row  r    x x x x x x x x x x                               the numbers  of all rows at once
+//   row  r+1  x x x x x x x x x x                               y            column by column, for all rows, which so
+//   ...                                                                      share the loads of weight and bias
 #pragma once
+#include "cpu/kernels/layer_norm_backward.h"
 #include "cpu/kernels/rows.h"
 #include "cpu/kernels/typed_kernels.h"
 
 namespace tilewright {
 namespace {
 
-// Rows of up to so many columns are taken four at a time, each with one chain of sums: beside one another they hide the
-// latency of sums, square root and division, which is what short rows wait for. Longer rows have four chains each, and
-// are read one after the other: four streams at once cost the prefetcher 1.6x at 768 columns.
+// Rows of at most so many columns are summed side by side: one chain of sums each, of which several hide the latency
+// that one would wait for. Longer rows have four chains of their own and are read one after the other: as many streams
+// as rows at once cost the prefetcher 1.6x at 768 columns.
 constexpr int64_t kShortRow = 512;
 
+// From here on weight, bias, x and y of one row fill more than L1; four rows at once then take 0.7 to 0.8x the time of
+// one after the other (no less at 2048 columns).
+constexpr int64_t kLongRow = 4096;
+
+// Rows of a block of tiny rows, which are mostly sums across lanes, square roots and divisions.
 template <typename A>
-inline A reciprocal_deviation(A variance, A eps) {
-  return A(1) / (sizeof(A) == 4 ? __builtin_sqrtf(variance + eps) : __builtin_sqrt(variance + eps));
+constexpr int kTinyBlockRows = kLanes<A> < 8 ? kLanes<A> : 8;
+constexpr int64_t kTinyRowVectors = 4;
+
+// Lane r of each: of row r of a block. y = ((x - mean) * rstd - rest) * weight + bias
+template <typename A>
+struct RowStatistics {
+  Vec<A> mean, rstd;
+  Vec<A> rest;       // the digits of the mean that A has no room for, times rstd, where they count
+  Vec<A> lost_bits;  // positive: the estimate was poor, its distance from the mean is lost digits of the variance
+};
+
+template <typename A, int kRows>
+inline TILEWRIGHT_INLINE RowStatistics<A> finish_statistics(const Vec<A> (&d)[kRows], const Vec<A> (&dd)[kRows],
+                                                            Vec<A> estimate, int64_t cols, A eps) {
+  const A scale = A(1) / static_cast<A>(cols);
+  const Vec<A> distance = reduce_add_each<A, kRows>(d) * scale, square = reduce_add_each<A, kRows>(dd) * scale;
+  const Vec<A> lost = distance * distance, variance = max(Vec<A>{}, square - lost);  // NaN passes
+  const Vec<A> mean = estimate + distance, rstd = A(1) / sqrt(variance + eps);
+  const Vec<A> rest = (distance - (mean - estimate)) * rstd;
+  constexpr A kNegligible = sizeof(A) == 4 ? A(0x1p-24) : A(0x1p-53);
+  return {mean, rstd, max(rest, -rest) > kNegligible ? rest : Vec<A>{}, lost - A(0.75) * square};
 }
 
-template <bool kStream, typename T>
-inline void normalise_row(const LayerNormForwardArgs<T>& args, int64_t row, Acc<T> mean, Acc<T> rstd) {
-  using A = Acc<T>;
-  const T* x = args.x + row * args.cols;
-  T* y = args.y + row * args.cols;
-  const A *weight = args.weight, *bias = args.bias;
-  args.mean[row] = mean;
-  args.rstd[row] = rstd;
-  for_each_vector<A>(args.cols, [=](int64_t c, int64_t n) TILEWRIGHT_INLINE {
-    Vec<A> v = (load(x + c, n) - mean) * rstd;
-    if (weight != nullptr) v *= load(weight + c, n);
-    if (bias != nullptr) v += load(bias + c, n);
-    store_or_stream<kStream>(y + c, v, n);
-  });
+// An estimate must be finite, or it would hide where Inf and NaN lie.
+template <typename A>
+inline TILEWRIGHT_INLINE Vec<A> finite_or_zero(Vec<A> v) {
+  return v - v == Vec<A>{} ? v : Vec<A>{};
 }
 
-template <bool kStream, typename T>
-inline void layer_norm_forward_row(const LayerNormForwardArgs<T>& args, int64_t row) {
+// The means of the first values of each row, as many as a power of two: so equal values give themselves.
+template <typename T, int kRows>
+inline TILEWRIGHT_INLINE Vec<Acc<T>> first_estimate(const T* x, int64_t cols) {
   using A = Acc<T>;
-  const T* x = args.x + row * args.cols;
-  const auto value = [x](int64_t c, int64_t n) TILEWRIGHT_INLINE { return load(x + c, n); };
-  const A mean = sum_terms<A>(args.cols, value) / static_cast<A>(args.cols);
-  const auto square = [x, mean](int64_t c, int64_t n) TILEWRIGHT_INLINE {
-    const Vec<A> centred = load(x + c, n) - mean;
-    return centred * centred;
+  int64_t count = kLanes<A>;
+  while (count > cols) count /= 2;
+  Vec<A> first[kRows];
+  unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE { first[r] = load(x + r * cols, count); });
+  const A scale = A(1) / static_cast<A>(count);
+  return finite_or_zero<A>(reduce_add_each<A, kRows>(first) * scale);
+}
+
+template <typename T, int kRows, bool kShort>
+inline TILEWRIGHT_INLINE RowStatistics<Acc<T>> statistics_around(const T* x, int64_t cols, Vec<Acc<T>> estimate,
+                                                                 Acc<T> eps) {
+  using A = Acc<T>;
+  constexpr int64_t kStep = kLanes<A>;
+  // Short rows have one chain of sums, others four: whichever rows are with it in a block, a row's sums are the same.
+  static_assert(kShort || kRows == 1);
+  constexpr int kChains = kShort ? 1 : 4;
+  Vec<A> d[kRows * kChains] = {}, dd[kRows * kChains] = {}, centre[kRows];
+  unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE { centre[r] = broadcast_lane<A>(estimate, r); });
+  const auto add = [&](auto sum, Vec<A> distance) TILEWRIGHT_INLINE {
+    d[sum] += distance;
+    dd[sum] = fma(distance, distance, dd[sum]);
   };
-  const A variance = sum_terms<A>(args.cols, square) / static_cast<A>(args.cols);
-  normalise_row<kStream>(args, row, mean, reciprocal_deviation(variance, args.eps));
+  int64_t c = 0;
+  for (; kChains > 1 && c + kChains * kStep <= cols; c += kChains * kStep) {
+    unrolled<kChains>([&](auto i) TILEWRIGHT_INLINE { add(i, load(x + c + i * kStep) - centre[0]); });
+  }
+  for (; c + kStep <= cols; c += kStep) {
+    unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE { add(r, load(x + r * cols + c) - centre[r]); });
+  }
+  if (c < cols) {
+    unrolled<kRows>(
+        [&](auto r) TILEWRIGHT_INLINE { add(r, keep_first(load(x + r * cols + c, cols - c) - centre[r], cols - c)); });
+  }
+  if constexpr (kShort) return finish_statistics<A, kRows>(d, dd, estimate, cols, eps);
+  const Vec<A> d_sum[1] = {(d[0] + d[1]) + (d[2] + d[3])}, dd_sum[1] = {(dd[0] + dd[1]) + (dd[2] + dd[3])};
+  return finish_statistics<A, 1>(d_sum, dd_sum, estimate, cols, eps);
+}
+
+template <typename T, int kRows, bool kShort>
+inline TILEWRIGHT_INLINE RowStatistics<Acc<T>> row_statistics(const T* x, int64_t cols, Acc<T> eps) {
+  using A = Acc<T>;
+  auto found = statistics_around<T, kRows, kShort>(x, cols, first_estimate<T, kRows>(x, cols), eps);
+  if (__builtin_expect(reduce_max<A>(found.lost_bits) > A(0), 0)) {
+    // Of the rows concerned alone: another's result must not depend on who is with it in a block.
+    const auto better = statistics_around<T, kRows, kShort>(x, cols, finite_or_zero<A>(found.mean), eps);
+    const auto poor = found.lost_bits > A(0);
+    found.mean = poor ? better.mean : found.mean;
+    found.rstd = poor ? better.rstd : found.rstd;
+    found.rest = poor ? better.rest : found.rest;
+  }
+  return found;
 }
 
 template <int kRows, bool kStream, typename T>
-inline void layer_norm_forward_short_rows(const LayerNormForwardArgs<T>& args, int64_t row) {
+inline TILEWRIGHT_INLINE void normalise_rows(const LayerNormForwardArgs<T>& args, int64_t first_row,
+                                             const RowStatistics<Acc<T>>& block) {
   using A = Acc<T>;
-  const int64_t cols = args.cols;
-  const T* x = args.x + row * cols;
-  Vec<A> sum[kRows] = {}, square[kRows] = {};
-  A mean[kRows];
-  for_each_vector<A>(cols, [&](int64_t c, int64_t n) TILEWRIGHT_INLINE {
-    unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE { sum[r] += load(x + r * cols + c, n); });
-  });
-  unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE { mean[r] = reduce_add<A>(sum[r]) / static_cast<A>(cols); });
-  for_each_vector<A>(cols, [&](int64_t c, int64_t n) TILEWRIGHT_INLINE {
-    unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE {
-      const Vec<A> centred = keep_first(load(x + r * cols + c, n) - mean[r], n);
-      square[r] = fma(centred, centred, square[r]);
+  store(args.mean + first_row, block.mean, kRows);
+  store(args.rstd + first_row, block.rstd, kRows);
+  unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE {
+    const Vec<A> mean = broadcast_lane<A>(block.mean, r), rstd = broadcast_lane<A>(block.rstd, r);
+    const Vec<A> rest = broadcast_lane<A>(block.rest, r);
+    const T* x = args.x + (first_row + r) * args.cols;
+    T* y = args.y + (first_row + r) * args.cols;
+    const A *weight = args.weight, *bias = args.bias;
+    for_each_vector<A>(args.cols, [=](int64_t c, int64_t n) TILEWRIGHT_INLINE {
+      Vec<A> v = (load(x + c, n) - mean) * rstd - rest;
+      if (weight != nullptr) v *= load(weight + c, n);
+      if (bias != nullptr) v += load(bias + c, n);
+      store_or_stream<kStream>(y + c, v, n);
     });
   });
-  unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE {
-    const A variance = reduce_add<A>(square[r]) / static_cast<A>(cols);
-    normalise_row<kStream>(args, row + r, mean[r], reciprocal_deviation(variance, args.eps));
-  });
+}
+
+// Blocks of kRows rows from `row` on while they last. The statistics of a block are found before the one in front of it
+// is normalised: their sums across lanes, square root and division take as long as a short row's arithmetic, and would
+// else be waited for.
+template <int kRows, bool kShort, bool kStream, typename T>
+int64_t layer_norm_forward_blocks(const LayerNormForwardArgs<T>& args, int64_t row, int64_t row_end) {
+  if (row + kRows > row_end) return row;
+  const auto statistics = [&](int64_t first) TILEWRIGHT_INLINE {
+    return row_statistics<T, kRows, kShort>(args.x + first * args.cols, args.cols, args.eps);
+  };
+  constexpr bool kAhead = kRows > 1 || sizeof(T) == 2;
+  if constexpr (!kAhead) {
+    for (; row + kRows <= row_end; row += kRows) normalise_rows<kRows, kStream>(args, row, statistics(row));
+    return row;
+  }
+  auto block = statistics(row);
+  for (; row + 2 * kRows <= row_end; row += kRows) {
+    const auto next = statistics(row + kRows);
+    normalise_rows<kRows, kStream>(args, row, block);
+    block = next;
+  }
+  normalise_rows<kRows, kStream>(args, row, block);
+  return row + kRows;
+}
+
+// Four long rows at once, column by column: weight and bias, which leave the cache between one row and the next, are
+// read once for all.
+template <bool kStream, typename T>
+int64_t layer_norm_forward_long_rows(const LayerNormForwardArgs<T>& args, int64_t row, int64_t row_end) {
+  using A = Acc<T>;
+  constexpr int kRows = 4;
+  const A *weight = args.weight, *bias = args.bias;
+  const int64_t cols = args.cols;
+  for (; row + kRows <= row_end; row += kRows) {
+    const T* x = args.x + row * cols;
+    T* y = args.y + row * cols;
+    Vec<A> mean[kRows], rstd[kRows], rest[kRows];
+    unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE {
+      const auto found = row_statistics<T, 1, false>(x + r * cols, cols, args.eps);
+      args.mean[row + r] = found.mean[0];
+      args.rstd[row + r] = found.rstd[0];
+      mean[r] = broadcast_lane<A>(found.mean, 0);
+      rstd[r] = broadcast_lane<A>(found.rstd, 0);
+      rest[r] = broadcast_lane<A>(found.rest, 0);
+    });
+    for_each_vector<A>(cols, [&](int64_t c, int64_t n) TILEWRIGHT_INLINE {
+      const Vec<A> w = weight != nullptr ? load(weight + c, n) : broadcast<A>(1);
+      const Vec<A> b = bias != nullptr ? load(bias + c, n) : broadcast<A>(A(-0.0));  // keeps the sign of a 0
+      unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE {
+        const Vec<A> xhat = (load(x + r * cols + c, n) - mean[r]) * rstd[r] - rest[r];
+        store_or_stream<kStream>(y + r * cols + c, xhat * w + b, n);
+      });
+    });
+  }
+  return row;
 }
 
 template <bool kStream, typename T>
 void layer_norm_forward_range(const LayerNormForwardArgs<T>& args, int64_t row, int64_t row_end) {
-  if (args.cols > kShortRow) {
-    for (; row < row_end; ++row) layer_norm_forward_row<kStream>(args, row);
+  using A = Acc<T>;
+  if (args.cols <= kTinyRowVectors * kLanes<A>) {
+    row = layer_norm_forward_blocks<kTinyBlockRows<A>, true, kStream>(args, row, row_end);
+  }
+  if (args.cols <= kShortRow) {
+    row = layer_norm_forward_blocks<kBlockRows<A>, true, kStream>(args, row, row_end);
+    layer_norm_forward_blocks<1, true, kStream>(args, row, row_end);
     return;
   }
-  for (; row + 4 <= row_end; row += 4) layer_norm_forward_short_rows<4, kStream>(args, row);
-  for (; row < row_end; ++row) layer_norm_forward_short_rows<1, kStream>(args, row);
+  if (args.cols >= kLongRow) row = layer_norm_forward_long_rows<kStream>(args, row, row_end);
+  layer_norm_forward_blocks<1, false, kStream>(args, row, row_end);
 }
 
 template <typename T>
 void layer_norm_forward_rows(const LayerNormForwardArgs<T>& args, int64_t row_begin, int64_t row_end) {
-  if (args.streams && can_stream(args.y, args.cols)) {
-    layer_norm_forward_range<true>(args, row_begin, row_end);
-    return finish_streams();
-  }
-  layer_norm_forward_range<false>(args, row_begin, row_end);
-}
-
-// What the sweep for dx takes of a row; the sums are means over the columns.
-template <typename A>
-struct LayerNormRowMeans {
-  A mean, rstd, mean_x, mean_g, mean_gx;
-};
-
-template <bool kStream, typename T>
-inline void layer_norm_input_gradient(const LayerNormBackwardArgs<T>& args, int64_t row,
-                                      const LayerNormRowMeans<Acc<T>>& means) {
-  using A = Acc<T>;
-  const T *dy = args.dy + row * args.cols, *x = args.x + row * args.cols;
-  T* dx = args.dx + row * args.cols;
-  const A* weight = args.weight;
-  const A mean = means.mean, rstd = means.rstd;
-  const A mean_gx = means.mean_gx, offset = means.mean_g - means.mean_x * means.mean_gx;
-  for_each_vector<A>(args.cols, [=](int64_t c, int64_t n) TILEWRIGHT_INLINE {
-    Vec<A> g = load(dy + c, n);
-    if (weight != nullptr) g = rounded(g * load(weight + c, n));
-    // xhat rounded as it was when mean_gx was summed: in rows of few columns the difference cancels to the last digits.
-    const Vec<A> xhat = (load(x + c, n) - mean) * rstd;
-    store_or_stream<kStream>(dx + c, (g - offset - xhat * mean_gx) * rstd, n);
-  });
-}
-
-// kRows rows at once share each load and store of the dweight and dbias accumulators.
-template <typename T, int kRows, bool kInputGrad, bool kParameterGrads, bool kStream>
-inline void layer_norm_backward_block(const LayerNormBackwardArgs<T>& args, int64_t row) {
-  using A = Acc<T>;
-  const int64_t cols = args.cols;
-  const A* weight = args.weight;
-  const T* dy = args.dy + row * cols;
-  const T* x = args.x + row * cols;
-  A *dweight_sums = args.dweight, *dbias_sums = args.dbias;
-  Vec<A> sum_x[kRows] = {}, sum_g[kRows] = {}, sum_gx[kRows] = {}, mean[kRows], rstd[kRows];
-  unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE {
-    mean[r] = broadcast<A>(args.mean[row + r]);
-    rstd[r] = broadcast<A>(args.rstd[row + r]);
-  });
-  for_each_vector<A>(cols, [&](int64_t c, int64_t n) TILEWRIGHT_INLINE {
-    const Vec<A> w = weight != nullptr ? load(weight + c, n) : broadcast<A>(1);
-    Vec<A> dweight{}, dbias{};
-    unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE {
-      const Vec<A> d = load(dy + r * cols + c, n);
-      const Vec<A> xhat = keep_first((load(x + r * cols + c, n) - mean[r]) * rstd[r], n);
-      const Vec<A> g = rounded(d * w);
-      sum_x[r] += xhat;
-      sum_g[r] += g;
-      sum_gx[r] = fma(g, xhat, sum_gx[r]);
-      dweight = fma(d, xhat, dweight);
-      dbias += d;
-    });
-    if constexpr (kParameterGrads) {
-      store(dweight_sums + c, load(dweight_sums + c, n) + dweight, n);
-      store(dbias_sums + c, load(dbias_sums + c, n) + dbias, n);
-    }
-  });
-  // The saved mean is rounded, so xhat has a mean of its own, by which rows whose values differ by little would lose
-  // digits. With xhat - mean_x for xhat they keep them; dweight, summed above without, is mended where it matters.
-  LayerNormRowMeans<A> means[kRows];
-  unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE {
-    const A count = static_cast<A>(cols);
-    const A mean_x = reduce_add<A>(sum_x[r]) / count, mean_g = reduce_add<A>(sum_g[r]) / count;
-    means[r] = {args.mean[row + r], args.rstd[row + r], mean_x, mean_g,
-                reduce_add<A>(sum_gx[r]) / count - mean_x * mean_g};
-  });
-  for (int r = 0; r < kRows; ++r) {
-    const A mean_x = means[r].mean_x;
-    constexpr A kNegligible = sizeof(A) == 4 ? A(0x1p-20) : A(0x1p-49);
-    if (kParameterGrads && (mean_x > kNegligible || mean_x < -kNegligible)) {
-      for_each_vector<A>(cols, [=](int64_t c, int64_t n) TILEWRIGHT_INLINE {
-        store(dweight_sums + c, load(dweight_sums + c, n) - load(dy + r * cols + c, n) * mean_x, n);
-      });
-    }
-    if constexpr (kInputGrad) layer_norm_input_gradient<kStream>(args, row + r, means[r]);
-  }
-}
-
-template <typename T, bool kInputGrad, bool kParameterGrads, bool kStream>
-void layer_norm_backward_range(const LayerNormBackwardArgs<T>& args, int64_t row, int64_t row_end) {
-  for (; row + 4 <= row_end; row += 4) layer_norm_backward_block<T, 4, kInputGrad, kParameterGrads, kStream>(args, row);
-  for (; row < row_end; ++row) layer_norm_backward_block<T, 1, kInputGrad, kParameterGrads, kStream>(args, row);
-}
-
-template <typename T, bool kStream>
-void layer_norm_backward_with_input(const LayerNormBackwardArgs<T>& args, int64_t row_begin, int64_t row_end) {
-  if (args.dweight != nullptr) return layer_norm_backward_range<T, true, true, kStream>(args, row_begin, row_end);
-  layer_norm_backward_range<T, true, false, kStream>(args, row_begin, row_end);
-}
-
-template <typename T>
-void layer_norm_backward_rows(const LayerNormBackwardArgs<T>& args, int64_t row_begin, int64_t row_end) {
-  if (args.dx == nullptr) return layer_norm_backward_range<T, false, true, false>(args, row_begin, row_end);
-  if (args.streams && can_stream(args.dx, args.cols)) {
-    layer_norm_backward_with_input<T, true>(args, row_begin, row_end);
-    return finish_streams();
-  }
-  layer_norm_backward_with_input<T, false>(args, row_begin, row_end);
+  const bool streams = args.streams && can_stream(args.y, args.cols);
+  choose(streams, [&](auto stream) { layer_norm_forward_range<stream.value>(args, row_begin, row_end); });
+  if (streams) finish_streams();
 }
 
 template <typename T>
 void fill_layer_norm(TypedKernels<T>& table) {
-  table.layer_norm = {layer_norm_forward_rows<T>, layer_norm_backward_rows<T>};
+  table.layer_norm = {layer_norm_forward_rows<T>, layer_norm_backward_rows<T>, layer_norm_row_means<T>,
+                      layer_norm_column_gradients<T>};
 }
 
 }  // namespace

@@ -32,10 +32,26 @@ struct LayerNormBackwardArgs {
   bool streams;  // dx goes past the caches
 };
 
+// What the backward's second sweep takes of a row: means over its columns, with xhat = (x - mean) * rstd and
+// g = dy * weight.
+template <typename A>
+struct LayerNormRowMeans {
+  A xhat;    // not 0, for the saved mean is rounded
+  A g;       // of g
+  A g_xhat;  // of g * (xhat - mean of xhat)
+};
+
 template <typename T>
 struct LayerNormKernels {
   void (*forward)(const LayerNormForwardArgs<T>&, int64_t row_begin, int64_t row_end);
+  // Both sweeps of the backward, block of rows by block of rows.
   void (*backward)(const LayerNormBackwardArgs<T>&, int64_t row_begin, int64_t row_end);
+  // The first sweep alone: means[row] of rows [row_begin, row_end).
+  void (*row_means)(const LayerNormBackwardArgs<T>&, LayerNormRowMeans<Acc<T>>* means, int64_t row_begin,
+                    int64_t row_end);
+  // The second alone, over columns [col_begin, col_end) of rows [0, rows).
+  void (*column_gradients)(const LayerNormBackwardArgs<T>&, const LayerNormRowMeans<Acc<T>>* means, int64_t rows,
+                           int64_t col_begin, int64_t col_end);
 };
 
 }  // namespace tilewright

@@ -74,5 +74,33 @@ inline TILEWRIGHT_INLINE A sum_terms(int64_t cols, const Term& term) {
   return reduce_add<A>((sum0 + sum1) + (sum2 + sum3));
 }
 
+template <typename A>
+inline TILEWRIGHT_INLINE Vec<A> broadcast_lane(Vec<A> v, int lane) {
+  return broadcast<A>(v[lane]);
+}
+
+// Sums of neighbouring lanes: those of a in the lower half, those of b in the upper.
+template <typename A>
+inline TILEWRIGHT_INLINE Vec<A> add_neighbours(Vec<A> a, Vec<A> b) {
+  decltype(a == b) even;
+#pragma GCC unroll 16
+  for (int lane = 0; lane < kLanes<A>; ++lane) even[lane] = 2 * lane;
+  return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, even + 1);
+}
+
+// Lane i: the sum of the lanes of v[i], for a power of two of vectors, at most one for each lane; the lanes behind them
+// repeat. Of sixteen vectors that is two shuffles each, where reduce_add takes four.
+template <typename A, int kCount, int kWidth = kLanes<A>>
+inline TILEWRIGHT_INLINE Vec<A> reduce_add_each(const Vec<A> (&v)[kCount]) {
+  static_assert(kCount <= kWidth);
+  if constexpr (kWidth == 1) return v[0];
+  constexpr int kPairs = kCount > 1 ? kCount / 2 : 1;
+  Vec<A> pairs[kPairs];
+  unrolled<kPairs>([&](auto i) TILEWRIGHT_INLINE {
+    pairs[i] = add_neighbours<A>(v[kCount > 1 ? 2 * i : 0], v[kCount > 1 ? 2 * i + 1 : 0]);
+  });
+  if constexpr (kWidth > 1) return reduce_add_each<A, kPairs, kWidth / 2>(pairs);
+}
+
 }  // namespace
 }  // namespace tilewright
