@@ -1,5 +1,6 @@
-"""More than 2^31 elements, where offsets do not fit 32 bits: each needs about 9 GB and is left out where that is not free.
-More than 2^24 values a channel, which float32 cannot count.
+"""More than 2^31 elements, where offsets do not fit 32 bits: about 9 GB each, left out where that is not free.
+
+And more than 2^24 values a channel, which float32 cannot count.
 """
 
 import pytest
