@@ -1,12 +1,17 @@
 """Inputs that are hard on a norm's statistics (offsets, outliers, denormals, sums that cancel, values not finite), and
 how a norm's results on them are judged."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from tilewright.testing import assert_as_accurate
 
+Function = Callable[..., Tensor]
 Results = dict[str, Tensor]
+# Ours, native and float64 math, all called with the inputs by name, and the gradient of their result.
+Problem = tuple[Function, Function, Function, dict[str, Tensor], Tensor]
 
 # What is added to or multiplied with normal numbers, or put among them.
 FINITE = (
@@ -56,7 +61,7 @@ def as_image(x: Tensor, shape: tuple[int, ...], memory_format: torch.memory_form
     return x.view(channels, n, *spatial).transpose(0, 1).contiguous(memory_format=memory_format)
 
 
-def run(function, inputs: dict[str, Tensor], dy: Tensor, dtype: torch.dtype | None = None) -> Results:
+def run(function: Function, inputs: dict[str, Tensor], dy: Tensor, dtype: torch.dtype | None = None) -> Results:
     """The output and the gradient of every input."""
     leaves = {name: t.detach().to(dtype or t.dtype).requires_grad_() for name, t in inputs.items()}
     y = function(**leaves)
@@ -64,11 +69,21 @@ def run(function, inputs: dict[str, Tensor], dy: Tensor, dtype: torch.dtype | No
     return {"y": y.detach()} | {f"d{name}": g for name, g in zip(leaves, gradients, strict=True)}
 
 
-def check(ours, native, reference, inputs: dict[str, Tensor], dy: Tensor, what: str) -> None:
-    found, expected = run(ours, inputs, dy), run(native, inputs, dy)
-    exact = run(reference, inputs, dy, torch.float64)
-    for name, value in found.items():
-        assert_as_accurate(value, expected[name], exact[name], what=f"{what} {name}")
+def check(problem: Callable[[], Problem], size: int, what: str) -> None:
+    """The accuracy bar over several draws of a problem together.
+
+    The largest of few errors is a matter of luck, native's too: the largest of several draws is less so. `size` is that
+    of a population; large ones, which have many values to be wrong, are drawn less often.
+    """
+    results: dict[str, list[tuple[Tensor, ...]]] = {}
+    for _ in range(8 if size < 50_000 else 3):
+        ours, native, reference, inputs, dy = problem()
+        found, expected = run(ours, inputs, dy), run(native, inputs, dy)
+        exact = run(reference, inputs, dy, torch.float64)
+        for name, value in found.items():
+            results.setdefault(name, []).append((value, expected[name], exact[name]))
+    for name, draws in results.items():
+        assert_as_accurate(*(torch.stack(side) for side in zip(*draws, strict=True)), what=f"{what} {name}")
 
 
 def assert_same_places(ours: Results, native: Results, what: str) -> None:
@@ -78,6 +93,12 @@ def assert_same_places(ours: Results, native: Results, what: str) -> None:
             a, b = found(value), found(native[name])
             same = torch.equal(a, b)
             assert same, f"{what} {name}: {kind} in {a.sum()} places, native in {b.sum()}, together in {(a & b).sum()}"
+
+
+def assert_same_finite(ours: Results, native: Results, what: str) -> None:
+    """Finite exactly where native is; whether Inf meets -Inf, to give NaN, depends on the order of the terms."""
+    finite = [{name: torch.where(t.isfinite(), 0, torch.nan) for name, t in side.items()} for side in (ours, native)]
+    assert_same_places(*finite, what)
 
 
 def assert_equal(ours: Tensor, expected: Tensor, what: str) -> None:

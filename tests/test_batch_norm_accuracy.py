@@ -12,7 +12,19 @@ import tilewright.functional as TF
 from tilewright import nn
 from tilewright.testing import assert_as_accurate, references
 
-from .norm_inputs import CONSTANTS, FINITE, PLACES, as_image, assert_same_places, check, populations, put, run
+from .norm_inputs import (
+    CONSTANTS,
+    FINITE,
+    PLACES,
+    Problem,
+    as_image,
+    assert_equal,
+    assert_same_places,
+    check,
+    populations,
+    put,
+    run,
+)
 from .test_batch_norm import LAST
 
 DENSE = torch.contiguous_format
@@ -60,37 +72,42 @@ def _reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", FINITE)
 @pytest.mark.parametrize("image", IMAGES)
 def test_batch_norm(isa, image, kind):
-    x = _image(image, kind=kind)
-    dy = torch.randn_like(x)
-    check(_ours, _native, _reference, {"x": x, **_parameters(x.shape[1])}, dy, "batch_norm")
+    def problem() -> Problem:
+        x = _image(image, kind=kind)
+        return _ours, _native, _reference, {"x": x, **_parameters(x.shape[1])}, torch.randn_like(x)
+
+    check(problem, _normal(image).shape[1], "batch_norm")
 
 
 @pytest.mark.parametrize("kind", FINITE)
 @pytest.mark.parametrize("image", ["NC, wide", "NCHW, blocks", "NHWC"])
 def test_batch_norm_act(isa, image, kind):
-    x = _image(image, kind=kind)
-    inputs = {"x": x, **_parameters(x.shape[1]), "residual": torch.randn_like(x)}
-
     def ours(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
         return TF.batch_norm_act(x, None, None, weight, bias, True, activation="relu", residual=residual)
 
-    # At relu's kink a rounding is a jump of the gradient: whether a value passes is what our output says.
-    passes = ours(**inputs) > 0
-    check(
-        ours,
-        lambda x, weight, bias, residual: (_native(x, weight, bias) + residual) * passes,
-        lambda x, weight, bias, residual: (_reference(x, weight, bias) + residual) * passes,
-        inputs,
-        torch.randn_like(x),
-        "batch_norm_act",
-    )
+    def problem() -> Problem:
+        x = _image(image, kind=kind)
+        inputs = {"x": x, **_parameters(x.shape[1]), "residual": torch.randn_like(x)}
+        # At relu's kink a rounding is a jump of the gradient: whether a value passes is what our output says.
+        passes = ours(**inputs) > 0
+        native = lambda x, weight, bias, residual: (_native(x, weight, bias) + residual) * passes  # noqa: E731
+        reference = lambda x, weight, bias, residual: (_reference(x, weight, bias) + residual) * passes  # noqa: E731
+        return ours, native, reference, inputs, torch.randn_like(x)
+
+    check(problem, _normal(image).shape[1], "batch_norm_act")
 
 
 @pytest.mark.parametrize("value", CONSTANTS)
 @pytest.mark.parametrize("image", IMAGES)
 def test_constant_channels(isa, image, value):
-    x = _image(image, torch.full_like(_normal(image), value))
-    check(_ours, _native, _reference, {"x": x, **_parameters(x.shape[1])}, torch.randn_like(x), "batch_norm")
+    def problem() -> Problem:
+        x = _image(image, torch.full_like(_normal(image), value))
+        return _ours, _native, _reference, {"x": x, **_parameters(x.shape[1])}, torch.randn_like(x)
+
+    _, _, _, inputs, _ = problem()
+    y = _ours(**inputs)
+    assert_equal(y.transpose(0, 1), inputs["bias"].view(-1, *[1] * (y.dim() - 1)), image)  # native is off by up to 1
+    check(problem, _normal(image).shape[1], "batch_norm")
 
 
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
