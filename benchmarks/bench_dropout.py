@@ -9,7 +9,7 @@ from torch import Tensor
 
 import tilewright.functional as TF
 
-from .cases import FORWARD, TRAIN, Case, Problem, Work, dims, element_size, in_layout, randn
+from .cases import FORWARD, SWEEP_BYTES, TRAIN, Case, Problem, Work, dims, element_size, in_layout, randn, sweep
 from .gate import check_keep_share
 
 MODEL = (
@@ -159,4 +159,7 @@ GPU = [
     _dropout("4096", _BF16, quick=True),
 ]
 
-SWEEP = [_dropout(str(4**k), size=4.0**k) for k in range(4, 13)]
+SWEEP = [
+    *sweep(_dropout, [str(size // 4) for size in SWEEP_BYTES]),
+    *sweep(_dropout_add_layer_norm, [*(f"{4**k}x768" for k in range(9)), "349525x768"]),  # from one row
+]

@@ -33,6 +33,8 @@ MALLOC = {
     "MALLOC_TOP_PAD_": "268435456",
 }
 MIN_PAIRS, MIN_SECONDS = 15, 0.3
+# A sweep goes up to 1 GB, where one call of native's may take seconds: above so many of them, so few pairs.
+LONG_SECONDS, LONG_PAIRS = 0.5, 5
 _MIN_SAMPLE = 50e-6  # one sample: long beside the clock's own 0.1 us
 
 
@@ -89,16 +91,23 @@ def _seconds(call: Callable[[], object], inner: int) -> float:
     return (time.perf_counter() - start) / inner
 
 
-def time_pairs(native: Callable[[], object], ours: Callable[[], object]) -> Timing:
-    """A B A B until there are enough pairs and enough time."""
-    warm = max(min(_seconds(call, 1) for _ in range(3)) for call in (native, ours))
+def _warm_seconds(call: Callable[[], object]) -> float:
+    """The least of three calls, or a first one that is long."""
+    first = _seconds(call, 1)
+    return first if first > LONG_SECONDS else min(first, _seconds(call, 1), _seconds(call, 1))
+
+
+def time_pairs(native: Callable[[], object], ours: Callable[[], object], *, sweep: bool = False) -> Timing:
+    """A B A B until there are enough pairs and enough time; in a sweep fewer pairs of long calls."""
+    warm = max(_warm_seconds(call) for call in (native, ours))
     inner = max(1, int(_MIN_SAMPLE / max(warm, 1e-9)))
+    pairs = LONG_PAIRS if sweep and warm > LONG_SECONDS else MIN_PAIRS
     samples: list[tuple[float, float]] = []
     gc.collect()
     gc.disable()
     try:
         end = time.perf_counter() + MIN_SECONDS
-        while len(samples) < MIN_PAIRS or time.perf_counter() < end:
+        while len(samples) < pairs or time.perf_counter() < end:
             samples.append((_seconds(native, inner), _seconds(ours, inner)))
     finally:
         gc.enable()
@@ -117,9 +126,10 @@ def measure(
     case: Case, problem: Problem, direction: str, wrap_native: Callable[[Function], Function] | None = None
 ) -> tuple[Timing | None, str]:
     """Gate, then time. Returns (timing, '') or (None, reason). wrap_native makes another comparator of native."""
-    reason = gate.check(case, problem, direction)
+    reason = gate.check(case, case.gate_on() if case.gate_on else problem, direction)
     if reason:
         return None, reason
     native = wrap_native(problem.native) if wrap_native else problem.native
     with torch.no_grad() if direction != TRAIN else nullcontext():
-        return time_pairs(make_call(native, problem, direction), make_call(problem.ours, problem, direction)), ""
+        calls = make_call(native, problem, direction), make_call(problem.ours, problem, direction)
+        return time_pairs(*calls, sweep=case.size > 0), ""
