@@ -47,7 +47,7 @@ def _case(
 def _tensor(sizes: list[int], dtype: torch.dtype, layout: str, seed: int = 0) -> Tensor:
     """Normal numbers without zeros, so that a zero in the output means dropped."""
     x = randn(*sizes, dtype=dtype, seed=seed)
-    return in_layout(torch.where(x == 0, torch.ones_like(x), x), layout)
+    return in_layout(x.masked_fill_(x == 0, 1), layout)
 
 
 def _work(x: Tensor, forward: float, train: float, mask: int = 0) -> dict[str, Work]:

@@ -86,7 +86,7 @@ def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, scale:
     """Normal numbers that do not depend on what ran before."""
     device = torch.get_default_device()
     generator = torch.Generator(device).manual_seed(seed + sum(shape))
-    return (torch.randn(*shape, generator=generator, device=device) * scale).to(dtype)
+    return torch.randn(*shape, generator=generator, device=device).mul_(scale).to(dtype)
 
 
 def element_size(dtype: torch.dtype) -> int:

@@ -95,7 +95,11 @@ def op_table(op: str, rows: Sequence[Row]) -> Table:
     """
     comparator = rows[0].comparator
     table = Table(
-        title=f"{op}, {rows[0].threads} threads, {rows[0].isa}", box=SIMPLE_HEAD, title_justify="left", pad_edge=False
+        title=f"{op}, {rows[0].threads} threads, {rows[0].isa}",
+        box=SIMPLE_HEAD,
+        title_justify="left",
+        pad_edge=False,
+        collapse_padding=True,
     )
     table.add_column("case", overflow="fold", max_width=31)
     table.add_column("type")
@@ -124,7 +128,11 @@ def op_table(op: str, rows: Sequence[Row]) -> Table:
 def group_table(rows: Sequence[Row]) -> Table:
     """One line per group."""
     table = Table(
-        title=f"ratio {rows[0].comparator}/ours by group", box=SIMPLE_HEAD, title_justify="left", pad_edge=False
+        title=f"ratio {rows[0].comparator}/ours by group",
+        box=SIMPLE_HEAD,
+        title_justify="left",
+        pad_edge=False,
+        collapse_padding=True,
     )
     table.add_column("group", overflow="fold", max_width=38)
     for heading in ("cases", "geomean", "worst"):

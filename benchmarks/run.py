@@ -72,6 +72,8 @@ def _measure_all(
                 row.saved_ours = saved.saved_bytes(problem.ours, problem)
             rows.append(row)
             del problem  # before the next one is built: two of the largest do not fit
+            if case.size:
+                harness.release_memory()
             progress.advance(task)
     return rows
 
