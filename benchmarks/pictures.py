@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from . import report, results
+from .cases import BYTES
 from .results import NATIVE, Row
 
 mpl.use("Agg")
@@ -108,6 +109,10 @@ def _panel(top: Axes, bottom: Axes, rows: Sequence[Row], title: str) -> None:
     top.set(xscale="log", yscale="log", ylabel=rows[0].unit, title=title)
     axis = rows[0].axis or ("multiply-adds" if rows[0].flops else "elements")
     bottom.set(xscale="log", ylabel="native / ours", xlabel=axis)
+    if axis == BYTES:
+        ticks = [1 << k for k in range(10, 31, 4)]
+        bottom.set_xticks(ticks, [report.size_name(t) for t in ticks])
+        bottom.minorticks_off()
     bottom.axhline(1, color="black", linewidth=0.8)
     bottom.set_ylim(bottom=0)
     top.legend(fontsize=7)

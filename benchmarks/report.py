@@ -63,7 +63,8 @@ def _saved_share(native: int, ours: int) -> str:
     return f"{ours / native:.1%}" if native else "more"
 
 
-def _size(nbytes: float) -> str:
+def size_name(nbytes: float) -> str:
+    """1536 -> 1.5 KB."""
     for unit in ("B", "KB", "MB"):
         if nbytes < 1024:
             return f"{nbytes:.3g} {unit}"
@@ -192,7 +193,7 @@ def _saved_table(rows: Sequence[Row]) -> list[str]:
         native, ours = sum(row.saved_native for row in group), sum(row.saved_ours for row in group)
         most = max(group, key=lambda row: row.saved_ours / max(row.saved_native, 1))
         lines.append(
-            f"| {name} | {len(group)} | {_size(native)} | {_size(ours)} | {_saved_share(native, ours)} "
+            f"| {name} | {len(group)} | {size_name(native)} | {size_name(ours)} | {_saved_share(native, ours)} "
             f"| {_saved_share(most.saved_native, most.saved_ours)} ({most.shape}) |"
         )
     return lines if len(lines) > 2 else []
