@@ -8,7 +8,7 @@ from torch import Tensor
 
 import tilewright.functional as TF
 
-from .cases import FORWARD, TRAIN, Case, Problem, Work, dims, element_size, in_layout, randn
+from .cases import FORWARD, TRAIN, Case, Problem, Work, dims, element_size, in_layout, randn, sweep
 
 MODEL = (
     "Bytes, with n elements of s bytes. Training forward reads x for the statistics, reads it again and writes y: 3 n "
@@ -121,4 +121,15 @@ GPU = [
     _case("8192x1024", _BF16, "NC"),
 ]
 
-SWEEP = [_case(f"{2**k}x64x28x28", size=2**k * 64.0 * 784) for k in range(0, 8)]
+# Images that grow from 2x2 to 32x32 pixels, then more and more of them.
+_SHAPES = [*(f"1x64x{2**k}x{2**k}" for k in range(1, 6)), *(f"{4**k}x64x32x32" for k in range(1, 7))]
+
+
+def _sweep(layout: str, *, fused: bool) -> list[Case]:
+    def make(shape: str, **options: Any) -> Case:
+        return _case(shape, layout=layout, act=fused, residual=fused, **options)
+
+    return sweep(make, _SHAPES)
+
+
+SWEEP = [case for fused in (False, True) for layout in ("NCHW", "NHWC") for case in _sweep(layout, fused=fused)]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import tilewright.functional as TF
 
-from .cases import FORWARD, TRAIN, Case, Problem, Work, dims, element_size, in_layout, randn
+from .cases import FORWARD, SWEEP_BYTES, TRAIN, Case, Problem, Work, dims, element_size, in_layout, randn, sweep
 from .gate import check_keep_share
 
 MODEL = (
@@ -47,7 +47,7 @@ def _case(
 def _tensor(sizes: list[int], dtype: torch.dtype, layout: str, seed: int = 0) -> Tensor:
     """Normal numbers without zeros, so that a zero in the output means dropped."""
     x = randn(*sizes, dtype=dtype, seed=seed)
-    return in_layout(torch.where(x == 0, torch.ones_like(x), x), layout)
+    return in_layout(x.masked_fill_(x == 0, 1), layout)
 
 
 def _work(x: Tensor, forward: float, train: float, mask: int = 0) -> dict[str, Work]:
@@ -159,4 +159,7 @@ GPU = [
     _dropout("4096", _BF16, quick=True),
 ]
 
-SWEEP = [_dropout(str(4**k), size=4.0**k) for k in range(4, 13)]
+SWEEP = [
+    *sweep(_dropout, [str(size // 4) for size in SWEEP_BYTES]),
+    *sweep(_dropout_add_layer_norm, [*(f"{4**k}x768" for k in range(9)), "349525x768"]),  # from one row
+]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 import tilewright.functional as TF
 
-from .cases import FORWARD, TRAIN, Case, Problem, Work, dims, element_size, randn
+from .cases import FORWARD, TRAIN, Case, Problem, Work, dims, element_size, randn, sweep
 
 MODEL = (
     "Bytes, with n elements of s bytes: forward reads x and writes y, 2 n s; forward+backward adds reading dy and x "
@@ -75,4 +75,9 @@ GPU = [
     _layer_norm("32x768", _BF16, quick=True),
 ]
 
-SWEEP = [_layer_norm(f"{2**k}x768", size=2**k * 768.0) for k in range(0, 15, 2)]
+_COLS = [4**k for k in range(11)]
+
+SWEEP = [  # the least is 3 KB, one row
+    *sweep(_layer_norm, [*(f"{4**k}x768" for k in range(9)), "349525x768"]),
+    *sweep(_layer_norm, [f"{2**22 // cols}x{cols}" for cols in _COLS], "columns (16 MB)", _COLS),
+]

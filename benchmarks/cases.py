@@ -6,7 +6,8 @@ torch's default device. Dimension letters are the library's: N C H W, M N K, B H
 rows cols.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -65,8 +66,11 @@ class Case:
     layout: str = "contiguous"
     directions: tuple[str, ...] = BOTH
     quick: bool = False
-    size: float = 0  # what a sweep plots against
+    size: float = 0  # what a sweep plots against; 0 where the case is none of a sweep
+    axis: str = ""  # what `size` counts; one form and layout over one axis is one panel of the picture
     accuracy: float = 2.0  # how many times native's error is allowed (Winograd: 8, and 1e-5 relative in norm)
+    # What the gate takes instead of the case itself.
+    gate_on: Callable[[], Problem] | None = field(default=None, repr=False, compare=False)
 
     @property
     def dtype_name(self) -> str:
@@ -82,7 +86,7 @@ def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, scale:
     """Normal numbers that do not depend on what ran before."""
     device = torch.get_default_device()
     generator = torch.Generator(device).manual_seed(seed + sum(shape))
-    return (torch.randn(*shape, generator=generator, device=device) * scale).to(dtype)
+    return torch.randn(*shape, generator=generator, device=device).mul_(scale).to(dtype)
 
 
 def element_size(dtype: torch.dtype) -> int:
@@ -102,3 +106,25 @@ def in_layout(x: Tensor, layout: str) -> Tensor:
 def dims(shape: str) -> list[int]:
     """'8x64x56' -> [8, 64, 56]."""
     return [int(part) for part in shape.split("x")]
+
+
+BYTES = "bytes of an operand"
+SWEEP_BYTES = tuple(1 << k for k in range(10, 31, 2))  # 1 KB ... 1 GB
+# The gate's float64 copies of a larger operand and of its results do not fit memory beside each other.
+_GATE_BYTES = 1 << 26
+
+
+def sweep(
+    make: Callable[..., Case], shapes: Sequence[str], axis: str = BYTES, sizes: Sequence[float] = ()
+) -> list[Case]:
+    """float32 cases over size, by default over the bytes of an operand, smallest first.
+
+    A case above 64 MB is gated on the largest shape that is not.
+    """
+    nbytes = [4.0 * math.prod(dims(shape)) for shape in shapes]
+    gated = max((n for n in nbytes if n <= _GATE_BYTES), default=0)
+    cases = []
+    for shape, n, size in zip(shapes, nbytes, sizes or nbytes, strict=True):
+        gate_on = make(shapes[nbytes.index(gated)]).build if n > _GATE_BYTES else None
+        cases.append(make(shape, size=size, axis=axis, gate_on=gate_on))
+    return cases

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from . import report, results
+from .cases import BYTES
 from .results import NATIVE, Row
 
 mpl.use("Agg")
@@ -92,25 +94,41 @@ def overview(rows: Sequence[Row], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def sweep(rows: Sequence[Row], title: str, path: Path) -> None:
-    """Rate of both sides and the ratio, over size."""
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    top, bottom = figure.subplots(2, sharex=True)
-    for direction, style in (("fwd", "-"), ("fwd+bwd", "--")):
+def _panel(top: Axes, bottom: Axes, rows: Sequence[Row], title: str) -> None:
+    """One function over one axis: rates of both sides and of a copy above, the ratio below."""
+    for direction, style in (("fwd", ".-"), ("fwd+bwd", ".--")):
         line = sorted((row for row in rows if row.direction == direction), key=lambda row: row.size)
-        if not line:
-            continue
         sizes = [row.size for row in line]
-        top.plot(sizes, [row.rate for row in line], style, marker=".", color=_OURS, label=f"tilewright {direction}")
         native = [row.rate * row.ours_ms / row.native_ms for row in line]
-        top.plot(sizes, native, style, marker=".", color=_GREY, label=f"native {direction}")
-        bottom.plot(sizes, [row.ratio for row in line], style, marker=".", color=_COLOURS[direction], label=direction)
-    top.set(xscale="log", yscale="log", ylabel=rows[0].unit, title=f"{title} over size")
-    bottom.set(xscale="log", ylabel="native / ours", xlabel="multiply-adds" if rows[0].flops else "elements")
+        top.plot(sizes, [row.rate for row in line], style, color=_OURS, label=f"tilewright {direction}")
+        top.plot(sizes, native, style, color=_GREY, label=f"native {direction}")
+        bottom.plot(sizes, [row.ratio for row in line], style, color=_COLOURS[direction], label=direction)
+        if direction == "fwd" and not rows[0].flops:
+            copies = [row.copy_gbs for row in line]
+            top.plot(sizes, copies, ":", color="black", label="copy of as many bytes as fwd")
+    top.set(xscale="log", yscale="log", ylabel=rows[0].unit, title=title)
+    axis = rows[0].axis or ("multiply-adds" if rows[0].flops else "elements")
+    bottom.set(xscale="log", ylabel="native / ours", xlabel=axis)
+    if axis == BYTES:
+        ticks = [1 << k for k in range(10, 31, 4)]
+        bottom.set_xticks(ticks, [report.size_name(t) for t in ticks])
+        bottom.minorticks_off()
     bottom.axhline(1, color="black", linewidth=0.8)
     bottom.set_ylim(bottom=0)
-    top.legend(fontsize=8)
-    bottom.legend(fontsize=8)
+    top.legend(fontsize=7)
+    bottom.legend(fontsize=7)
+
+
+def sweep(rows: Sequence[Row], title: str, path: Path) -> None:
+    """Rate and ratio over size: two panels for each function, layout and axis."""
+    members: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        members.setdefault((row.form, row.layout, row.axis), []).append(row)
+    figure = Figure(figsize=(max(9, 5 * len(members)), 6.5), layout="constrained")
+    panels = figure.subplots(2, len(members), sharex="col", squeeze=False)
+    for column, ((form, layout, _), group) in enumerate(members.items()):
+        _panel(panels[0, column], panels[1, column], group, form if layout == "contiguous" else f"{form} {layout}")
+    figure.suptitle(f"{title} over size: {rows[0].machine}, {rows[0].threads} threads, {rows[0].isa}", fontsize=10)
     figure.savefig(path, dpi=110)
 
 

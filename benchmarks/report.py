@@ -28,6 +28,7 @@ class Group:
     geomean: float
     worst: Row
     roofline: float  # median share
+    copies: float  # median, 0 where memory is not the limit
     cases: int
 
 
@@ -45,6 +46,7 @@ def groups(rows: Iterable[Row]) -> list[Group]:
             geomean=math.exp(statistics.fmean(math.log(row.ratio) for row in group)),
             worst=min(group, key=lambda row: row.ratio),
             roofline=statistics.median(row.roofline for row in group),
+            copies=statistics.median([row.copies for row in group if row.copies] or [0]),
             cases=len(group),
         )
         for (op, form, dtype, direction), group in members.items()
@@ -55,6 +57,19 @@ def _time(milliseconds: float) -> str:
     if milliseconds < 0.1:
         return f"{milliseconds * 1e3:.3g} us"
     return f"{milliseconds:.3g} ms" if milliseconds < 100 else f"{milliseconds:.0f} ms"
+
+
+def _saved_share(native: int, ours: int) -> str:
+    return f"{ours / native:.1%}" if native else "more"
+
+
+def size_name(nbytes: float) -> str:
+    """1536 -> 1.5 KB."""
+    for unit in ("B", "KB", "MB"):
+        if nbytes < 1024:
+            return f"{nbytes:.3g} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.3g} GB"
 
 
 def _colour(ratio: float) -> str:
@@ -74,19 +89,27 @@ def _worst_name(group: Group) -> str:
 
 
 def op_table(op: str, rows: Sequence[Row]) -> Table:
-    """Every case of an op; fits 100 columns."""
+    """Every case of an op; fits 100 columns.
+
+    limit: our share of what the machine allows. copies: our time in those of a copy of the first operand, where memory
+    is the limit. saved: what is kept for backward, as a share of native's, where it differs.
+    """
     comparator = rows[0].comparator
     table = Table(
-        title=f"{op}, {rows[0].threads} threads, {rows[0].isa}", box=SIMPLE_HEAD, title_justify="left", pad_edge=False
+        title=f"{op}, {rows[0].threads} threads, {rows[0].isa}",
+        box=SIMPLE_HEAD,
+        title_justify="left",
+        pad_edge=False,
+        collapse_padding=True,
     )
-    table.add_column("case", overflow="fold", max_width=37)
+    table.add_column("case", overflow="fold", max_width=31)
     table.add_column("type")
     table.add_column("pass")
-    for heading in (comparator, "ours", "ratio", "rate", "of limit"):
+    for heading in (comparator, "ours", "ratio", "rate", "limit", "copies", "saved"):
         table.add_column(heading, justify="right")
     for row in rows:
         if not row.ok:
-            table.add_row(escape(case_name(row)), row.dtype, row.direction, "[bold red]FAILED[/]", "", "", "", "")
+            table.add_row(escape(case_name(row)), row.dtype, row.direction, "[bold red]FAILED[/]", *[""] * 6)
             continue
         table.add_row(
             escape(case_name(row)),
@@ -97,6 +120,8 @@ def op_table(op: str, rows: Sequence[Row]) -> Table:
             f"[{_colour(row.ratio)}]{row.ratio:.2f}x[/]",
             f"{row.rate:.3g} {row.unit.replace('FLOP', 'F')}",
             f"{row.roofline:.0%}",
+            f"{row.copies:.1f}" if row.copies else "",
+            _saved_share(row.saved_native, row.saved_ours) if row.saved_ours != row.saved_native else "",
         )
     return table
 
@@ -104,7 +129,11 @@ def op_table(op: str, rows: Sequence[Row]) -> Table:
 def group_table(rows: Sequence[Row]) -> Table:
     """One line per group."""
     table = Table(
-        title=f"ratio {rows[0].comparator}/ours by group", box=SIMPLE_HEAD, title_justify="left", pad_edge=False
+        title=f"ratio {rows[0].comparator}/ours by group",
+        box=SIMPLE_HEAD,
+        title_justify="left",
+        pad_edge=False,
+        collapse_padding=True,
     )
     table.add_column("group", overflow="fold", max_width=38)
     for heading in ("cases", "geomean", "worst"):
@@ -136,14 +165,38 @@ def show(rows: Sequence[Row], console: Console) -> None:
 
 
 def _markdown_table(rows: Sequence[Row]) -> list[str]:
-    lines = ["| group | cases | geomean | worst | worst case | share of limit (median) |", "|---|--:|--:|--:|---|--:|"]
+    lines = [
+        "| group | cases | geomean | worst | worst case | share of limit (median) | times a copy (median) |",
+        "|---|--:|--:|--:|---|--:|--:|",
+    ]
     for group in groups(rows):
         worst = group.worst
         lines.append(
             f"| {group.name} | {group.cases} | **{group.geomean:.2f}x** | {worst.ratio:.2f}x "
-            f"| {_worst_name(group)} | {group.roofline:.0%} |"
+            f"| {_worst_name(group)} | {group.roofline:.0%} "
+            f"| {f'{group.copies:.1f}' if group.copies and group.op != 'overhead' else ''} |"
         )
     return lines
+
+
+def _saved_table(rows: Sequence[Row]) -> list[str]:
+    """A line per function, layout and type where the two sides keep different amounts; none where nothing differs."""
+    members: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.saved_native >= 0 and row.op != "overhead":
+            layout = "" if row.layout == "contiguous" else f" {row.layout}"
+            members.setdefault(f"{row.form}{layout} {row.dtype}", []).append(row)
+    lines = ["| function | cases | native | ours | ours / native | most |", "|---|--:|--:|--:|--:|--:|"]
+    for name, group in members.items():
+        if all(row.saved_native == row.saved_ours for row in group):
+            continue
+        native, ours = sum(row.saved_native for row in group), sum(row.saved_ours for row in group)
+        most = max(group, key=lambda row: row.saved_ours / max(row.saved_native, 1))
+        lines.append(
+            f"| {name} | {len(group)} | {size_name(native)} | {size_name(ours)} | {_saved_share(native, ours)} "
+            f"| {_saved_share(most.saved_native, most.saved_ours)} ({most.shape}) |"
+        )
+    return lines if len(lines) > 2 else []
 
 
 def write_summary(folder: Path, models: Mapping[str, str]) -> None:
@@ -168,6 +221,13 @@ def write_summary(folder: Path, models: Mapping[str, str]) -> None:
         chosen = [row for row in rows if row.comparator == comparator and row.ok]
         if chosen:
             lines += ["", f"## {title}", "", *_markdown_table(chosen)]
+    table = _saved_table([row for row in rows if row.ok])
+    if table:
+        lines += ["", "## Saved for backward", ""]
+        lines += [
+            "Beside inputs and parameters, all cases of a function together; functions that keep as much are left out."
+        ]
+        lines += ["", *table]
     failed = [row for row in rows if not row.ok]
     if failed:
         lines += ["", "## FAILED", ""]

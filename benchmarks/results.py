@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .cases import Case, Work
+from .cases import Case, Problem
 from .harness import Timing
 from .machine import Machine
 from .roofline import Roofline
@@ -42,7 +42,11 @@ class Row:
     roofline: float = 0.0  # the roofline's least time / ours
     peak_gflops: float = 0.0
     copy_gbs: float = 0.0
+    copies: float = 0.0  # bound by memory: ours, in times of a copy of the first operand
+    saved_native: int = -1  # forward+backward: bytes kept for backward beside inputs and parameters; -1: not measured
+    saved_ours: int = -1
     size: float = 0.0
+    axis: str = ""
     machine: str = ""
     torch: str = ""
     tilewright: str = ""
@@ -65,12 +69,13 @@ def make_row(
     direction: str,
     machine: Machine,
     outcome: tuple[Timing | None, str],
-    work: Work,
+    problem: Problem,
     roofline: Roofline,
     comparator: str = NATIVE,
 ) -> Row:
-    """The row of one measurement."""
+    """The row of one measurement, without what is saved for backward."""
     timing, reason = outcome
+    work = problem.work[direction]
     row = Row(
         op=case.op,
         form=case.form,
@@ -85,6 +90,7 @@ def make_row(
         flops=work.flops,
         bytes=work.bytes,
         size=case.size,
+        axis=case.axis,
         machine=machine.cpu,
         torch=machine.torch,
         tilewright=machine.tilewright,
@@ -98,6 +104,8 @@ def make_row(
     row.rate, row.unit = (work.flops, "GFLOP/s") if work.flops else (work.bytes, "GB/s")
     row.rate *= 1e-9 / timing.ours
     row.roofline = limit / timing.ours
+    if row.bound == "memory":
+        row.copies = timing.ours / roofline.copy_seconds(problem.inputs[0])
     row.peak_gflops, row.copy_gbs = roofline.peak_gflops(case.dtype), roofline.copy_gbs(work.bytes)
     return row
 

@@ -8,12 +8,14 @@ held against the cache.
 import time
 
 import torch
+from torch import Tensor
 
 import tilewright
 
 from .cases import Work
 
 _MIN_SECONDS = 0.03
+_MAX_BYTES = 1 << 28  # far beyond every cache: a larger copy is as fast
 
 
 class Roofline:
@@ -33,12 +35,16 @@ class Roofline:
     def copy_gbs(self, total_bytes: float) -> float:
         """GB/s (read + written) of a copy that moves about total_bytes in all."""
         # Two significant bits: near sizes share a measurement.
-        size = max(1024, int(total_bytes) // 2)
+        size = min(max(1024, int(total_bytes) // 2), _MAX_BYTES)
         step = 1 << max(0, size.bit_length() - 2)
         size = -(-size // step) * step
         if size not in self._copies:
             self._copies[size] = _measure_copy(size)
         return self._copies[size]
+
+    def copy_seconds(self, x: Tensor) -> float:
+        """The time of a copy of a tensor of this size."""
+        return 2 * x.nbytes / (self.copy_gbs(2 * x.nbytes) * 1e9)
 
     def limit_seconds(self, work: Work, dtype: torch.dtype) -> tuple[float, str]:
         """The least time the work can take, and what sets it: 'compute' or 'memory'."""

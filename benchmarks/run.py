@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from . import comparators, harness, machine, pictures, report, results
-from .cases import Case, Function
+from . import comparators, harness, machine, pictures, report, results, saved
+from .cases import TRAIN, Case, Function
 from .roofline import Roofline
 
 OPS = ("layer_norm", "batch_norm", "conv2d", "matmul", "linear", "dropout", "attention", "overhead")
@@ -66,8 +66,14 @@ def _measure_all(
             progress.update(task, description=f"{case.label(direction)[:48]:<48}")
             problem = case.build()
             outcome = harness.measure(case, problem, direction, wrap_native)
-            work = problem.work[direction]
-            rows.append(results.make_row(case, direction, here, outcome, work, roofline, comparator))
+            row = results.make_row(case, direction, here, outcome, problem, roofline, comparator)
+            if row.ok and direction == TRAIN and comparator == results.NATIVE:
+                row.saved_native = saved.saved_bytes(problem.native, problem)
+                row.saved_ours = saved.saved_bytes(problem.ours, problem)
+            rows.append(row)
+            del problem  # before the next one is built: two of the largest do not fit
+            if case.size:
+                harness.release_memory()
             progress.advance(task)
     return rows
 

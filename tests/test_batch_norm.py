@@ -1,4 +1,4 @@
-"""batch_norm and batch_norm_act against float64 math and against native."""
+"""batch_norm and batch_norm_act against float64 math and against native. Hard inputs: test_batch_norm_accuracy.py."""
 
 import pytest
 import torch
@@ -185,15 +185,6 @@ def test_own_kernels_do_the_work():
     assert "tilewright::batch_norm_forward" in called
 
 
-@pytest.mark.parametrize("kind", ["rows, tail", "planes, blocks", "channels_last, blocks"])
-def test_large_offset_keeps_the_variance(isa, kind):
-    x = make_input(kind, torch.float32) + 1e4
-    reference = references.batch_norm(x, None, None, None, None, 1e-5)
-    assert_as_accurate(
-        TF.batch_norm(x, None, None, training=True), F.batch_norm(x, None, None, training=True), reference
-    )
-
-
 @pytest.mark.parametrize("kind", ["planes, blocks", "channels_last, blocks"])
 def test_misleading_sample(isa, kind):
     """The first values of every block, from which its mean is estimated, lie far from all others."""
@@ -206,14 +197,6 @@ def test_misleading_sample(isa, kind):
     assert_as_accurate(
         TF.batch_norm(x, None, None, training=True), F.batch_norm(x, None, None, training=True), reference
     )
-
-
-@pytest.mark.parametrize("kind", ["rows", "planes, blocks", "channels_last, blocks"])
-def test_constant_channel_gives_the_bias(isa, kind):
-    x = torch.full_like(make_input(kind, torch.float32), 0.1)
-    bias = torch.randn(x.shape[1])
-    y = TF.batch_norm(x, None, None, None, bias, True)
-    torch.testing.assert_close(y, bias.view(-1, *[1] * (x.dim() - 2)).expand_as(y), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["rows", "planes", "channels_last"])

@@ -1,4 +1,4 @@
-"""layer_norm against float64 math and against native."""
+"""layer_norm against float64 math and against native. Hard inputs: test_norm_accuracy.py."""
 
 import pytest
 import torch
@@ -51,19 +51,6 @@ def test_own_kernels_do_the_work():
     called = ops_called(lambda: TF.layer_norm(x, (8,)).sum().backward())
     assert {"tilewright::layer_norm_forward", "tilewright::layer_norm_backward"} <= called
     assert not any("native_layer_norm" in name for name in called)
-
-
-def test_large_offset_keeps_the_variance(isa):
-    x = torch.randn(64, 1000) + 1e4
-    reference = references.layer_norm(x, 1, None, None, 1e-5)
-    assert_as_accurate(TF.layer_norm(x, (1000,)), F.layer_norm(x, (1000,)), reference)
-
-
-@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
-def test_not_finite_like_native(isa, value):
-    x = torch.randn(3, 20)
-    x[1, 7] = value
-    torch.testing.assert_close(TF.layer_norm(x, (20,)), F.layer_norm(x, (20,)), equal_nan=True)
 
 
 def _strided_inputs() -> dict[str, Tensor]:

@@ -1,0 +1,113 @@
+"""What the benchmark suite counts and writes; its times are no test's business."""
+
+import csv
+import time
+from dataclasses import asdict
+
+import pytest
+import torch
+
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+
+from benchmarks import harness, pictures, report, results, run
+from benchmarks.cases import BYTES, TRAIN, Problem
+from benchmarks.saved import saved_bytes
+
+NEW_COLUMNS = ("copies", "saved_native", "saved_ours", "axis")
+
+
+def _row(shape: str, **values: object) -> results.Row:
+    row = results.Row(
+        "dropout", "dropout", shape, "contiguous", "fp32", TRAIN, "native", 2, "avx2", "ok", 4.0, 2.0, 2.0
+    )
+    row.rate, row.unit, row.roofline, row.copy_gbs = 30.0, "GB/s", 0.5, 60.0
+    for name, value in values.items():
+        setattr(row, name, value)
+    return row
+
+
+def _saved(function) -> int:
+    x, w = torch.randn(10, 20), torch.randn(20)
+    return saved_bytes(function, Problem([x, w], function, function, {}))
+
+
+def test_a_storage_counts_once_and_inputs_do_not():
+    assert _saved(lambda x, w: x * w) == 0
+    assert _saved(lambda x, w: x[2:] * w) == 0  # a view of an input
+    assert _saved(lambda x, w: x.exp().sin()) == 10 * 20 * 4  # exp keeps its result, sin its input: the same
+    assert _saved(lambda x, w: x.exp()[:5].sin()) == 10 * 20 * 4  # a part keeps the whole alive
+    assert _saved(lambda x, w: (x.exp().exp(), w.exp())) == (2 * 10 * 20 + 20) * 4
+
+
+def test_rows_from_before_the_columns_still_read(tmp_path):
+    path = tmp_path / "dropout.csv"
+    old = {name: value for name, value in asdict(_row("8x8")).items() if name not in NEW_COLUMNS}
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(old))
+        writer.writeheader()
+        writer.writerow(old)
+    results.write(path, [_row("9x9", copies=1.5, saved_native=800, saved_ours=108, axis=BYTES)])
+    first, second = results.read(path)
+    assert (first.copies, first.saved_native, first.saved_ours, first.axis) == (0, -1, -1, "")
+    assert (second.copies, second.saved_native, second.saved_ours, second.axis) == (1.5, 800, 108, BYTES)
+
+
+def test_summary_says_what_is_saved_where_it_differs(tmp_path):
+    rows = [
+        _row("8x8", saved_native=1 << 20, saved_ours=1 << 15, copies=2.25),
+        _row("9x9", saved_native=1 << 20, saved_ours=1 << 17, copies=4.75),
+        _row("8x8", form="masked_scale", saved_native=64, saved_ours=64),
+        _row("8x8", form="old"),
+    ]
+    results.write(tmp_path / "dropout.csv", rows)
+    report.write_summary(tmp_path, {})
+    summary = (tmp_path / "summary.md").read_text()
+    table = summary.split("## Saved for backward")[1].split("##")[0]
+    assert "| dropout fp32 | 2 | 2 MB | 160 KB | 7.8% | 12.5% (9x9) |" in table
+    assert "masked_scale" not in table
+    assert "old" not in table
+    assert "| dropout fp32 fwd+bwd | 2 | **2.00x** | 2.00x | 8x8 | 50% | 3.5 |" in summary
+
+
+@pytest.mark.parametrize(("sweep", "pairs"), [(True, 5), (False, 15)])
+def test_long_calls_of_a_sweep_are_timed_less_often(monkeypatch, sweep, pairs):
+    monkeypatch.setattr(harness, "LONG_SECONDS", 1e-3)
+    monkeypatch.setattr(harness, "MIN_SECONDS", 0.0)
+    timing = harness.time_pairs(lambda: time.sleep(2e-3), lambda: None, sweep=sweep)
+    assert timing.pairs == pairs
+    assert harness.time_pairs(lambda: None, lambda: None, sweep=sweep).pairs == 15
+
+
+@pytest.mark.parametrize("op", ["layer_norm", "batch_norm", "dropout"])
+def test_sweeps_go_from_a_row_to_a_gigabyte(op):
+    panels: dict[tuple[str, str, str], list] = {}
+    for case, direction in run.select([op], sweep=True):
+        if direction == TRAIN:
+            panels.setdefault((case.form, case.layout, case.axis), []).append(case)
+    for (_, _, axis), cases in panels.items():
+        sizes = [case.size for case in cases]
+        assert sizes == sorted(set(sizes))
+        if axis == BYTES:
+            assert sizes[0] <= 3072
+            assert 0.99 * 2**30 < sizes[-1] <= 2**30
+        for case in cases:
+            assert (case.gate_on is None) == (axis != BYTES or case.size <= 2**26)
+    largest = max((case for cases in panels.values() for case in cases), key=lambda case: case.size)
+    assert 2**24 < largest.gate_on().inputs[0].nbytes <= 2**26
+
+
+def test_sweep_picture_has_two_panels_for_each_function_and_axis(tmp_path, monkeypatch):
+    figures, make = [], pictures.Figure
+    monkeypatch.setattr(pictures, "Figure", lambda **options: figures.append(make(**options)) or figures[-1])
+    rows = [
+        _row(str(size), form=form, size=float(size), axis=axis, direction=direction)
+        for form, axis in (("dropout", BYTES), ("dropout_add", BYTES), ("dropout", "columns"))
+        for size in (1024, 4096, 16384)
+        for direction in ("fwd", "fwd+bwd")
+    ]
+    pictures.sweep(rows, "dropout", tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    assert len(figures[0].axes) == 6
+    assert [len(axis.lines) for axis in figures[0].axes] == [5, 5, 5, 3, 3, 3]
+    assert figures[0].axes[3].get_xlabel() == BYTES
