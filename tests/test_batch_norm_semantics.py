@@ -67,8 +67,10 @@ def test_opcheck(activation, training, memory_format):
     x, w, b, residual = (t.detach() for t in inputs)
     arguments = (x, w, b, *([None, None] if training else _fresh()), 1e-5, residual, activation, True)
     torch.library.opcheck(ops.batch_norm_forward.default, arguments)
-    y, mean, var, _ = ops.batch_norm_forward.default(*arguments)
-    arguments = (torch.randn_like(y), x, mean, var, w, y, 1e-5, training, [True] * 4)
+    y, mean, var, saved = ops.batch_norm_forward.default(*arguments)
+    relu = activation == "relu"
+    wanted = [True, True, True, relu]
+    arguments = (torch.randn_like(y), x, mean, var, w, saved if relu else None, 1e-5, training, wanted)
     torch.library.opcheck(ops.batch_norm_backward.default, arguments)
     torch.library.opcheck(ops.batch_norm_update_stats_.default, (*_fresh(), mean, var, 12, 0.1))
 

@@ -1,6 +1,6 @@
 // batch_norm's gradient, with an optional residual and activation behind it. Per channel of n values, with g = dy *
-// act' (for relu in the same pass, by the sign of the output; else in a pass of its own, from what act was applied to)
-// and xc = x - mean:
+// act' (for relu in the same pass, by the sign of the output, which the CPU saves as bits; else in a pass of its own,
+// from what act was applied to) and xc = x - mean:
 //   training    dx = rstd * weight * (g - mean(g) - xc * rstd^2 * mean(g * xc))
 //   evaluation  dx = rstd * weight * g
 //   dweight = rstd * sum(g * xc),  dbias = sum(g),  dresidual = g
@@ -10,6 +10,7 @@
 #include <ATen/ops/add.h>
 #include <ATen/ops/batch_norm.h>
 #include <ATen/ops/threshold_backward.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
 #include "autograd/native_backward.h"
@@ -54,18 +55,24 @@ std::vector<c10::SymInt> bias_shape(const AutogradContext* ctx, const Tensor& in
   return {input.sym_size(1)};
 }
 
+// Of what autograd can differentiate again; relu: forward's output, or its bits.
+Tensor relu_gradient(const Tensor& grad, const Tensor& relu, const Tensor& input) {
+  if (relu.scalar_type() != at::kByte) return at::threshold_backward(grad, relu, 0);
+  return at::where(batch_norm_relu_mask(relu, input), grad, at::zeros({}, grad.options()));
+}
+
 class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& weight,
                         const OptionalTensor& bias, const OptionalTensor& residual, const BatchNormOptions& options) {
-    auto [output, mean, var, pre] = run_forward(input, weight, bias, residual, options, /*saves=*/true);
+    auto [output, mean, var, saved] = run_forward(input, weight, bias, residual, options, /*saves=*/true);
     const Activation kind = activation_from_name(options.activation);
     // No gradient depends on bias and residual, so they are not saved and may be changed; unless what a gelu or silu
     // was applied to has to be computed again, for gradients of gradients.
     const bool replays = gradient_reads_input(kind);
-    ctx->save_for_backward({input, value_or_undefined(weight), mean, var, kind == Activation::kRelu ? output : pre,
-                            replays ? value_or_undefined(bias) : Tensor(),
-                            replays ? value_or_undefined(residual) : Tensor()});
+    ctx->save_for_backward(
+        {input, value_or_undefined(weight), mean, var, !saved.defined() && kind == Activation::kRelu ? output : saved,
+         replays ? value_or_undefined(bias) : Tensor(), replays ? value_or_undefined(residual) : Tensor()});
     ctx->saved_data["eps"] = options.eps;
     // The dtypes that native wants its statistics and its bias in, should the backward have to be replayed.
     const auto dtype = is_defined(options.running_mean) ? options.running_mean->scalar_type() : mean.scalar_type();
@@ -98,7 +105,7 @@ class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
         bias = at::zeros_symint(bias_shape(ctx, input), input.options().dtype(bias_dtype));
       }
       // Differentiable in itself: the gradient of relu needs no replay.
-      const Tensor grad = relu ? at::threshold_backward(grad_outputs[0], activated, 0) : grad_outputs[0];
+      const Tensor grad = relu ? relu_gradient(grad_outputs[0], activated, input) : grad_outputs[0];
       auto grads = native_backward({input, weight, bias, residual}, {needs[0], needs[1], needs[2], needs[3]}, {grad},
                                    [&](const variable_list& in) -> variable_list {
                                      Tensor y = at::batch_norm(in[0], in[1], in[2], given_mean, given_var, training,

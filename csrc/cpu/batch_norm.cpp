@@ -14,10 +14,18 @@ double reciprocal_deviation(double var, double eps, bool training) {
   return training && var == 0.0 && eps == 0.0 ? 0.0 : 1.0 / std::sqrt(var + eps);
 }
 
+// The bytes behind the last bits are read with them, so they are not left to chance.
+Tensor empty_bits(const BatchNormPlan& plan) {
+  const int64_t size = batch_norm_bits_size(plan);
+  Tensor bits = empty_cpu({size}, at::kByte);
+  std::fill_n(mutable_data<uint8_t>(bits) + size - kBatchNormSpareBytes, kBatchNormSpareBytes, uint8_t{0});
+  return bits;
+}
+
 template <typename T>
 struct BatchNormForward {
   const BatchNormPlan& plan;
-  Tensor x, weight, bias, residual, output, pre, mean, var;
+  Tensor x, weight, bias, residual, output, saved, mean, var;
   double eps;
   Activation activation;
   bool training;
@@ -30,16 +38,19 @@ struct BatchNormForward {
     double *means = partials.get(), *m2s = means + shape.channels * shape.blocks;
     A *scale = factors.get(), *shift = scale + shape.channels;
     const BatchNormStatsArgs<T> stats{const_data<T>(x), means, m2s, shape};
-    const BatchNormApplyArgs<T> apply{const_data<T>(x),
-                                      const_data<T>(residual),
-                                      mutable_data<T>(output),
-                                      const_data<A>(mean),
-                                      scale,
-                                      shift,
-                                      mutable_data<T>(pre),
-                                      activation,
-                                      streams_past_cache(x.nbytes() * (2 + residual.defined() + pre.defined())),
-                                      shape};
+    const bool relu = activation == Activation::kRelu;
+    const BatchNormApplyArgs<T> apply{
+        const_data<T>(x),
+        const_data<T>(residual),
+        mutable_data<T>(output),
+        const_data<A>(mean),
+        scale,
+        shift,
+        relu ? nullptr : mutable_data<T>(saved),
+        relu ? mutable_data<uint8_t>(saved) : nullptr,
+        activation,
+        streams_past_cache(x.nbytes() * (2 + residual.defined() + (saved.defined() && !relu))),
+        shape};
     const A *w = const_data<A>(weight), *b = const_data<A>(bias);
     A *mean_out = mutable_data<A>(mean), *var_out = mutable_data<A>(var);
     const auto merge = [&](int64_t begin, int64_t end) {
@@ -84,7 +95,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward_cpu(const Tensor& 
   const auto dtype = input.scalar_type();
   const BatchNormPlan plan = plan_batch_norm(input);
   Tensor output = empty_cpu(input.sizes(), dtype, plan.format);
-  Tensor pre = saves && gradient_reads_input(activation) ? empty_cpu(input.sizes(), dtype, plan.format) : Tensor();
+  Tensor saved;
+  if (saves && gradient_reads_input(activation)) saved = empty_cpu(input.sizes(), dtype, plan.format);
+  if (saves && activation == Activation::kRelu) saved = empty_bits(plan);
   Tensor mean = empty_cpu({plan.shape.channels}, accumulation_dtype(dtype)),
          var = empty_cpu(mean.sizes(), mean.scalar_type());
   if (!training) {
@@ -93,7 +106,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward_cpu(const Tensor& 
   }
   if (input.numel() == 0) {
     if (training) mean.zero_(), var.zero_();
-    return {output, mean, var, pre};
+    if (saved.defined() && saved.scalar_type() == at::kByte) saved.zero_();
+    return {output, mean, var, saved};
   }
   dispatch_floating(dtype, "batch_norm", [&](auto element) {
     BatchNormForward<decltype(element)>{plan,
@@ -102,7 +116,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward_cpu(const Tensor& 
                                         as_accumulator(value_or_undefined(bias), dtype),
                                         residual.defined() ? residual.contiguous(plan.format) : residual,
                                         output,
-                                        pre,
+                                        saved,
                                         mean,
                                         var,
                                         eps,
@@ -110,13 +124,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward_cpu(const Tensor& 
                                         training}
         .run();
   });
-  return {output, mean, var, pre};
+  return {output, mean, var, saved};
 }
 
 template <typename T>
 struct BatchNormBackward {
   const BatchNormPlan& plan;
-  Tensor dy, x, y, mean, var, weight, grad_input, grad_weight, grad_bias, grad_residual;
+  Tensor dy, x, relu_bits, mean, var, weight, grad_input, grad_weight, grad_bias, grad_residual;
   double eps;
   bool training;
 
@@ -128,18 +142,23 @@ struct BatchNormBackward {
     const auto factors = uninitialised<A>(3 * shape.channels);
     double *sums_g = partials.get(), *sums_gx = sums_g + shape.channels * shape.blocks;
     A *scale = factors.get(), *mean_g = scale + shape.channels, *slope = mean_g + shape.channels;
-    const BatchNormSumsArgs<T> sums{
-        const_data<T>(dy), const_data<T>(x), const_data<T>(y), const_data<A>(mean), sums_g, sums_gx, shape};
+    const BatchNormSumsArgs<T> sums{const_data<T>(dy),
+                                    const_data<T>(x),
+                                    const_data<uint8_t>(relu_bits),
+                                    const_data<A>(mean),
+                                    sums_g,
+                                    sums_gx,
+                                    shape};
     const BatchNormGradArgs<T> grad{const_data<T>(dy),
                                     const_data<T>(x),
-                                    const_data<T>(y),
+                                    const_data<uint8_t>(relu_bits),
                                     mutable_data<T>(grad_input),
                                     mutable_data<T>(grad_residual),
                                     const_data<A>(mean),
                                     scale,
                                     mean_g,
                                     training ? slope : nullptr,
-                                    streams_past_cache(x.nbytes() * (y.defined() ? 4 : 3)),
+                                    streams_past_cache(x.nbytes() * (grad_residual.defined() ? 4 : 3)),
                                     shape};
     const A *w = const_data<A>(weight), *vars = const_data<A>(var);
     A *dweight = mutable_data<A>(grad_weight), *dbias = mutable_data<A>(grad_bias);
@@ -160,7 +179,7 @@ struct BatchNormBackward {
     };
     const auto& pass = passes<T>(plan);
     run_passes(
-        plan, /*reduces=*/wants_sums, /*maps=*/grad_input.defined(), sizeof(T) * (y.defined() ? 3 : 2),
+        plan, /*reduces=*/wants_sums, /*maps=*/grad_input.defined(), 2 * sizeof(T),
         [&](int64_t begin, int64_t end) { pass.sums(sums, begin, end); }, merge,
         [&](const BatchNormLines& lines) { pass.grad(grad, lines); });
   }
@@ -169,13 +188,17 @@ struct BatchNormBackward {
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cpu(const Tensor& grad_output, const Tensor& input,
                                                                    const Tensor& mean, const Tensor& var,
                                                                    const OptionalTensor& weight_opt,
-                                                                   const OptionalTensor& output_opt, double eps,
+                                                                   const OptionalTensor& relu_opt, double eps,
                                                                    bool training, std::array<bool, 4> output_mask) {
   check_batch_norm(input, weight_opt, {}, {}, {}, /*training=*/true);
-  const Tensor weight = value_or_undefined(weight_opt), output = value_or_undefined(output_opt);
-  check_batch_norm_backward(grad_output, input, mean, var, output, output_mask);
+  const Tensor weight = value_or_undefined(weight_opt), relu_bits = value_or_undefined(relu_opt);
+  check_batch_norm_backward(grad_output, input, mean, var, relu_bits, output_mask);
   const auto dtype = input.scalar_type(), sum_dtype = accumulation_dtype(dtype);
   const BatchNormPlan plan = plan_batch_norm(input);
+  TORCH_CHECK(!relu_bits.defined() || (relu_bits.scalar_type() == at::kByte && relu_bits.is_contiguous() &&
+                                       relu_bits.numel() == batch_norm_bits_size(plan)),
+              "batch_norm_backward: relu must be what batch_norm_forward saved, ", batch_norm_bits_size(plan),
+              " bytes of bits, got ", relu_bits.sizes(), " of ", relu_bits.scalar_type());
   const auto parameter_gradient = [&](bool wanted) {
     return wanted ? empty_cpu({plan.shape.channels}, sum_dtype) : Tensor();
   };
@@ -192,7 +215,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cpu(const Tensor&
       BatchNormBackward<decltype(element)>{plan,
                                            grad_output.contiguous(plan.format),
                                            input.contiguous(plan.format),
-                                           output.defined() ? output.contiguous(plan.format) : output,
+                                           relu_bits,
                                            mean.contiguous(),
                                            var.contiguous(),
                                            as_accumulator(weight, dtype),

@@ -36,6 +36,7 @@ inline BatchNormPlan plan_batch_norm(const Tensor& input) {
     shape.block = 4096;
     shape.tiles = 1;
   }
+  shape.line_bits = divide_up(plan.rows ? channels : shape.size, 8) * 8;
   shape.blocks = divide_up(count, shape.block);
   shape.channel_stride = plan.rows ? 1 : shape.blocks;
   shape.block_stride = plan.rows ? channels : 1;
@@ -62,6 +63,12 @@ inline int64_t line_count(const BatchNormPlan& plan) {
   return plan.rows ? plan.shape.images : plan.shape.images * plan.shape.channels;
 }
 inline int64_t line_length(const BatchNormPlan& plan) { return plan.rows ? plan.shape.channels : plan.shape.size; }
+
+// Bytes of the bits of all elements; load_bits reads 4 at a time.
+constexpr int64_t kBatchNormSpareBytes = 4;
+inline int64_t batch_norm_bits_size(const BatchNormPlan& plan) {
+  return line_count(plan) * plan.shape.line_bits / 8 + kBatchNormSpareBytes;
+}
 
 // Calls map(lines) over the whole tensor in the order of memory; lines are split where there are few of them.
 template <typename Map>

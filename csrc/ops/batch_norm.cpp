@@ -1,5 +1,10 @@
 #include "ops/batch_norm.h"
 
+#include <ATen/ops/arange.h>
+#include <ATen/ops/bitwise_and.h>
+#include <ATen/ops/bitwise_right_shift.h>
+#include <ATen/ops/movedim.h>
+
 #include "ops/tensors.h"
 
 namespace tilewright {
@@ -59,21 +64,21 @@ void check_batch_norm_residual(const Tensor& residual, const Tensor& input) {
 }
 
 void check_batch_norm_backward(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& var,
-                               const Tensor& output, const std::array<bool, 4>& output_mask) {
+                               const Tensor& relu, const std::array<bool, 4>& output_mask) {
   const auto is_like_input = [&](const Tensor& tensor) {
     return tensor.sizes().equals(input.sizes()) && tensor.scalar_type() == input.scalar_type();
   };
   TORCH_CHECK(is_like_input(grad_output), "batch_norm_backward: grad_output must have input's shape ", input.sizes(),
               " and dtype ", input.scalar_type(), ", got ", grad_output.sizes(), " and ", grad_output.scalar_type());
-  TORCH_CHECK(!output.defined() || is_like_input(output), "batch_norm_backward: output must have input's shape ",
-              input.sizes(), " and dtype ", input.scalar_type(), ", got ", output.sizes(), " and ",
-              output.scalar_type());
+  TORCH_CHECK(!relu.defined() || !relu.is_cuda() || is_like_input(relu),
+              "batch_norm_backward: relu must have input's shape ", input.sizes(), " and dtype ", input.scalar_type(),
+              ", got ", relu.sizes(), " and ", relu.scalar_type());
   const auto expected = accumulation_dtype(input.scalar_type());
   TORCH_CHECK(mean.scalar_type() == expected && var.scalar_type() == expected && mean.numel() == input.size(1) &&
                   var.numel() == input.size(1),
               "batch_norm_backward: mean and var must hold one ", expected, " for each of ", input.size(1),
               " channels, got ", mean.sizes(), " and ", var.sizes());
-  TORCH_CHECK(output.defined() || !output_mask[3],
+  TORCH_CHECK(relu.defined() || !output_mask[3],
               "batch_norm_backward: grad_residual is grad_output itself where no relu was applied");
 }
 
@@ -107,6 +112,24 @@ at::MemoryFormat batch_norm_gradient_format(const Tensor& input) {
   return input.is_contiguous(suggested) ? suggested : batch_norm_format(input);
 }
 
+Tensor batch_norm_relu_mask(const Tensor& bits, const Tensor& input) {
+  const int64_t channels = input.size(1), count = input.numel() / std::max<int64_t>(1, channels);
+  const bool rows = batch_norm_is_rows(input, batch_norm_format(input), count);
+  const int64_t images = channels == 1 ? 1 : input.size(0);
+  const int64_t lines = rows ? count : images * channels;
+  const int64_t length = rows ? channels : count / std::max<int64_t>(1, images);
+  const int64_t line_bytes = divide_up(length, 8);
+  const Tensor places = at::arange(8, bits.options());
+  const Tensor bytes = bits.narrow(0, 0, lines * line_bytes).view({lines, line_bytes, 1});
+  const Tensor mask = at::bitwise_and(at::bitwise_right_shift(bytes, places), 1).to(at::kBool);
+  const Tensor packed = mask.view({lines, line_bytes * 8}).narrow(1, 0, length);
+  if (!rows) return packed.reshape(input.sizes());
+  auto sizes = input.sizes().vec();
+  sizes.erase(sizes.begin() + 1);
+  sizes.push_back(channels);
+  return packed.reshape(sizes).movedim(-1, 1);
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward(const Tensor& input, const OptionalTensor& weight,
                                                               const OptionalTensor& bias, const OptionalTensor& mean,
                                                               const OptionalTensor& var, double eps,
@@ -124,11 +147,11 @@ void batch_norm_update_stats(const Tensor& running_mean, const Tensor& running_v
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& grad_output, const Tensor& input,
                                                                const Tensor& mean, const Tensor& var,
-                                                               const OptionalTensor& weight,
-                                                               const OptionalTensor& output, double eps, bool training,
+                                                               const OptionalTensor& weight, const OptionalTensor& relu,
+                                                               double eps, bool training,
                                                                std::array<bool, 4> output_mask) {
   static const auto op = find_op<decltype(batch_norm_backward)>("tilewright::batch_norm_backward");
-  return op.call(grad_output, input, mean, var, weight, output, eps, training, output_mask);
+  return op.call(grad_output, input, mean, var, weight, relu, eps, training, output_mask);
 }
 
 }  // namespace tilewright
@@ -152,7 +175,7 @@ TORCH_LIBRARY_FRAGMENT(tilewright, m) {
       "SymInt count, float momentum) -> ()",
       {at::Tag::pt2_compliant_tag});
   m.def(
-      "batch_norm_backward(Tensor grad_output, Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor? output, "
+      "batch_norm_backward(Tensor grad_output, Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor? relu, "
       "float eps, bool training, bool[4] output_mask) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, "
       "Tensor grad_residual)",
       {at::Tag::pt2_compliant_tag});

@@ -2,9 +2,10 @@
 // of x [N, C, ...]. In training mean and var are the batch's (var biased), else they are given.
 //
 // batch_norm_forward adds a residual and applies an activation where asked, and returns mean and var as used, [C] in
-// the accumulation type, and what the gradient of the activation reads: undefined unless `saves` and it is neither none
-// nor relu (whose gradient reads the output). The running statistics are updated by an op of its own, so that every
-// other op here is pure.
+// the accumulation type, and where `saves` what the gradient of the activation reads: of gelu and silu what they were
+// applied to; of relu on the CPU a bit for each element, does its gradient pass (an eighth of a byte, where the output
+// would be read twice); undefined else, as on CUDA, where relu's gradient reads the output. The running statistics are
+// updated by an op of its own, so that every other op here is pure.
 #pragma once
 #include "ops/library.h"
 
@@ -17,7 +18,7 @@ void check_batch_norm(const Tensor& input, const OptionalTensor& weight, const O
 // Of the raw ops, for kernels.
 void check_batch_norm_residual(const Tensor& residual, const Tensor& input);
 void check_batch_norm_backward(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& var,
-                               const Tensor& output, const std::array<bool, 4>& output_mask);
+                               const Tensor& relu, const std::array<bool, 4>& output_mask);
 void check_batch_norm_update_stats(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean,
                                    const Tensor& var);
 
@@ -34,6 +35,9 @@ inline bool batch_norm_is_rows(const Tensor& input, at::MemoryFormat format, int
   return input.size(1) > 1 && (format != at::MemoryFormat::Contiguous || count == input.size(0));
 }
 
+// Where a relu lets the gradient pass, like input, from the bits that the CPU's forward saved.
+Tensor batch_norm_relu_mask(const Tensor& bits, const Tensor& input);
+
 // mean and var: both given (evaluation), or neither: the batch's statistics. residual: like input.
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward(const Tensor& input, const OptionalTensor& weight,
                                                               const OptionalTensor& bias, const OptionalTensor& mean,
@@ -46,12 +50,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward(const Tensor& inpu
 void batch_norm_update_stats(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean,
                              const Tensor& var, c10::SymInt count, double momentum);
 
-// output: forward's, where it applied relu. training: mean and var were computed from input.
-// output_mask: gradients of input, weight, bias, residual; the last only with relu (without, it is grad_output itself).
+// relu: where forward applied it, what it saved, or on CUDA its output. training: mean and var were computed from
+// input. output_mask: gradients of input, weight, bias, residual; the last only with relu (without, it is grad_output
+// itself).
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& grad_output, const Tensor& input,
                                                                const Tensor& mean, const Tensor& var,
-                                                               const OptionalTensor& weight,
-                                                               const OptionalTensor& output, double eps, bool training,
+                                                               const OptionalTensor& weight, const OptionalTensor& relu,
+                                                               double eps, bool training,
                                                                std::array<bool, 4> output_mask);
 
 }  // namespace tilewright

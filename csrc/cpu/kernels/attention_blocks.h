@@ -288,7 +288,7 @@ struct TileKeepBits {
       offset[r] = 8 * r * kRowBytes + fill_keep_bits_range(p.rule, first + r * p.keys, n, bits + r * kRowBytes);
     }
   }
-  uint32_t at(int64_t r, int64_t c) const { return keep_bits(bits, offset[r] + c); }
+  uint32_t at(int64_t r, int64_t c) const { return load_bits(bits, offset[r] + c); }
 };
 
 }  // namespace

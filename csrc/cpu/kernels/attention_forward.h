@@ -165,7 +165,7 @@ inline void drop_probabilities(const TileKeepBits& keep, int64_t rows, int64_t n
   const Vec<A> one = broadcast<A>(1);
   for (int64_t r = 0; r < rows; ++r) {
     A* p = s + r * s_row;
-    for (int64_t c = 0; c < n; c += kLanes<A>) store(p + c, load(p + c) * scale_kept(keep.at(r, c), one));
+    for (int64_t c = 0; c < n; c += kLanes<A>) store(p + c, load(p + c) * lanes_where(keep.at(r, c), one));
   }
 }
 

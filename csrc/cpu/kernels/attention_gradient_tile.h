@@ -98,7 +98,7 @@ inline void logit_gradients(int64_t rows, int64_t n, A* s, A* dp, int64_t s_row,
       // so -Inf never meets -Inf.
       const Vec<A> p = exp2<A>(fma(load(p_at + c), scale_of_s, -base) * static_cast<A>(kLog2E));
       if constexpr (kDropout) {
-        const Vec<A> kept = scale_kept(keep.at(r, c), scale);
+        const Vec<A> kept = lanes_where(keep.at(r, c), scale);
         store(p_at + c, p * kept);
         store(dp_at + c, p * (load(dp_at + c) * kept - d));
       } else {

@@ -36,7 +36,7 @@ void batch_norm_apply_planes(const BatchNormApplyArgs<T>& args, const BatchNormL
 
 template <typename T>
 void batch_norm_sums_planes(const BatchNormSumsArgs<T>& args, int64_t begin, int64_t end) {
-  choose(args.y != nullptr, [&](auto relu) { batch_norm_sums_planes_as<T, relu.value>(args, begin, end); });
+  choose(args.passes != nullptr, [&](auto relu) { batch_norm_sums_planes_as<T, relu.value>(args, begin, end); });
 }
 
 template <typename T>
@@ -44,7 +44,7 @@ void batch_norm_grad_planes(const BatchNormGradArgs<T>& args, const BatchNormLin
   const bool aligned = args.dresidual == nullptr || can_stream(args.dresidual, args.shape.size);
   const bool streams = aligned && can_stream_lines(args.streams, args.dx, lines, args.shape.size);
   choose(args.slope != nullptr, [&](auto centred) {
-    choose(args.y != nullptr, [&](auto relu) {
+    choose(args.passes != nullptr, [&](auto relu) {
       choose(streams,
              [&](auto stream) { batch_norm_grad_planes_as<T, relu.value, centred.value, stream.value>(args, lines); });
     });
@@ -67,7 +67,7 @@ void batch_norm_apply_rows(const BatchNormApplyArgs<T>& args, const BatchNormLin
 
 template <typename T>
 void batch_norm_sums_rows(const BatchNormSumsArgs<T>& args, int64_t begin, int64_t end) {
-  choose(args.y != nullptr, [&](auto relu) { batch_norm_sums_rows_as<T, relu.value>(args, begin, end); });
+  choose(args.passes != nullptr, [&](auto relu) { batch_norm_sums_rows_as<T, relu.value>(args, begin, end); });
 }
 
 template <typename T>
@@ -75,7 +75,7 @@ void batch_norm_grad_rows(const BatchNormGradArgs<T>& args, const BatchNormLines
   const bool aligned = args.dresidual == nullptr || can_stream(args.dresidual, args.shape.channels);
   const bool streams = aligned && can_stream_lines(args.streams, args.dx, lines, args.shape.channels);
   choose(args.slope != nullptr, [&](auto centred) {
-    choose(args.y != nullptr, [&](auto relu) {
+    choose(args.passes != nullptr, [&](auto relu) {
       choose(streams,
              [&](auto stream) { batch_norm_grad_rows_as<T, relu.value, centred.value, stream.value>(args, lines); });
     });

@@ -28,6 +28,8 @@ struct BatchNormShape {
   // Where the partial of (channel, block) lies: channel * channel_stride + block * block_stride.
   int64_t channel_stride;
   int64_t block_stride;
+  // Bits of elements start a new byte with every line: element i of line l is bit l * line_bits + i.
+  int64_t line_bits;
 };
 
 // Lines begin, begin + step, ... below end; of each the elements [from, to).
@@ -54,21 +56,23 @@ struct BatchNormApplyArgs {
   const Acc<T>* mean;   // [channels]
   const Acc<T>* scale;  // [channels] weight * rstd
   const Acc<T>* shift;  // [channels] bias
-  T* pre;               // like x: what the activation is applied to; or null: not wanted
+  T* pre;               // like x: what gelu or silu is applied to; or null: not wanted
+  uint8_t* passes;      // relu: a bit for each element, does a gradient pass; or null: not wanted
   Activation activation;
   bool streams;  // y and pre go past the caches
   BatchNormShape shape;
 };
 
-// With g = dy, or where y is given (relu) dy where y > 0 else 0, per block: sum(g) and sum(g * (x - mean)).
+// With g = dy, or where the bits are given (relu) dy where its bit is set else 0, per block: sum(g) and sum(g * (x -
+// mean)).
 template <typename T>
 struct BatchNormSumsArgs {
   const T* dy;
   const T* x;
-  const T* y;          // like x, or null: no relu
-  const Acc<T>* mean;  // [channels]
-  double* sum_g;       // [partials]
-  double* sum_gx;      // [partials]
+  const uint8_t* passes;  // bits of the elements, or null: no relu
+  const Acc<T>* mean;     // [channels]
+  double* sum_g;          // [partials]
+  double* sum_gx;         // [partials]
   BatchNormShape shape;
 };
 
@@ -78,14 +82,14 @@ template <typename T>
 struct BatchNormGradArgs {
   const T* dy;
   const T* x;
-  const T* y;            // like x, or null: no relu
-  T* dx;                 // like x
-  T* dresidual;          // like x, or null: not wanted
-  const Acc<T>* mean;    // [channels]
-  const Acc<T>* scale;   // [channels] weight * rstd
-  const Acc<T>* mean_g;  // [channels]
-  const Acc<T>* slope;   // [channels] rstd^2 * mean(g * (x - mean)), or null
-  bool streams;          // dx and dresidual go past the caches
+  const uint8_t* passes;  // bits of the elements, or null: no relu
+  T* dx;                  // like x
+  T* dresidual;           // like x, or null: not wanted
+  const Acc<T>* mean;     // [channels]
+  const Acc<T>* scale;    // [channels] weight * rstd
+  const Acc<T>* mean_g;   // [channels]
+  const Acc<T>* slope;    // [channels] rstd^2 * mean(g * (x - mean)), or null
+  bool streams;           // dx and dresidual go past the caches
   BatchNormShape shape;
 };
 

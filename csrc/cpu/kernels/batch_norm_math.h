@@ -3,6 +3,7 @@
 #pragma once
 #include "common/macros.h"
 #include "cpu/kernels/activation.h"
+#include "cpu/kernels/lane_bits.h"
 #include "cpu/kernels/rows.h"
 #include "cpu/kernels/typed_kernels.h"
 
@@ -45,26 +46,39 @@ inline void choose_activation(Activation activation, const Body& body) {
   body(Index<kOtherActivation>{});
 }
 
-// y = act(v), and v itself to pre where that is wanted.
+// Up to here a value is 0 once it is rounded to T, as half its smallest number is; and native asks the rounded one
+// whether a gradient passes.
+template <typename T>
+constexpr Acc<T> kRoundsToZero = 0;
+template <>
+constexpr float kRoundsToZero<BF16> = 0x1p-134f;
+template <>
+constexpr float kRoundsToZero<F16> = 0x1p-25f;
+
+// y = act(v), and what the backward needs of v where that is wanted: `bit` is the element's number among the bits.
 template <int kActivation, bool kStream, typename T>
-inline TILEWRIGHT_INLINE void store_activated(const BatchNormApplyArgs<T>& args, int64_t offset, Vec<Acc<T>> v,
-                                              int64_t n) {
-  if constexpr (kActivation == kReluActivation) v = relu(v);
+inline TILEWRIGHT_INLINE void store_activated(const BatchNormApplyArgs<T>& args, int64_t offset, int64_t bit,
+                                              Vec<Acc<T>> v, int64_t n) {
+  using A = Acc<T>;
+  if constexpr (kActivation == kReluActivation) {
+    if (args.passes != nullptr) {
+      store_bits<kLanes<A>>(args.passes, bit, bits_not_below(v, broadcast<A>(kRoundsToZero<T>)), n);
+    }
+    v = relu(v);
+  }
   if constexpr (kActivation == kOtherActivation) {
     if (args.pre != nullptr) store_or_stream<kStream>(args.pre + offset, v, n);
-    v = activate<Acc<T>>(args.activation, v);
+    v = activate<A>(args.activation, v);
   }
   store_or_stream<kStream>(args.y + offset, v, n);
 }
 
-// The gradient that passes an optional relu with output y: native's rule, which lets a NaN through.
-template <typename T, bool kRelu>
-inline TILEWRIGHT_INLINE Vec<Acc<T>> load_gradient(const T* dy, const T* y, int64_t offset, int64_t n) {
+// The gradient that passes an optional relu.
+template <bool kRelu, typename T>
+inline TILEWRIGHT_INLINE Vec<Acc<T>> load_gradient(const T* dy, const uint8_t* passes, int64_t offset, int64_t bit,
+                                                   int64_t n) {
   const Vec<Acc<T>> d = load(dy + offset, n);
-  if constexpr (kRelu) {
-    const Vec<Acc<T>> out = load(y + offset, n);
-    return out <= Vec<Acc<T>>{} ? Vec<Acc<T>>{} : d;
-  }
+  if constexpr (kRelu) return lanes_where(load_bits(passes, bit), d);
   return d;
 }
 

@@ -6,14 +6,15 @@
 namespace tilewright {
 namespace {
 
-// Calls body(offset, length) for each contiguous run that elements [begin, end) of a channel consist of.
+// Calls body(line, offset, length) for each contiguous run that elements [begin, end) of a channel consist of.
 template <typename Body>
 inline TILEWRIGHT_INLINE void for_each_run(const BatchNormShape& shape, int64_t channel, int64_t begin, int64_t end,
                                            const Body& body) {
   int64_t image = begin / shape.size, within = begin % shape.size;
   while (begin < end) {
     const int64_t length = shape.size - within < end - begin ? shape.size - within : end - begin;
-    body((image * shape.channels + channel) * shape.size + within, length);
+    const int64_t line = image * shape.channels + channel;
+    body(line, line * shape.size + within, length);
     begin += length;
     within = 0;
     ++image;
@@ -51,20 +52,33 @@ inline double sum_chains(const Vec<A> (&chains)[4]) {
   return reduce_add<A>((chains[0] + chains[1]) + (chains[2] + chains[3]));
 }
 
+// How far ahead the same place of the next image lies, to be prefetched where a pass goes channel by channel: the
+// processor's own prefetching ends with every run, and with ours a pass takes a third to a half of the time where runs
+// are short. 0, no prefetching, where all of it is in cache.
+template <typename T>
+inline int64_t distance_to_next_image(const BatchNormShape& shape) {
+  constexpr int64_t kInCache = int64_t{1} << 20;
+  const int64_t image = shape.channels * shape.size;
+  return shape.images * image * static_cast<int64_t>(sizeof(T)) > kInCache ? image : 0;
+}
+
 template <typename T>
 inline TILEWRIGHT_INLINE void distance_sums(const BatchNormStatsArgs<T>& args, const PlaneTask& task, Acc<T> estimate,
                                             double& sum_d, double& sum_dd) {
   using A = Acc<T>;
   const T* x = args.x;
+  const int64_t next_image = distance_to_next_image<T>(args.shape);
   Vec<A> d_chains[4] = {}, dd_chains[4] = {};
-  for_each_run(args.shape, task.channel, task.begin, task.end, [&](int64_t offset, int64_t length) TILEWRIGHT_INLINE {
-    for_each_vector_in_chains<A>(offset, length, [&](int chain, int64_t o, int64_t n) TILEWRIGHT_INLINE {
-      Vec<A> d = load(x + o, n) - estimate;
-      if (n < kLanes<A>) d = keep_first(d, n);
-      d_chains[chain] += d;
-      dd_chains[chain] = fma(d, d, dd_chains[chain]);
-    });
-  });
+  for_each_run(args.shape, task.channel, task.begin, task.end,
+               [&](int64_t, int64_t offset, int64_t length) TILEWRIGHT_INLINE {
+                 for_each_vector_in_chains<A>(offset, length, [&](int chain, int64_t o, int64_t n) TILEWRIGHT_INLINE {
+                   __builtin_prefetch(x + o + next_image);
+                   Vec<A> d = load(x + o, n) - estimate;
+                   if (n < kLanes<A>) d = keep_first(d, n);
+                   d_chains[chain] += d;
+                   dd_chains[chain] = fma(d, d, dd_chains[chain]);
+                 });
+               });
   sum_d = sum_chains<A>(d_chains);
   sum_dd = sum_chains<A>(dd_chains);
 }
@@ -95,15 +109,18 @@ void batch_norm_apply_planes_as(const BatchNormApplyArgs<T>& args, const BatchNo
   using A = Acc<T>;
   const T *x = args.x, *residual = args.residual;
   const BatchNormShape& shape = args.shape;
+  const int64_t next_image = lines.step > 1 ? distance_to_next_image<T>(shape) : 0;
   for (int64_t line = lines.begin; line < lines.end; line += lines.step) {
     const int64_t c = line % shape.channels;
     const A mean = args.mean[c], scale = args.scale[c];
     const Vec<A> shift = broadcast<A>(args.shift[c]);
+    const int64_t bit_shift = line * (shape.line_bits - shape.size);
     const int64_t offset = line * shape.size + lines.from;
     for_each_vector_in_chains<A>(offset, lines.to - lines.from, [&](int, int64_t o, int64_t n) TILEWRIGHT_INLINE {
       Vec<A> v = (load(x + o, n) - mean) * scale + shift;
       if constexpr (kResidual) v += load(residual + o, n);
-      store_activated<kActivation, kStream>(args, o, v, n);
+      if (next_image != 0) __builtin_prefetch(args.y + o + next_image, 1);
+      store_activated<kActivation, kStream>(args, o, o + bit_shift, v, n);
     });
   }
 }
@@ -111,20 +128,26 @@ void batch_norm_apply_planes_as(const BatchNormApplyArgs<T>& args, const BatchNo
 template <typename T, bool kRelu>
 void batch_norm_sums_planes_as(const BatchNormSumsArgs<T>& args, int64_t task_begin, int64_t task_end) {
   using A = Acc<T>;
-  const T *dy = args.dy, *x = args.x, *y = args.y;
+  const T *dy = args.dy, *x = args.x;
+  const uint8_t* passes = args.passes;
   for (int64_t index = task_begin; index < task_end; ++index) {
     const PlaneTask task = plane_task(args.shape, index);
     const A mean = args.mean[task.channel];
+    const int64_t next_image = distance_to_next_image<T>(args.shape);
     Vec<A> sum_g[4] = {}, sum_gx[4] = {};
-    for_each_run(args.shape, task.channel, task.begin, task.end, [&](int64_t offset, int64_t length) TILEWRIGHT_INLINE {
-      for_each_vector_in_chains<A>(offset, length, [&](int chain, int64_t o, int64_t n) TILEWRIGHT_INLINE {
-        const Vec<A> g = load_gradient<T, kRelu>(dy, y, o, n);
-        Vec<A> d = load(x + o, n) - mean;
-        if (n < kLanes<A>) d = keep_first(d, n);
-        sum_g[chain] += g;
-        sum_gx[chain] = fma(g, d, sum_gx[chain]);
-      });
-    });
+    for_each_run(args.shape, task.channel, task.begin, task.end,
+                 [&](int64_t line, int64_t offset, int64_t length) TILEWRIGHT_INLINE {
+                   const int64_t bit_shift = line * (args.shape.line_bits - args.shape.size);
+                   for_each_vector_in_chains<A>(offset, length, [&](int chain, int64_t o, int64_t n) TILEWRIGHT_INLINE {
+                     __builtin_prefetch(x + o + next_image);
+                     __builtin_prefetch(dy + o + next_image);
+                     const Vec<A> g = load_gradient<kRelu>(dy, passes, o, o + bit_shift, n);
+                     Vec<A> d = load(x + o, n) - mean;
+                     if (n < kLanes<A>) d = keep_first(d, n);
+                     sum_g[chain] += g;
+                     sum_gx[chain] = fma(g, d, sum_gx[chain]);
+                   });
+                 });
     args.sum_g[task.partial] = sum_chains<A>(sum_g);
     args.sum_gx[task.partial] = sum_chains<A>(sum_gx);
   }
@@ -133,19 +156,26 @@ void batch_norm_sums_planes_as(const BatchNormSumsArgs<T>& args, int64_t task_be
 template <typename T, bool kRelu, bool kCentred, bool kStream>
 void batch_norm_grad_planes_as(const BatchNormGradArgs<T>& args, const BatchNormLines& lines) {
   using A = Acc<T>;
-  const T *dy = args.dy, *x = args.x, *y = args.y;
+  const T *dy = args.dy, *x = args.x;
+  const uint8_t* passes = args.passes;
   T *dx = args.dx, *dresidual = args.dresidual;
   const BatchNormShape& shape = args.shape;
+  const int64_t next_image = lines.step > 1 ? distance_to_next_image<T>(shape) : 0;
   for (int64_t line = lines.begin; line < lines.end; line += lines.step) {
     const int64_t c = line % shape.channels;
     const A mean = kCentred ? args.mean[c] : A(0), mean_g = kCentred ? args.mean_g[c] : A(0);
     const A slope = kCentred ? args.slope[c] : A(0), scale = args.scale[c];
+    const int64_t bit_shift = line * (shape.line_bits - shape.size);
     const int64_t offset = line * shape.size + lines.from;
     for_each_vector_in_chains<A>(offset, lines.to - lines.from, [&](int, int64_t o, int64_t n) TILEWRIGHT_INLINE {
-      const Vec<A> g = load_gradient<T, kRelu>(dy, y, o, n);
+      const Vec<A> g = load_gradient<kRelu>(dy, passes, o, o + bit_shift, n);
       if constexpr (kRelu) {
-        if (dresidual != nullptr) store_or_stream<kStream>(dresidual + o, g, n);
+        if (dresidual != nullptr) {
+          if (next_image != 0) __builtin_prefetch(dresidual + o + next_image, 1);
+          store_or_stream<kStream>(dresidual + o, g, n);
+        }
       }
+      if (next_image != 0) __builtin_prefetch(dx + o + next_image, 1);
       Vec<A> v = g;
       if constexpr (kCentred) v = g - mean_g - (load(x + o, n) - mean) * slope;
       store_or_stream<kStream>(dx + o, v * scale, n);

@@ -62,7 +62,7 @@ inline void split_gradient(const DropoutAddLayerNormBackwardArgs<T>& args, int64
         v += load(dsum + c, lanes);
         store(dz + c, v, lanes);
       }
-      if constexpr (kInput) store(dx + c, v * scale_kept(keep_bits(span.bits, offset + c), scale), lanes);
+      if constexpr (kInput) store(dx + c, v * lanes_where(load_bits(span.bits, offset + c), scale), lanes);
     });
   }
 }

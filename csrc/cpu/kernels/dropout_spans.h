@@ -28,7 +28,7 @@ inline void apply_keep_bits_as(const DropoutArgs<T>& at, int64_t n, const uint8_
   for_each_vector<A>(n, [=](int64_t c, int64_t lanes) TILEWRIGHT_INLINE {
     Vec<A> v = load(x + c, lanes);
     if constexpr (kBias) v += load(bias + c, lanes);
-    v *= scale_kept(keep_bits(bits, offset + c), scale);
+    v *= lanes_where(load_bits(bits, offset + c), scale);
     if constexpr (kResidual) v += load(residual + c, lanes);
     store_or_stream<kStream>(y + c, v, lanes);
   });
@@ -153,7 +153,7 @@ void dropout_bias_backward(const DropoutBiasBackwardArgs<T>& args, int64_t row_b
       T* dx = wants_dx ? args.dx + first : nullptr;
       A* dbias = args.dbias + column;
       for_each_vector<A>(n, [&](int64_t c, int64_t lanes) TILEWRIGHT_INLINE {
-        const Vec<A> v = load(dy + c, lanes) * scale_kept(keep_bits(span.bits, offset + c), scale);
+        const Vec<A> v = load(dy + c, lanes) * lanes_where(load_bits(span.bits, offset + c), scale);
         if (wants_dx) store(dx + c, v, lanes);
         store(dbias + c, load(dbias + c, lanes) + v, lanes);
       });

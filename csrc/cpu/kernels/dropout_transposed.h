@@ -63,7 +63,7 @@ inline void turn_keep_bits(const TileBits& tile, int64_t position, int64_t chann
   for (int64_t c = 0; c < channels; c += kTurnedChannels) {
     const int64_t count = channels - c < kTurnedChannels ? channels - c : kTurnedChannels;
     for (int64_t i = 0; i < count; ++i) {
-      bytes[i] = static_cast<uint8_t>(keep_bits(tile.bits, tile.start(c + i) + position));
+      bytes[i] = static_cast<uint8_t>(load_bits(tile.bits, tile.start(c + i) + position));
     }
     turn_keep_bytes(bytes, turned + c / 8, turned_pitch);
   }

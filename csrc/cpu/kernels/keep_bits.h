@@ -10,6 +10,7 @@
 #endif
 
 #include "common/philox.h"
+#include "cpu/kernels/lane_bits.h"
 #include "cpu/kernels/typed_kernels.h"
 
 namespace tilewright {
@@ -18,7 +19,7 @@ namespace {
 typedef uint64_t VecU64 __attribute__((vector_size(kVectorBytes)));
 constexpr int64_t kKeepGroups = kVectorBytes / 8;  // groups per vector, and bytes of keep bits per vector
 
-// fill_keep_bits writes whole vectors, and keep_bits reads 4 bytes: a buffer of bits has this many bytes to spare.
+// fill_keep_bits writes whole vectors, and load_bits reads 4 bytes: a buffer of bits has this many bytes to spare.
 constexpr int64_t kKeepBitsPadding = kKeepGroups + 4;
 
 // What one vector of groups decides: byte g of `keep` holds the bits of group g, `equal` marks numbers equal to hi.
@@ -189,39 +190,6 @@ inline int64_t fill_keep_bits_range(const DropoutRule& rule, int64_t first, int6
                  bits);
   return offset;
 }
-
-// At least 25 bits from bit `position` on. Reads 4 bytes.
-inline uint32_t keep_bits(const uint8_t* bits, int64_t position) {
-  uint32_t word;
-  __builtin_memcpy(&word, bits + (position >> 3), sizeof(word));
-  return word >> (position & 7);
-}
-
-// scale in the lanes whose bit is set (bit i for lane i), 0 in the others.
-#if defined(TILEWRIGHT_ISA_IS_AVX512)
-inline VecF32 scale_kept(uint32_t keep, VecF32 scale) {
-  return _mm512_maskz_mov_ps(static_cast<__mmask16>(keep), scale);
-}
-inline VecF64 scale_kept(uint32_t keep, VecF64 scale) {
-  return _mm512_maskz_mov_pd(static_cast<__mmask8>(keep), scale);
-}
-#else
-#if defined(TILEWRIGHT_ISA_IS_AVX2)
-constexpr VecU32 kLaneBits32 = {1, 2, 4, 8, 16, 32, 64, 128};
-constexpr VecU64 kLaneBits64 = {1, 2, 4, 8};
-#else
-constexpr VecU32 kLaneBits32 = {1, 2, 4, 8};
-constexpr VecU64 kLaneBits64 = {1, 2};
-#endif
-inline VecF32 scale_kept(uint32_t keep, VecF32 scale) {
-  const auto kept = ((VecU32{} + keep) & kLaneBits32) == kLaneBits32;
-  return bit_cast<VecF32>(bit_cast<VecU32>(scale) & bit_cast<VecU32>(kept));
-}
-inline VecF64 scale_kept(uint32_t keep, VecF64 scale) {
-  const auto kept = ((VecU64{} + keep) & kLaneBits64) == kLaneBits64;
-  return bit_cast<VecF64>(bit_cast<VecU64>(scale) & bit_cast<VecU64>(kept));
-}
-#endif
 
 }  // namespace
 }  // namespace tilewright

@@ -1,27 +1,19 @@
 // Layer norm's forward over contiguous rows; layer_norm_backward.h has the backward.
 //   y = (x - mean) * rstd * weight + bias,  rstd = 1 / sqrt(var + eps), var biased
 //
-// Statistics take one pass over a row, around an estimate of its mean from its first values: with d = x - estimate,
-//   mean = estimate + sum(d) / n,  var = sum(d^2) / n - (sum(d) / n)^2,
-// and where that estimate was poor another around the better one, from cache. So at most two bits of the variance are
-// given away, for any data, and a constant row has no d at all: its y is the bias. Sums are in Acc.
 //
-//             cols ->                   a block of kRows rows:  statistics   row by row (short rows: side by side)
-//   row  r    x x x x x x x x x x                               the numbers  of all rows at once
-//   row  r+1  x x x x x x x x x x                               y            column by column, for all rows, which so
-//   ...                                                                      share the loads of weight and bias
+//             cols ->                short rows                    others          from 4096 columns on
+//   row  r    x x x x x x x x x      statistics of a few rows      row by row      statistics row by row, y of four
+//   rows row  r+1  x x x x x x x x x      side by side, y row by row                    column by column
+//   ...
 #pragma once
 #include "cpu/kernels/layer_norm_backward.h"
+#include "cpu/kernels/layer_norm_statistics.h"
 #include "cpu/kernels/rows.h"
 #include "cpu/kernels/typed_kernels.h"
 
 namespace tilewright {
 namespace {
-
-// Rows of at most so many columns are summed side by side: one chain of sums each, of which several hide the latency
-// that one would wait for. Longer rows have four chains of their own and are read one after the other: as many streams
-// as rows at once cost the prefetcher 1.6x at 768 columns.
-constexpr int64_t kShortRow = 512;
 
 // From here on weight, bias, x and y of one row fill more than L1; four rows at once then take 0.7 to 0.8x the time of
 // one after the other (no less at 2048 columns).
@@ -31,89 +23,6 @@ constexpr int64_t kLongRow = 4096;
 template <typename A>
 constexpr int kTinyBlockRows = kLanes<A> < 8 ? kLanes<A> : 8;
 constexpr int64_t kTinyRowVectors = 4;
-
-// Lane r of each: of row r of a block. y = ((x - mean) * rstd - rest) * weight + bias
-template <typename A>
-struct RowStatistics {
-  Vec<A> mean, rstd;
-  Vec<A> rest;       // the digits of the mean that A has no room for, times rstd, where they count
-  Vec<A> lost_bits;  // positive: the estimate was poor, its distance from the mean is lost digits of the variance
-};
-
-template <typename A, int kRows>
-inline TILEWRIGHT_INLINE RowStatistics<A> finish_statistics(const Vec<A> (&d)[kRows], const Vec<A> (&dd)[kRows],
-                                                            Vec<A> estimate, int64_t cols, A eps) {
-  const A scale = A(1) / static_cast<A>(cols);
-  const Vec<A> distance = reduce_add_each<A, kRows>(d) * scale, square = reduce_add_each<A, kRows>(dd) * scale;
-  const Vec<A> lost = distance * distance, variance = max(Vec<A>{}, square - lost);  // NaN passes
-  const Vec<A> mean = estimate + distance, rstd = A(1) / sqrt(variance + eps);
-  const Vec<A> rest = (distance - (mean - estimate)) * rstd;
-  constexpr A kNegligible = sizeof(A) == 4 ? A(0x1p-24) : A(0x1p-53);
-  return {mean, rstd, max(rest, -rest) > kNegligible ? rest : Vec<A>{}, lost - A(0.75) * square};
-}
-
-// An estimate must be finite, or it would hide where Inf and NaN lie.
-template <typename A>
-inline TILEWRIGHT_INLINE Vec<A> finite_or_zero(Vec<A> v) {
-  return v - v == Vec<A>{} ? v : Vec<A>{};
-}
-
-// The means of the first values of each row, as many as a power of two: so equal values give themselves.
-template <typename T, int kRows>
-inline TILEWRIGHT_INLINE Vec<Acc<T>> first_estimate(const T* x, int64_t cols) {
-  using A = Acc<T>;
-  int64_t count = kLanes<A>;
-  while (count > cols) count /= 2;
-  Vec<A> first[kRows];
-  unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE { first[r] = load(x + r * cols, count); });
-  const A scale = A(1) / static_cast<A>(count);
-  return finite_or_zero<A>(reduce_add_each<A, kRows>(first) * scale);
-}
-
-template <typename T, int kRows, bool kShort>
-inline TILEWRIGHT_INLINE RowStatistics<Acc<T>> statistics_around(const T* x, int64_t cols, Vec<Acc<T>> estimate,
-                                                                 Acc<T> eps) {
-  using A = Acc<T>;
-  constexpr int64_t kStep = kLanes<A>;
-  // Short rows have one chain of sums, others four: whichever rows are with it in a block, a row's sums are the same.
-  static_assert(kShort || kRows == 1);
-  constexpr int kChains = kShort ? 1 : 4;
-  Vec<A> d[kRows * kChains] = {}, dd[kRows * kChains] = {}, centre[kRows];
-  unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE { centre[r] = broadcast_lane<A>(estimate, r); });
-  const auto add = [&](auto sum, Vec<A> distance) TILEWRIGHT_INLINE {
-    d[sum] += distance;
-    dd[sum] = fma(distance, distance, dd[sum]);
-  };
-  int64_t c = 0;
-  for (; kChains > 1 && c + kChains * kStep <= cols; c += kChains * kStep) {
-    unrolled<kChains>([&](auto i) TILEWRIGHT_INLINE { add(i, load(x + c + i * kStep) - centre[0]); });
-  }
-  for (; c + kStep <= cols; c += kStep) {
-    unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE { add(r, load(x + r * cols + c) - centre[r]); });
-  }
-  if (c < cols) {
-    unrolled<kRows>(
-        [&](auto r) TILEWRIGHT_INLINE { add(r, keep_first(load(x + r * cols + c, cols - c) - centre[r], cols - c)); });
-  }
-  if constexpr (kShort) return finish_statistics<A, kRows>(d, dd, estimate, cols, eps);
-  const Vec<A> d_sum[1] = {(d[0] + d[1]) + (d[2] + d[3])}, dd_sum[1] = {(dd[0] + dd[1]) + (dd[2] + dd[3])};
-  return finish_statistics<A, 1>(d_sum, dd_sum, estimate, cols, eps);
-}
-
-template <typename T, int kRows, bool kShort>
-inline TILEWRIGHT_INLINE RowStatistics<Acc<T>> row_statistics(const T* x, int64_t cols, Acc<T> eps) {
-  using A = Acc<T>;
-  auto found = statistics_around<T, kRows, kShort>(x, cols, first_estimate<T, kRows>(x, cols), eps);
-  if (__builtin_expect(reduce_max<A>(found.lost_bits) > A(0), 0)) {
-    // Of the rows concerned alone: another's result must not depend on who is with it in a block.
-    const auto better = statistics_around<T, kRows, kShort>(x, cols, finite_or_zero<A>(found.mean), eps);
-    const auto poor = found.lost_bits > A(0);
-    found.mean = poor ? better.mean : found.mean;
-    found.rstd = poor ? better.rstd : found.rstd;
-    found.rest = poor ? better.rest : found.rest;
-  }
-  return found;
-}
 
 template <int kRows, bool kStream, typename T>
 inline TILEWRIGHT_INLINE void normalise_rows(const LayerNormForwardArgs<T>& args, int64_t first_row,

@@ -25,6 +25,21 @@ def _per_channel(input: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return input.new_empty([input.shape[1]], dtype=dtype or accumulation)
 
 
+def _saved(input: Tensor, activation: str) -> Tensor | None:
+    """What the activation's gradient reads: relu's bits (csrc/cpu/batch_norm_plan.h), of which a line begins a byte."""
+    if activation == "none" or (activation == "relu" and input.device.type != "cpu"):
+        return None
+    if activation != "relu":
+        return _like(input)
+    channels, count = input.shape[1], input.numel() // max(input.shape[1], 1)
+    if channels > 1 and (_format(input) != torch.contiguous_format or count == input.shape[0]):
+        lines, length = count, channels
+    else:
+        images = 1 if channels == 1 else input.shape[0]
+        lines, length = images * channels, count // max(images, 1)
+    return input.new_empty([lines * ((length + 7) // 8) + 4], dtype=torch.uint8)
+
+
 @torch.library.register_fake("tilewright::batch_norm_forward")
 def _forward(
     input: Tensor,
@@ -37,8 +52,7 @@ def _forward(
     activation: str,
     saves: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    pre = _like(input) if saves and activation not in ("none", "relu") else None
-    return _like(input), _per_channel(input), _per_channel(input), pre
+    return _like(input), _per_channel(input), _per_channel(input), _saved(input, activation) if saves else None
 
 
 @torch.library.register_fake("tilewright::batch_norm_update_stats_")
@@ -55,7 +69,7 @@ def _backward(
     mean: Tensor,
     var: Tensor,
     weight: Tensor | None,
-    output: Tensor | None,
+    relu: Tensor | None,
     eps: float,
     training: bool,
     output_mask: Sequence[bool],
