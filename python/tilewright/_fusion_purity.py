@@ -1,0 +1,135 @@
+"""Whether Python code that torch.fx's proxies run through can have done more than they recorded.
+
+Code counts as the user's unless it is torch's or ours below the layers; torch.nn's layers count as the user's.
+"""
+
+import builtins
+import dis
+import math
+import operator
+import types
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_SIMPLE = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device, torch.memory_format, torch.Size)
+
+# Instructions that write what outlives the call, enter contexts (which a graph does not), or handle exceptions (such as
+# those that refuse a trace).
+_FORBIDDEN = {
+    "STORE_GLOBAL": "writes a global",
+    "DELETE_GLOBAL": "deletes a global",
+    "STORE_ATTR": "sets an attribute",
+    "DELETE_ATTR": "deletes an attribute",
+    "IMPORT_NAME": "imports",
+    "BEFORE_WITH": "enters a context",
+    "SETUP_WITH": "enters a context",
+    "LOAD_SPECIAL": "enters a context",
+    "PUSH_EXC_INFO": "handles exceptions",
+    "SETUP_FINALLY": "handles exceptions",
+    "GET_AWAITABLE": "is a coroutine",
+}
+_BUILTINS = {
+    *("abs", "all", "any", "bool", "dict", "divmod", "enumerate", "filter", "float", "getattr", "int", "isinstance"),
+    *("iter", "len", "list", "map", "max", "min", "next", "pow", "range", "reversed", "round", "set", "slice"),
+    *("sorted", "str", "sum", "super", "tuple", "zip", "NotImplemented"),
+    *(name for name, value in vars(builtins).items() if isinstance(value, type) and issubclass(value, Exception)),
+}
+_PURE_MODULES = {"builtins", "math", "_operator", "torch._C._nn", "torch._C._special", "torch._C._linalg"}
+_PURE_OWNERS = (str, bytes, int, float, tuple, list, dict, set, frozenset, OrderedDict, types.MappingProxyType)
+_TRUSTED = ("torch", "torch.functional", "torch.nn.functional", "torch._tensor", "torch._jit_internal")
+_TRUSTED_BELOW = ("torch.fx.", "torch.overrides", "tilewright._fusion", "tilewright.functional")
+
+
+def is_simple(value: Any) -> bool:
+    """Whether value never changes and can be compared by identity."""
+    if type(value) is tuple:
+        return all(is_simple(item) for item in value)
+    return isinstance(value, _SIMPLE)
+
+
+def is_users(module_name: str) -> bool:
+    """Whether code of this Python module may be anything."""
+    if module_name.startswith(("torch.nn.modules.", "tilewright.nn.")):
+        return True
+    return module_name.partition(".")[0] not in ("torch", "tilewright")
+
+
+def trusted_callee(module_name: str) -> bool:
+    """Whether functions of this torch or tilewright module either are recorded or have no effect."""
+    return module_name in _TRUSTED or module_name.startswith(_TRUSTED_BELOW)
+
+
+def allowed_call(function: Any) -> bool:
+    """Whether a C function that the user's code calls either is recorded or has no effect beyond its arguments."""
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, types.ModuleType):
+        return owner.__name__ in _PURE_MODULES
+    if owner is None or isinstance(owner, type):
+        name = getattr(function, "__name__", "")
+        recorded = getattr(torch._C._VariableFunctions, name, None), getattr(torch.Tensor, name, None)
+        return function in recorded or function is object.__new__
+    return isinstance(owner, _PURE_OWNERS)
+
+
+def why_impure(frame: types.FrameType, guard: Callable[[Any, str], Any]) -> str | None:
+    """Why a call of the user's can not be proved to do only what is recorded; None: it can.
+
+    guard(mapping, name) notes that the globals read must stay.
+    """
+    code = frame.f_code
+    previous = None
+    for instruction in dis.get_instructions(code):
+        name = instruction.opname
+        if name in _FORBIDDEN:
+            return _FORBIDDEN[name]
+        if name == "STORE_DEREF" and instruction.argval not in code.co_cellvars:
+            return "writes a variable of the function around it"
+        if name == "IS_OP" and not (previous and previous.opname == "LOAD_CONST" and previous.argval is None):
+            return "compares objects by identity"
+        if name in ("LOAD_GLOBAL", "LOAD_NAME"):
+            reason = _why_global(frame, instruction.argval, guard)
+            if reason:
+                return reason
+        previous = instruction
+    return next((reason for name in code.co_freevars if (reason := _why_free(frame, name))), None)
+
+
+def _why_global(frame: types.FrameType, name: str, guard: Callable[[Any, str], Any]) -> str | None:
+    variables = frame.f_globals
+    if name not in variables:
+        return None if name in _BUILTINS else f"uses {name}"
+    value = variables[name]
+    if isinstance(value, types.ModuleType):
+        return _why_module(frame, value)
+    if is_simple(value):
+        guard(variables, name)
+        return None
+    if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
+        return None
+    return f"reads the global {name}"
+
+
+def _why_module(frame: types.FrameType, module: types.ModuleType) -> str | None:
+    """A module's functions are looked at when they are called; its settings can not be."""
+    if module in (math, operator):
+        return None
+    if module.__name__.partition(".")[0] == "torch":
+        return "reads torch.backends" if "backends" in frame.f_code.co_names else None
+    for name in frame.f_code.co_names:
+        value = vars(module).get(name)
+        if value is not None and not isinstance(value, (type, types.FunctionType, types.ModuleType)):
+            return f"reads {module.__name__}.{name}"
+    return None
+
+
+def _why_free(frame: types.FrameType, name: str) -> str | None:
+    """A variable of the function around: that function is being traced too, or the variable is as good as a global."""
+    around = frame.f_back
+    if around is not None and (name in around.f_code.co_cellvars or name in around.f_code.co_freevars):
+        return None
+    if name == "__class__" or isinstance(frame.f_locals.get(name), (type, types.FunctionType, types.ModuleType)):
+        return None
+    return f"reads {name} of the function around it"
