@@ -27,7 +27,7 @@ from ._fusion_trace import TENSOR, Guard, Listing, UntraceableError, trace
 from ._fusion_values import MISSING
 
 BOX = "_tilewright_plans"  # where a module's __dict__ holds its plans
-_MOST_PLANS = 8  # of one module: more kinds of calls than this run unfused
+_MOST_PLANS = 8  # of one module for calls with one tensor, and for all other calls; what goes beyond runs unfused
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_compiled_call_impl")
 _NUMBERS = (type(None), bool, int, float, str)
 
@@ -80,7 +80,6 @@ class _Box:
     def __init__(self, owner: torch.nn.Module | None = None) -> None:
         self.owner = weakref.ref(owner) if owner is not None else None
         self.plans: dict[Any, list[Plan]] = {}
-        self.count = 0
 
     def __reduce__(self) -> Any:
         return (_Box, ())
@@ -134,13 +133,14 @@ def _add_plan(
     module: Any, box: _Box, forward: Any, signature: Any, args: Any, kwargs: Any, device: torch.device | None
 ) -> Plan:
     """Make the plan of this call and keep it; beyond _MOST_PLANS, one that runs the module's own forward."""
-    if box.count >= _MOST_PLANS:
+    plans = box.plans.setdefault(signature, [])
+    others = sum(map(len, box.plans.values())) - len(box.plans.get(None, ()))
+    if (len(plans) if signature is None else others) >= _MOST_PLANS:
         return Plan(forward)
-    box.count += 1
     positional = [TENSOR if isinstance(value, Tensor) else value for value in args]
     by_name = {name: TENSOR if isinstance(value, Tensor) else value for name, value in kwargs.items()}
     plan = _make_plan(module, forward, positional, by_name, device or torch.device("cpu"))
-    box.plans.setdefault(signature, []).append(plan)
+    plans.append(plan)
     return plan
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import fx
+from torch.fx.proxy import Attribute
 
 _SIMPLE = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device, torch.memory_format, torch.Size)
 
@@ -80,21 +82,46 @@ def why_impure(frame: types.FrameType, guard: Callable[[Any, str], Any]) -> str 
     guard(mapping, name) notes that the globals read must stay.
     """
     code = frame.f_code
-    previous = None
-    for instruction in dis.get_instructions(code):
+    instructions = [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "EXTENDED_ARG")]
+    for position, instruction in enumerate(instructions):
         name = instruction.opname
         if name in _FORBIDDEN:
             return _FORBIDDEN[name]
         if name == "STORE_DEREF" and instruction.argval not in code.co_cellvars:
             return "writes a variable of the function around it"
-        if name == "IS_OP" and not (previous and previous.opname == "LOAD_CONST" and previous.argval is None):
-            return "compares objects by identity"
+        if name == "IS_OP" or name.endswith(("_NONE", "_NOT_NONE")):
+            reason = _why_identity(frame, instructions[:position], name == "IS_OP")
+            if reason:
+                return reason
         if name in ("LOAD_GLOBAL", "LOAD_NAME"):
             reason = _why_global(frame, instruction.argval, guard)
             if reason:
                 return reason
-        previous = instruction
     return next((reason for name in code.co_freevars if (reason := _why_free(frame, name))), None)
+
+
+def _why_identity(frame: types.FrameType, before: list[dis.Instruction], constant: bool) -> str | None:
+    """Whether "x is None" may be decided while tracing: of an argument that is one of the caller's or a constant, or of
+    an attribute of a module that is one. What a step of the graph gives may be None, and no proxy is."""
+    if constant:
+        last = before.pop()
+        if last.opname != "LOAD_CONST" or last.argval not in (None, True, False):
+            return "compares objects by identity"
+    attributes = 0
+    while before and before[-1].opname == "LOAD_ATTR":
+        before.pop()
+        attributes += 1
+    name = before[-1].argval if before and before[-1].opname.startswith("LOAD_FAST") else None
+    code = frame.f_code
+    arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    stored = any(i.opname.startswith(("STORE_", "DELETE_")) and i.argval == name for i in dis.get_instructions(code))
+    if not isinstance(name, str) or name not in arguments or stored:
+        return "asks whether something computed is None"
+    value = frame.f_locals[name]
+    if issubclass(type(value), fx.Proxy):
+        given = not issubclass(type(value), Attribute) and value.node.op in ("placeholder", "get_attr")
+        return None if given and not attributes else "asks whether something computed is None"
+    return None
 
 
 def _why_global(frame: types.FrameType, name: str, guard: Callable[[Any, str], Any]) -> str | None:
