@@ -215,10 +215,47 @@ def _child_forward(self, x):
     return F.relu(self.norm.forward(x))
 
 
+class _Config:
+    act = "relu"
+
+
+def _class_setting(self, x):
+    return self.core(x) if _Config.act == "relu" else x
+
+
+def _own_class(self, x):
+    return self.core(x) * len(self.__class__.__mro__)
+
+
+def _default_list(self, x, seen=[]):  # noqa: B006
+    seen.append(1)
+    return self.core(x)
+
+
+def _counted(x, seen=[]):  # noqa: B006
+    seen.append(1)
+    return x * 1
+
+
+def _default_of_a_helper(self, x):
+    return self.core(_counted(x))
+
+
+def _torch_setting(self, x):
+    return self.core(x) if torch.backends.mkldnn.enabled else x
+
+
+def _module_setting(self, x):
+    return self.core(x) * random.TWOPI
+
+
 REFUSED = {
     name[1:]: function
     for name, function in list(globals().items())
-    if name.startswith("_") and callable(function) and not isinstance(function, type) and name != "_quiet"
+    if name.startswith("_")
+    and callable(function)
+    and not isinstance(function, type)
+    and name not in ("_quiet", "_counted")
     if getattr(function, "__module__", "") == __name__ or name == "_decorated"
 }
 
@@ -365,7 +402,8 @@ HAZARDS = {
     name[1:]: function
     for name, function in list(globals().items())
     if name.startswith("_") and callable(function) and not isinstance(function, type) and name[1:] not in REFUSED
-    if name not in ("_quiet", "_with", "_assert_same", "_step") and getattr(function, "__module__", "") == __name__
+    if name not in ("_quiet", "_counted", "_with", "_assert_same", "_step")
+    and getattr(function, "__module__", "") == __name__
 }
 FUSES = {"writes_residual": 1, "same_norm_in_between": 1, "sum_written_before_norm": 1, "norm_of_an_alias": 1}
 

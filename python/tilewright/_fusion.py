@@ -24,8 +24,6 @@ _NOT_COMPOSITES = (
     torch.fx.GraphModule,
     DataParallel,
     DistributedDataParallel,
-    torch.nn.ModuleList,
-    torch.nn.ModuleDict,
 )
 _MADE: dict[type[torch.nn.Module], type[torch.nn.Module]] = {}  # class -> the class that runs it fused
 
@@ -77,7 +75,7 @@ def why_not_composite(module: torch.nn.Module) -> str | None:
         return "fused already"
     if isinstance(module, _NOT_COMPOSITES) or "forward" in vars(module):
         return "its forward is not that of its class"
-    children = list(module.children())
+    children = [] if kind in (torch.nn.ModuleList, torch.nn.ModuleDict) else list(module.children())
     inner = [grandchild for child in children if isinstance(child, _CONTAINERS) for grandchild in child.children()]
     if not any(type(child) in _FUSABLE for child in children + inner):
         return NOTHING

@@ -80,6 +80,7 @@ class _Box:
     def __init__(self, owner: torch.nn.Module | None = None) -> None:
         self.owner = weakref.ref(owner) if owner is not None else None
         self.plans: dict[Any, list[Plan]] = {}
+        self.made = 0
 
     def __reduce__(self) -> Any:
         return (_Box, ())
@@ -133,10 +134,14 @@ def _add_plan(
     module: Any, box: _Box, forward: Any, signature: Any, args: Any, kwargs: Any, device: torch.device | None
 ) -> Plan:
     """Make the plan of this call and keep it; beyond _MOST_PLANS, one that runs the module's own forward."""
+    children = set(module.modules())  # plans of others hold for nothing any more, and hold those alive
+    for known in box.plans.values():
+        known[:] = [plan for plan in known if children.issuperset(plan.modules.values())]
     plans = box.plans.setdefault(signature, [])
     others = sum(map(len, box.plans.values())) - len(box.plans.get(None, ()))
-    if (len(plans) if signature is None else others) >= _MOST_PLANS:
+    if (len(plans) if signature is None else others) >= _MOST_PLANS or box.made >= 8 * _MOST_PLANS:
         return Plan(forward)
+    box.made += 1
     positional = [TENSOR if isinstance(value, Tensor) else value for value in args]
     by_name = {name: TENSOR if isinstance(value, Tensor) else value for name, value in kwargs.items()}
     plan = _make_plan(module, forward, positional, by_name, device or torch.device("cpu"))

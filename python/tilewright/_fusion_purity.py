@@ -41,6 +41,7 @@ _BUILTINS = {
 }
 _PURE_MODULES = {"builtins", "math", "_operator", "torch._C._nn", "torch._C._special", "torch._C._linalg"}
 _PURE_OWNERS = (str, bytes, int, float, tuple, list, dict, set, frozenset, OrderedDict, types.MappingProxyType)
+_CODE = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, staticmethod, classmethod, property)
 _TRUSTED = ("torch", "torch.functional", "torch.nn.functional", "torch._tensor", "torch._jit_internal")
 _TRUSTED_BELOW = ("torch.fx.", "torch.overrides", "tilewright._fusion", "tilewright.functional")
 
@@ -79,9 +80,11 @@ def allowed_call(function: Any) -> bool:
 def why_impure(frame: types.FrameType, guard: Callable[[Any, str], Any]) -> str | None:
     """Why a call of the user's can not be proved to do only what is recorded; None: it can.
 
-    guard(mapping, name) notes that the globals read must stay.
+    guard(mapping, name) notes that what it found in globals has to stay.
     """
     code = frame.f_code
+    if "__class__" in code.co_names and not frame.f_globals.get("__name__", "").startswith("torch."):
+        return "reads its class"
     instructions = [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "EXTENDED_ARG")]
     for position, instruction in enumerate(instructions):
         name = instruction.opname
@@ -129,27 +132,37 @@ def _why_global(frame: types.FrameType, name: str, guard: Callable[[Any, str], A
     if name not in variables:
         return None if name in _BUILTINS else f"uses {name}"
     value = variables[name]
-    if isinstance(value, types.ModuleType):
-        return _why_module(frame, value)
-    if is_simple(value):
-        guard(variables, name)
+    if value in (math, operator, torch.nn.functional):
         return None
-    if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
+    if isinstance(value, (types.ModuleType, type, types.FunctionType)):
+        if not isinstance(value, types.ModuleType):
+            guard(variables, name)
+        return _why_settings(frame, value) or why_defaults(value)
+    if is_simple(value) or isinstance(value, types.BuiltinFunctionType):
+        guard(variables, name)
         return None
     return f"reads the global {name}"
 
 
-def _why_module(frame: types.FrameType, module: types.ModuleType) -> str | None:
-    """A module's functions are looked at when they are called; its settings can not be."""
-    if module in (math, operator):
-        return None
-    if module.__name__.partition(".")[0] == "torch":
-        return "reads torch.backends" if "backends" in frame.f_code.co_names else None
-    for name in frame.f_code.co_names:
-        value = vars(module).get(name)
-        if value is not None and not isinstance(value, (type, types.FunctionType, types.ModuleType)):
-            return f"reads {module.__name__}.{name}"
+def _why_settings(frame: types.FrameType, holder: Any) -> str | None:
+    """Functions of a module, methods of a class are looked at when they are called; what else they hold can not be."""
+    names = frame.f_code.co_names
+    if getattr(holder, "__module__", holder.__name__).partition(".")[0] == "torch":
+        return "reads torch.backends" if "backends" in names else None
+    for name in names:
+        value = vars(holder).get(name)
+        if value is not None and not isinstance(value, _CODE):
+            return f"reads {holder.__name__}.{name}"
     return None
+
+
+def why_defaults(function: Any) -> str | None:
+    """Default values that calls could write into."""
+    if not isinstance(function, types.FunctionType):
+        return None
+    defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    plain = all(is_simple(value) or isinstance(value, _CODE) for value in defaults)
+    return None if plain else f"calls {function.__name__}, whose default arguments can change"
 
 
 def _why_free(frame: types.FrameType, name: str) -> str | None:

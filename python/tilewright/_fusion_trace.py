@@ -23,7 +23,7 @@ from torch import fx
 from torch.fx.proxy import GraphAppendingTracer
 from torch.overrides import TorchFunctionMode
 
-from ._fusion_purity import allowed_call, is_users, trusted_callee, why_impure
+from ._fusion_purity import allowed_call, is_users, trusted_callee, why_defaults, why_impure
 from ._fusion_values import MISSING, StandIn, Value
 
 TENSOR: Any = type("TENSOR", (), {"__repr__": lambda self: "(tensor)"})()  # where a call's argument is a tensor
@@ -66,6 +66,9 @@ def trace(
 
 def _trace(module: Any, forward: Any, arguments: Sequence[Any], keywords: dict[str, Any], device: Any) -> Traced:
     tracer = _Tracer(module, device)
+    reason = why_defaults(forward)
+    if reason:
+        raise UntraceableError(reason)
 
     def given(value: Any) -> Any:
         if value is TENSOR:
@@ -98,6 +101,13 @@ def _trace(module: Any, forward: Any, arguments: Sequence[Any], keywords: dict[s
 
 def _module_name(frame: types.FrameType | None) -> str:
     return frame.f_globals.get("__name__", "") if frame else ""
+
+
+def _beyond_ours(frame: types.FrameType | None) -> types.FrameType | None:
+    """The code that a stand-in or value is asked by, or None: nothing but the trace itself."""
+    while frame is not None and _module_name(frame).startswith("tilewright._fusion"):
+        frame = None if frame.f_code is _trace.__code__ else frame.f_back
+    return frame
 
 
 def _below_torch(frame: types.FrameType | None) -> bool:
@@ -151,14 +161,13 @@ class _Tracer(GraphAppendingTracer):
             return
         name = _module_name(frame)
         if event == "call":
-            caller = _module_name(frame.f_back)
             if _below_torch(frame.f_back):
                 return
             if is_users(name):
                 reason = why_impure(frame, self.guard)
                 if reason:
                     self.refuse(f"{frame.f_code.co_name} {reason}")
-            elif is_users(caller) and not trusted_callee(name):
+            elif is_users(_module_name(_beyond_ours(frame.f_back))) and not trusted_callee(name):
                 self.refuse(f"calls {name}.{frame.f_code.co_name}")
         elif is_users(name) and not allowed_call(function) and not _below_torch(frame):
             self.refuse(f"calls {getattr(function, '__qualname__', function)}")

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 from torch.fx.proxy import Attribute
 
-from ._fusion_purity import is_simple
+from ._fusion_purity import is_simple, why_defaults
 
 MISSING: Any = type("MISSING", (), {"__repr__": lambda self: "(absent)"})()
 
@@ -110,10 +110,13 @@ class StandIn:
         if held is not MISSING:
             return self._plain(name, held)
         if found is not MISSING:
-            if hasattr(type(found), "__get__"):
-                return found.__get__(self, kind)
             owner = next(c for c in kind.__mro__ if name in vars(c))
-            return self._plain(name, tracer.guard(vars(owner), name))
+            if not owner.__module__.startswith("torch."):
+                tracer.guard(vars(owner), name)
+            reason = why_defaults(found)
+            if reason:
+                tracer.refuse(reason)
+            return found.__get__(self, kind) if hasattr(type(found), "__get__") else self._plain(name, found)
         return self._registered(name)
 
     def _plain(self, name: str, value: Any) -> Any:
