@@ -1,7 +1,10 @@
 """Fused modules inside the rest of PyTorch: compile, export, fx, jit, torch.func, data-parallel wrappers, threads."""
 
 import copy
+import cProfile
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
@@ -183,8 +186,6 @@ def test_first_calls_from_many_threads():
 
 
 def test_accelerate_under_a_profiler():
-    import cProfile
-
     with cProfile.Profile() as profiler:
         model = tilewright.accelerate(BasicBlock(4, 4))
         model(torch.randn(2, 4, 5, 5))
@@ -194,12 +195,32 @@ def test_accelerate_under_a_profiler():
 
 
 def test_a_model_that_is_dropped_is_freed():
-    import gc
-    import weakref
-
     model = tilewright.accelerate(ResNet(BasicBlock))
     model(torch.randn(2, 3, 8, 8)).sum().backward()
     gone = [weakref.ref(m) for m in model.modules()]
     del model
     gc.collect()
     assert not any(reference() for reference in gone)
+
+
+def test_finalizers_of_other_objects_are_no_part_of_a_trace():
+    """A collection while a forward is traced would run them in its middle."""
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            freed.append(torch.rand(1))
+
+    freed: list[Tensor] = []
+    threshold = gc.get_threshold()
+    try:
+        for allocations in range(50, 2000, 50):  # until the next collection
+            gc.set_threshold(allocations)
+            Cycle()
+            assert isinstance(tilewright.accelerate(BasicBlock(4, 4)), Fused)
+            assert gc.isenabled()
+    finally:
+        gc.set_threshold(*threshold)
+    assert freed

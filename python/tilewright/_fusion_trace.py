@@ -11,7 +11,9 @@ meanwhile. Here forward runs on a stand-in for its module instead:
   that are neither arguments, parameters nor buffers.
 """
 
+import gc
 import sys
+import threading
 import types
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +29,7 @@ from ._fusion_purity import allowed_call, is_users, trusted_callee, why_defaults
 from ._fusion_values import MISSING, StandIn, Value
 
 TENSOR: Any = type("TENSOR", (), {"__repr__": lambda self: "(tensor)"})()  # where a call's argument is a tensor
+_TRACING = threading.Lock()
 Guard = tuple[Any, str, Any]  # mapping, key, the very object that it held (MISSING: none)
 Listing = tuple[dict[str, Any], tuple[tuple[str, Any], ...]]  # a dictionary of children and all that it held
 
@@ -59,9 +62,17 @@ def trace(
     Raises:
         UntraceableError: with the reason.
     """
-    # In a thread of its own: a profiler, modes and contexts of this one stay out of it, and it out of them.
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(_trace, module, forward, arguments, keywords, device).result()
+    # In a thread of its own: a profiler, modes and contexts of this one stay out of it, and it out of them. Without
+    # garbage collection, which would run other objects' finalizers as if forward had called them.
+    with _TRACING:
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            with ThreadPoolExecutor(1) as thread:
+                return thread.submit(_trace, module, forward, arguments, keywords, device).result()
+        finally:
+            if collects:
+                gc.enable()
 
 
 def _trace(module: Any, forward: Any, arguments: Sequence[Any], keywords: dict[str, Any], device: Any) -> Traced:
