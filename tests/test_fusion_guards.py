@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import tilewright
 from tilewright._fusion import Fused
@@ -172,6 +172,38 @@ def test_a_global_that_changes(monkeypatch):
     assert_same_steps(ours, native, x)
     monkeypatch.setitem(globals(), "SWITCH", "tanh")
     assert_same_steps(ours, native, x)
+
+
+def _activation(x: Tensor) -> Tensor:
+    return torch.relu(x)
+
+
+class Helped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def tail(self, x: Tensor) -> Tensor:
+        return _activation(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.norm(x))
+
+
+def test_code_that_changes(monkeypatch):
+    native = Helped()
+    fused, x = tilewright.accelerate(copy.deepcopy(native)), torch.randn(5, 4)
+    assert isinstance(fused, Fused)
+    assert_same(fused, native, x)
+    monkeypatch.setitem(globals(), "_activation", torch.tanh)
+    assert_same(fused, native, x)
+    monkeypatch.setattr(Helped, "tail", lambda self, x: x * 2)
+    assert_same(fused, native, x)
+    monkeypatch.setattr(Helped, "forward", lambda self, x: self.norm(x) * 3)
+    assert_same(fused, native, x)
+    fused.tail = native.tail = lambda x: x * 4
+    monkeypatch.undo()
+    assert_same(fused, native, x)
 
 
 class _Registry(nn.Module):
