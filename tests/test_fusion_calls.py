@@ -67,6 +67,35 @@ def test_numbers_and_names_are_part_of_the_call():
     assert not relu_ran(lambda: fused(x))
 
 
+class Constants(nn.Module):
+    """Constants of every kind on the way into the graph's code, and results of every kind out of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.inner = nn.BatchNorm1d(4), nn.GRU(4, 4, batch_first=True)
+        self.table = nn.Parameter(torch.linspace(-1, 1, 4))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor | tuple[Tensor, ...]]:
+        self.seen.add_(1)
+        y = torch.relu(self.norm(x))
+        y = y.masked_fill(y > 2.5, float("inf")).clamp(max=3.0)[..., :4][:, None]
+        z, state = self.inner(y.to(torch.float32, memory_format=torch.contiguous_format))
+        z = z[-1:, 0, :].sum(dim=-1, keepdim=True, dtype=torch.float64).to(x.device)
+        z *= -1e-3
+        rows, columns = x.shape
+        return {"y": y.reshape(rows, columns) * self.table, "more": (z, state, self.seen * 1, torch.cat([x, x], 1))}
+
+
+def test_constants_and_results_of_every_kind():
+    native = Constants()
+    fused, x = tilewright.accelerate(copy.deepcopy(native)), torch.randn(5, 4)
+    assert isinstance(fused, Fused)
+    for _ in range(3):
+        assert_same(fused, native, x)
+    assert not relu_ran(lambda: fused(x))
+
+
 class Watching(Tensor):
     """A subclass that notes what is called on it."""
 

@@ -154,30 +154,24 @@ def _make_plan(
 ) -> Plan:
     try:
         traced = trace(module, getattr(forward, "tilewright_traced", forward), args, kwargs, device)
-        graph, modules = traced.graph, traced.modules
-        fusions = rewrite(graph, modules)
     except UntraceableError as error:
         return Plan(forward, reason=str(error))
-    plan = Plan(
-        forward,
-        device if traced.reads_device else None,
-        traced.guards,
-        traced.listings,
-        traced.present,
-        [],
-        fusions,
-        modules,
-    )
-    if not fusions:
+    graph, modules = traced.graph, traced.modules
+    plan = Plan(forward, device if traced.reads_device else None, traced.guards, traced.listings, traced.present)
+    plan.fusions, plan.modules = rewrite(graph, modules), modules
+    if not plan.fusions:
         plan.reason = "no neighbours of a kind that fuses"
         return plan
-    paths = dict.fromkeys(path for fusion in fusions for path in fusion.modules)
+    paths = dict.fromkeys(path for fusion in plan.fusions for path in fusion.modules)
     plan.layers = [(modules[path], vars(modules[path]), type(modules[path])) for path in paths]
-    plan.alone = {node.target for node in graph.nodes if node.op == "call_module"}
+    plan.alone = {str(node.target) for node in graph.nodes if node.op == "call_module"}
     plan.guards += [(vars(m), "inplace", m.inplace) for m, _, _ in plan.layers if isinstance(m, torch.nn.Dropout)]
     code = graph.python_code("self")
     namespace = dict(code.globals)
-    exec(compile(code.src, f"<tilewright's fused {type(module).__name__}>", "exec"), namespace)
+    try:
+        exec(compile(code.src, f"<tilewright's fused {type(module).__name__}>", "exec"), namespace)
+    except SyntaxError as error:  # a constant that torch.fx can not write as code
+        return Plan(forward, reason=f"its graph is no code: {error.text}")
     plan.run = namespace["forward"]
     return plan
 
