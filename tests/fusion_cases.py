@@ -107,6 +107,30 @@ class FunctionalBlock(nn.Module):
         return self.act(torch.add(z, self.norms["d"](self.convs[3](y))))
 
 
+class SlottedBlock(nn.Module):
+    """As timm's: slots for other layers that hold an Identity or nothing."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels)
+        self.drop_block, self.act1, self.aa = nn.Identity(), nn.ReLU(inplace=True), nn.Identity()
+        self.conv2, self.bn2 = nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels)
+        self.se = self.downsample = None
+        self.drop_path, self.act2 = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x
+        x = self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x)))))
+        x = self.bn2(self.conv2(x))
+        if self.se is not None:
+            x = self.se(x)
+        x = self.drop_path(x)
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        x += shortcut
+        return self.act2(x)
+
+
 class MobileBlock(nn.Sequential):
     """ReLU6 is another function."""
 
@@ -190,6 +214,7 @@ CASES: dict[str, tuple[Callable[[float], nn.Module], Callable[[], Tensor], dict[
         _images,
         {BN: 1, SUM: 2},
     ),
+    "slots": (lambda p: SlottedBlock(3), _images, {BN: 1, SUM: 1}),
     "mobile": (lambda p: MobileBlock(), _images, {}),
     "dense": (lambda p: DenseLayer(), _images, {}),
     "volume": (lambda p: Volume(), lambda: torch.randn(5, 3, 4, 5, 6), {BN: 2}),

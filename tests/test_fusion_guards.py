@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import tilewright
 from tilewright._fusion import Fused
 
-from .fusion_cases import BasicBlock, FunctionalBlock
+from .fusion_cases import BasicBlock, FunctionalBlock, SlottedBlock
 from .fusion_forwards import assert_same, assert_same_steps, fused_block, module_with, relu_ran
 
 
@@ -137,6 +137,19 @@ def test_a_downsample_that_comes_and_goes():
         assert_same(fused, native, x)
         assert not relu_ran(lambda: fused(x))
         native(x)
+
+
+def test_slots_that_are_filled():
+    native = SlottedBlock(4)
+    fused, x = tilewright.accelerate(copy.deepcopy(native)), torch.randn(3, 4, 6, 6)
+    for slot in ("drop_block", "drop_path", "se", "downsample"):
+        assert_same(fused, native, x)
+        for model in (fused, native):
+            setattr(model, slot, nn.Tanh())
+    for model in (fused, native):
+        model.drop_path = nn.Identity()
+        model.drop_path.register_forward_hook(lambda m, args, y: y * 2)
+    assert_same(fused, native, x)
 
 
 def test_children_of_containers_replaced():

@@ -74,23 +74,29 @@ class _Rewriter:
     def batch_norm(self, relu: Node) -> Fusion | None:
         """Fuse what ends in this node, if that is a ReLU behind a BatchNorm."""
         value = self._relu_of(relu)
-        if value is None or len(value.users) != 1:
+        if value is None:
+            return None
+        value, empty = self._before_identities(value)
+        tail = [relu, *empty]
+        if len(value.users) != 1:
             return None
         if self._calls(value, _BATCH_NORMS):
-            self._write(value, relu, _fused_calls.batch_norm_relu, value, value.args[0])
-            return self._fusion("BatchNorm + ReLU", value, relu)
-        for norm, residual, first in sorted(_operands(value), key=lambda found: found[0], reverse=True):
+            self._write(value, tail, _fused_calls.batch_norm_relu, value, value.args[0])
+            return self._fusion("BatchNorm + ReLU", value, *tail)
+        for operand, residual, first in sorted(_operands(value), key=lambda found: found[0], reverse=True):
+            norm, empty = self._before_identities(operand)
             in_place = value.target in (operator.iadd, "add_")
             if not self._calls(norm, _BATCH_NORMS) or len(norm.users) != 1 or (in_place and not first):
                 continue
             if not self._may_move_down(norm, value):
                 continue
             if first:
-                self._write(value, relu, _fused_calls.batch_norm_add_relu, norm, norm.args[0], residual, in_place)
+                self._write(value, tail, _fused_calls.batch_norm_add_relu, norm, norm.args[0], residual, in_place)
             else:
-                self._write(value, relu, _fused_calls.add_batch_norm_relu, norm, norm.args[0], residual)
-            self.graph.erase_node(norm)
-            return self._fusion("BatchNorm + add + ReLU", norm, relu)
+                self._write(value, tail, _fused_calls.add_batch_norm_relu, norm, norm.args[0], residual)
+            for node in (*empty, norm):
+                self.graph.erase_node(node)
+            return self._fusion("BatchNorm + add + ReLU", norm, *empty, *tail)
         return None
 
     def dropout(self, dropout: Node) -> Fusion | None:
@@ -109,7 +115,7 @@ class _Rewriter:
         values = (dropout.args[0], residual, first)
         norm = next((user for user in total.users if self._calls(user, (nn.LayerNorm,))), None)
         if norm is None or (len(total.users) > 1 and not self._all_quiet(total, norm)):
-            self._write(total, total, _fused_calls.dropout_add, dropout, *values)
+            self._write(total, [total], _fused_calls.dropout_add, dropout, *values)
             self.graph.erase_node(dropout)
             return self._fusion("dropout + add", dropout)
         kind = "dropout + add + LayerNorm"
@@ -127,12 +133,12 @@ class _Rewriter:
             self.graph.erase_node(node)
         return self._fusion(kind, dropout, norm)
 
-    def _write(self, place: Node, last: Node, function: Any, layer: Node, *values: Any) -> None:
-        """Put function(layer, *values) where place stands, for what last gave; both vanish."""
+    def _write(self, place: Node, tail: list[Node], function: Any, layer: Node, *values: Any) -> None:
+        """Put function(layer, *values) where place stands, for what tail, last node first, gave; all those vanish."""
         with self.graph.inserting_before(place):
             call = self.graph.call_function(function, (self.graph.get_attr(str(layer.target)), *values))
-        last.replace_all_uses_with(call)
-        for node in dict.fromkeys((last, place)):
+        tail[0].replace_all_uses_with(call)
+        for node in dict.fromkeys((*tail, place)):
             self.graph.erase_node(node)
 
     def _fusion(self, kind: str, *nodes: Node) -> Fusion:
@@ -160,6 +166,14 @@ class _Rewriter:
         while node is not last:
             yield node
             node = node.next
+
+    def _before_identities(self, node: Node) -> tuple[Node, list[Node]]:
+        """The value that a chain of Identity modules ending in node hands on, none read by others, and the chain."""
+        chain = []
+        while len(node.users) == 1 and self._calls(node, (torch.nn.Identity,)):
+            chain.append(node)
+            node = _input(node)
+        return node, chain
 
     def _may_move_down(self, norm: Node, place: Node) -> bool:
         """Whether a BatchNorm computes the same at place, which comes later."""
