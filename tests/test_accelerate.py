@@ -107,7 +107,7 @@ def test_every_supported_type_is_replaced_and_computed_by_our_ops():
     for name, kind in LAYERS.items():
         layer = kind(*{"Conv2d": (4, 4, 3), "Dropout": (0.5,), "LayerNorm": (4,)}.get(name, (4, 2)))
         assert tilewright.accelerate(layer) is layer  # the root itself
-        assert type(layer) is getattr(TN, name)
+        assert isinstance(layer, getattr(TN, name))
         assert isinstance(layer, kind)
     called = ops_called(lambda: tilewright.accelerate(resnet(0.5))(torch.randn(2, 3, 8, 8)))
     assert {f"tilewright::{op}" for op in ("conv2d", "batch_norm", "linear", "dropout")} <= called

@@ -174,7 +174,7 @@ def test_summary_and_log(caplog):
         ("2", "Linear", False),
     ]
     assert "not chosen" in summary.rows[2].reason
-    assert summary.to_dicts()[0] == {"name": "0", "type": "Linear", "accelerated": True, "reason": ""}
+    assert summary.to_dicts()[0] == {"name": "0", "type": "Linear", "accelerated": True, "reason": "", "fused": ""}
     lines = str(summary).splitlines()
     assert lines[0].startswith("1 of 3 layers on tilewright")
     assert max(map(len, lines)) <= 100

@@ -109,6 +109,14 @@ def test_fx_traces_into_layers_where_a_tracer_wants_that():
     assert [n.target for n in nodes if n.op == "call_module"] == ["1"]
 
 
+@pytest.mark.parametrize("make", [lambda: nn.Linear(4, 4), lambda: nn.LayerNorm(4), lambda: nn.Conv2d(3, 4, 1)])
+def test_fx_looks_into_a_layer_that_it_is_handed(make):
+    layer = tilewright.accelerate(make())
+    graph, x = fx.symbolic_trace(layer), torch.randn(2, 3, 4, 4)
+    assert "call_module" not in [n.op for n in graph.graph.nodes]
+    torch.testing.assert_close(graph(x), layer(x))
+
+
 def test_fx_traces_into_users_subclasses_and_runs_hooks_once():
     model = nn.Sequential(PlainSubclass(4, "traced into, as torch.fx traces into any class that is not torch's"))
     graph = fx.symbolic_trace(tilewright.accelerate(model, only=PlainSubclass))

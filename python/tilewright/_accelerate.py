@@ -5,13 +5,17 @@ from collections import Counter
 
 import torch
 
+from ._fusion import NOTHING, unfuse
+from ._fusion import fuse as fuse_module
 from ._layers import is_accelerated, is_derived, original_type, replacement, why_left
 from ._selection import Entries, Selection
 
 logger = logging.getLogger("tilewright")
 
 
-def accelerate(model: torch.nn.Module, *, only: Entries = None, skip: Entries = None) -> torch.nn.Module:
+def accelerate(
+    model: torch.nn.Module, *, only: Entries = None, skip: Entries = None, fuse: bool = True
+) -> torch.nn.Module:
     """Put every supported layer of a model on tilewright's kernels, in place.
 
     Replaced are modules of exactly these torch.nn types: Conv2d, Linear, LayerNorm, BatchNorm1d/2d/3d, Dropout,
@@ -20,6 +24,11 @@ def accelerate(model: torch.nn.Module, *, only: Entries = None, skip: Entries = 
     state_dict keys, optimizers, modules used in several places and wrappers such as DDP's are as before. Left alone are
     subclasses (see only), parametrized and lazy modules, TorchScript, and modules whose forward was replaced.
     :func:`tilewright.summary` says what was replaced and what was left and why; the logger "tilewright" does too.
+
+    Then modules made of such layers, whose forward torch.fx can follow, get them fused: BatchNorm with the ReLU and the
+    residual sum behind it, dropout with the sum and the LayerNorm behind it. Such a module runs what was traced from
+    its own forward, and its own forward itself wherever a call or the module differs from what was traced. See
+    docs/accelerate.md for what is fused, when, and what forward may do; fuse=False for none of it.
 
     Accelerate before torch.compile, fully_shard or parametrize; torch.ao.quantization and ONNX export want a restored
     model, and torch.jit.script restores what it compiles.
@@ -31,6 +40,8 @@ def accelerate(model: torch.nn.Module, *, only: Entries = None, skip: Entries = 
             matches; each with everything inside. Naming a user's subclass of a supported type replaces it too, if it
             does not override forward.
         skip: leave what these select, in the same way; skip wins over only.
+        fuse: fuse neighbouring layers of the modules that only and skip select. False fuses nothing; what an earlier
+            call has fused stays so until :func:`restore`.
 
     Returns:
         model itself.
@@ -49,21 +60,24 @@ def accelerate(model: torch.nn.Module, *, only: Entries = None, skip: Entries = 
     chosen, left = Selection("only", only, modules), Selection("skip", skip, modules)
     subclasses = chosen.named_subclasses()
     chosen.refuse_pointless()
-    targets: dict[int, tuple[str, torch.nn.Module]] = {}
+    selected: dict[int, tuple[str, torch.nn.Module]] = {}
     kept: set[int] = set()
     for name, module in modules.items():
         if left.holds(name):
             kept.add(id(module))
-        elif (only is None or chosen.holds(name)) and _replaceable(module, subclasses):
-            targets.setdefault(id(module), (name, module))
+        elif only is None or chosen.holds(name):
+            selected.setdefault(id(module), (name, module))
+    targets = [found for key, found in selected.items() if key not in kept]
     replaced: Counter[str] = Counter()
-    for key, (name, module) in targets.items():
-        if key not in kept:
+    for name, module in targets:
+        if _replaceable(module, subclasses):
             replaced[type(module).__name__] += 1
             module.__class__ = replacement(type(module))
             logger.debug("%s: %s replaced", name or "(the model)", original_type(module).__name__)
     _log_left(modules)
-    logger.info("accelerated %s", ", ".join(f"{n} {kind}" for kind, n in sorted(replaced.items())) or "nothing")
+    logger.info("accelerated %s", _counts(replaced))
+    if fuse:
+        logger.info("fused %s", _counts(_fuse(targets)))
     return model
 
 
@@ -88,6 +102,7 @@ def restore(model: torch.nn.Module) -> torch.nn.Module:
     _require_module("restore", model)
     count = 0
     for module in model.modules():
+        unfuse(module)
         original = original_type(module)
         if original is not type(module):
             module.__class__ = original
@@ -96,6 +111,23 @@ def restore(model: torch.nn.Module) -> torch.nn.Module:
             logger.warning("%s derives from tilewright's layer (parametrized since?) and stays", type(module).__name__)
     logger.info("restored %d layers", count)
     return model
+
+
+def _fuse(targets: list[tuple[str, torch.nn.Module]]) -> Counter[str]:
+    """Fuse inside each of these modules; how often what was fused."""
+    fused: Counter[str] = Counter()
+    for name, module in targets:
+        plan = fuse_module(module)
+        fused.update(fusion.kind for fusion in plan.fusions)
+        for fusion in plan.fusions:
+            logger.debug("%s: %s fused (%s)", name or "(the model)", fusion.kind, ", ".join(fusion.modules))
+        if not plan.fusions and plan.reason != NOTHING:
+            logger.debug("%s: %s runs its own forward: %s", name or "(the model)", type(module).__name__, plan.reason)
+    return fused
+
+
+def _counts(kinds: Counter[str]) -> str:
+    return ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items())) or "nothing"
 
 
 def _require_module(function: str, model: object) -> None:

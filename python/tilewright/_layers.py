@@ -6,6 +6,7 @@ when the caller names it, a subclass that overrides nothing of what the replacem
 """
 
 import copyreg
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,8 +33,13 @@ _FUSED = (nn.LinearAct, nn.ConvAct2d, nn.BatchNormAct2d, nn.DropoutAdd, nn.Dropo
 
 def original_type(module: torch.nn.Module) -> type[torch.nn.Module]:
     """The class that restore gives back: module's own class unless accelerate changed it."""
-    kind = type(module)
-    return kind.tilewright_original if issubclass(kind, _AcceleratedSubclass) else _ORIGINALS.get(kind, kind)
+    return original_class(type(module))
+
+
+def original_class(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:
+    """The class that a class of accelerate's stands for; others stand for themselves."""
+    made = vars(kind).get("tilewright_original")  # its own: a class derived from a made one is not undone
+    return made or _ORIGINALS.get(kind, kind)
 
 
 def supported_base(kind: type[torch.nn.Module]) -> type[torch.nn.Module] | None:
@@ -55,17 +61,18 @@ def replacement(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:
     return REPLACEMENTS[kind] if kind in REPLACEMENTS else _accelerated_subclass(kind)
 
 
-class _AcceleratedSubclass:
+class AcceleratedSubclass:
     """Part of the classes made for users' subclasses; lets their objects be copied and pickled by the user's class."""
 
     tilewright_original: type[torch.nn.Module]
+    tilewright_new: Callable[[type[torch.nn.Module]], torch.nn.Module]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
         constructor, arguments, *state = reduced
         if constructor is not copyreg.__newobj__:  # type: ignore[attr-defined]
             return (constructor, arguments, *state)  # the user's own __reduce__ rules
-        return (_new_object, (self.tilewright_original,), *state)
+        return (self.tilewright_new, (self.tilewright_original,), *state)
 
 
 def _new_object(kind: type[torch.nn.Module]) -> torch.nn.Module:
@@ -79,8 +86,9 @@ def _accelerated_subclass(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:
     if kind not in _MADE:
         base = supported_base(kind)
         assert base is not None, kind
-        members = {"__module__": kind.__module__, "__doc__": kind.__doc__, "tilewright_original": kind}
-        _MADE[kind] = type(kind.__name__, (_AcceleratedSubclass, REPLACEMENTS[base], kind), members)
+        members: dict[str, Any] = {"__module__": kind.__module__, "__doc__": kind.__doc__, "tilewright_original": kind}
+        members["tilewright_new"] = staticmethod(_new_object)
+        _MADE[kind] = type(kind.__name__, (AcceleratedSubclass, REPLACEMENTS[base], kind), members)
     return _MADE[kind]
 
 
@@ -91,7 +99,7 @@ def is_accelerated(module: torch.nn.Module) -> bool:
 
 def is_derived(module: torch.nn.Module) -> bool:
     """Whether the class derives from one that accelerate gives, as parametrize makes them: restore can not undo it."""
-    return isinstance(module, tuple(_ORIGINALS)) and original_type(module) is type(module)
+    return isinstance(module, (*_ORIGINALS, AcceleratedSubclass)) and original_type(module) is type(module)
 
 
 def why_left(module: torch.nn.Module) -> str | None:

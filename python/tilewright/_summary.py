@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ._fusion import fused_layers
 from ._layers import is_accelerated, original_type, supported_base, why_left
 
 _WIDTH = 100  # columns
@@ -16,12 +17,13 @@ _WIDTH = 100  # columns
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One layer: its qualified name, torch type, whether tilewright computes it, and else why not."""
+    """One layer: its qualified name, torch type, whether tilewright computes it, else why not, and in which op."""
 
     name: str
     type: str
     accelerated: bool
     reason: str
+    fused: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,15 @@ class Summary:
         return len(self.rows)
 
     def __str__(self) -> str:
-        groups: dict[tuple[str, bool, str], list[str]] = {}
+        groups: dict[tuple[str, bool, str, str], list[str]] = {}
         for row in sorted(self.rows, key=lambda row: not row.accelerated):
-            groups.setdefault((row.type, row.accelerated, row.reason), []).append(row.name)
+            groups.setdefault((row.type, row.accelerated, row.fused, row.reason), []).append(row.name)
         table = Table(title=f"{len(self.replaced)} of {len(self.rows)} layers on tilewright", title_justify="left")
-        for heading in ("layer", "count", "on", "first", "why left"):
+        for heading in ("layer", "count", "on", "first", "fused as", "why left"):
             table.add_column(heading, justify="right" if heading == "count" else "left", overflow="fold")
-        for (kind, accelerated, reason), names in groups.items():
+        for (kind, accelerated, fused, reason), names in groups.items():
             on = "tilewright" if accelerated else "native"
-            table.add_row(kind, str(len(names)), on, names[0] or "(the model)", reason)
+            table.add_row(kind, str(len(names)), on, names[0] or "(the model)", fused, reason)
         text = io.StringIO()
         Console(file=text, width=_WIDTH, color_system=None).print(table)
         return text.getvalue().rstrip()
@@ -75,7 +77,9 @@ def summary(model: torch.nn.Module) -> Summary:
         model: any module, before or after :func:`tilewright.accelerate`.
 
     Returns:
-        Summary: ``.rows``, ``.replaced`` and ``.left`` hold SummaryRow(name, type, accelerated, reason).
+        Summary: ``.rows``, ``.replaced`` and ``.left`` hold SummaryRow(name, type, accelerated, reason, fused); fused
+            names the op that computes the layer together with its neighbours ("BatchNorm + add + ReLU") in a plain call
+            of the module around it, if one does.
 
     Raises:
         TypeError: model is not a torch.nn.Module.
@@ -87,7 +91,23 @@ def summary(model: torch.nn.Module) -> Summary:
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"summary(): model must be a torch.nn.Module, got {type(model).__name__}")
-    return Summary(tuple(_row(name, module) for name, module in model.named_modules() if _computes(name, module)))
+    fused = _fused_as(model)
+    return Summary(
+        tuple(
+            _row(name, module, fused.get(module, ""))
+            for name, module in model.named_modules()
+            if _computes(name, module)
+        )
+    )
+
+
+def _fused_as(model: torch.nn.Module) -> dict[torch.nn.Module, str]:
+    """For layers that some fused op swallows, and that no graph calls by themselves: its kind."""
+    fused: dict[torch.nn.Module, str] = {}
+    for module in model.modules():
+        for layer, kind in fused_layers(module):
+            fused.setdefault(layer, kind)
+    return fused
 
 
 def _computes(name: str, module: torch.nn.Module) -> bool:
@@ -97,7 +117,7 @@ def _computes(name: str, module: torch.nn.Module) -> bool:
     return leaf or supported_base(type(module)) is not None or bool(module._parameters)
 
 
-def _row(name: str, module: torch.nn.Module) -> SummaryRow:
-    accelerated = is_accelerated(module) and "forward" not in vars(module)
+def _row(name: str, module: torch.nn.Module, fused: str) -> SummaryRow:
+    accelerated = bool(fused) or (is_accelerated(module) and "forward" not in vars(module))
     reason = "" if accelerated else why_left(module) or "not chosen: accelerate() was not asked to replace it"
-    return SummaryRow(name, original_type(module).__name__, accelerated, reason)
+    return SummaryRow(name, original_type(module).__name__, accelerated, reason, fused)

@@ -55,6 +55,7 @@ def leaf_when_traced(forward: Callable[Concatenate[M, P], R]) -> Callable[Concat
         return call(self, *arguments, **kwargs)
 
     call: Callable[..., R] = forward
+    wrapper.tilewright_traced = forward  # type: ignore[attr-defined]
     return wrapper
 
 
@@ -62,6 +63,8 @@ def _is_leaf(tracer: Any, layer: torch.nn.Module) -> bool:
     """Whether the tracer would take as a leaf the layer that this one stands for, seen as an object of that class."""
     if layer._forward_hooks or layer._forward_pre_hooks:
         return False  # they have run on the proxy already, so they are part of the graph and must not run again
+    if layer is getattr(tracer, "root", None):
+        return False  # traced itself: torch.fx looks into any module it is handed
     counterpart: Any = object.__new__(_native_class(type(layer)))
     object.__setattr__(counterpart, "__dict__", layer.__dict__)
     return isinstance(tracer, Tracer) and tracer.is_leaf_module(counterpart, tracer.path_of_module(layer))

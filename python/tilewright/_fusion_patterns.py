@@ -1,0 +1,221 @@
+"""Finds in a traced graph the steps that one op computes, and writes that op in their place.
+
+- BatchNorm -> ReLU                stands where the BatchNorm stood
+- BatchNorm -> add -> ReLU         stands where the sum stood
+- dropout -> add [-> LayerNorm]    stands where the sum stood; where others read the sum too, the op gives both
+
+No value between the steps may have another reader. Where a step moves past others (a BatchNorm or a dropout down to
+the sum, a LayerNorm up to it), those must not write into what it reads nor draw random numbers.
+"""
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from . import _fused_calls, nn
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_RELUS = (torch.relu, torch.relu_, torch.nn.functional.relu, torch.nn.functional.relu_)
+_ADDS = (operator.add, operator.iadd, torch.add)
+
+# Layers that only compute: no random numbers, and a new result unless they say inplace.
+_QUIET = (
+    *_BATCH_NORMS,
+    nn.Conv2d,
+    nn.Linear,
+    nn.LayerNorm,
+    torch.nn.Conv1d,
+    torch.nn.Conv2d,
+    torch.nn.Conv3d,
+    torch.nn.Linear,
+    torch.nn.BatchNorm1d,
+    torch.nn.BatchNorm2d,
+    torch.nn.BatchNorm3d,
+    torch.nn.GroupNorm,
+    torch.nn.LayerNorm,
+    torch.nn.AvgPool2d,
+    torch.nn.MaxPool2d,
+    torch.nn.AdaptiveAvgPool2d,
+    torch.nn.Identity,
+    torch.nn.Upsample,
+    torch.nn.ReLU,
+    torch.nn.GELU,
+    torch.nn.SiLU,
+)
+_FRESH = (nn.Conv2d, nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.Linear)
+_QUIET_FUNCTIONS = (operator.add, operator.sub, operator.mul, operator.truediv, operator.getitem, getattr)
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """One op written for several steps: their names and the modules among them, by path."""
+
+    kind: str
+    modules: tuple[str, ...]
+
+
+def rewrite(graph: Graph, modules: dict[str, torch.nn.Module]) -> list[Fusion]:
+    """Fuse what can be, in place; modules are those that the graph calls, by path."""
+    rewriter = _Rewriter(graph, modules)
+    found = [rewriter.batch_norm(node) for node in list(graph.nodes)]
+    found += [rewriter.dropout(node) for node in list(graph.nodes)]
+    return [fusion for fusion in found if fusion]
+
+
+class _Rewriter:
+    def __init__(self, graph: Graph, modules: dict[str, torch.nn.Module]) -> None:
+        self.graph = graph
+        self.modules = modules
+
+    def batch_norm(self, relu: Node) -> Fusion | None:
+        """Fuse what ends in this node, if that is a ReLU behind a BatchNorm."""
+        value = self._relu_of(relu)
+        if value is None:
+            return None
+        value, empty = self._before_identities(value)
+        tail = [relu, *empty]
+        if len(value.users) != 1:
+            return None
+        if self._calls(value, _BATCH_NORMS):
+            self._write(value, tail, _fused_calls.batch_norm_relu, value, value.args[0])
+            return self._fusion("BatchNorm + ReLU", value, *tail)
+        for operand, residual, first in sorted(_operands(value), key=lambda found: found[0], reverse=True):
+            norm, empty = self._before_identities(operand)
+            in_place = value.target in (operator.iadd, "add_")
+            if not self._calls(norm, _BATCH_NORMS) or len(norm.users) != 1 or (in_place and not first):
+                continue
+            if not self._may_move_down(norm, value):
+                continue
+            if first:
+                self._write(value, tail, _fused_calls.batch_norm_add_relu, norm, norm.args[0], residual, in_place)
+            else:
+                self._write(value, tail, _fused_calls.add_batch_norm_relu, norm, norm.args[0], residual)
+            for node in (*empty, norm):
+                self.graph.erase_node(node)
+            return self._fusion("BatchNorm + add + ReLU", norm, *empty, *tail)
+        return None
+
+    def dropout(self, dropout: Node) -> Fusion | None:
+        """Fuse what begins with this node, if that is a dropout before a sum."""
+        if (
+            not self._calls(dropout, (nn.Dropout,))
+            or self.modules[str(dropout.target)].inplace
+            or len(dropout.users) != 1
+        ):
+            return None
+        total = next(iter(dropout.users))
+        found = next(((r, first) for d, r, first in _operands(total) if d is dropout), None)
+        if found is None or total.target in (operator.iadd, "add_") or not self._all_quiet(dropout, total):
+            return None
+        residual, first = found
+        values = (dropout.args[0], residual, first)
+        norm = next((user for user in total.users if self._calls(user, (nn.LayerNorm,))), None)
+        if norm is None or (len(total.users) > 1 and not self._all_quiet(total, norm)):
+            self._write(total, [total], _fused_calls.dropout_add, dropout, *values)
+            self.graph.erase_node(dropout)
+            return self._fusion("dropout + add", dropout)
+        kind = "dropout + add + LayerNorm"
+        with self.graph.inserting_before(total):
+            layers = [self.graph.get_attr(str(node.target)) for node in (dropout, norm)]
+            if len(total.users) == 1:
+                normed = self.graph.call_function(_fused_calls.dropout_add_layer_norm, (*layers, *values))
+            else:
+                both = self.graph.call_function(_fused_calls.dropout_add_layer_norm_sum, (*layers, *values))
+                normed = self.graph.call_function(operator.getitem, (both, 0))
+                total.replace_all_uses_with(self.graph.call_function(operator.getitem, (both, 1)))
+                norm.args = (total,)
+        norm.replace_all_uses_with(normed)
+        for node in (norm, total, dropout):
+            self.graph.erase_node(node)
+        return self._fusion(kind, dropout, norm)
+
+    def _write(self, place: Node, tail: list[Node], function: Any, layer: Node, *values: Any) -> None:
+        """Put function(layer, *values) where place stands, for what tail, last node first, gave; all those vanish."""
+        with self.graph.inserting_before(place):
+            call = self.graph.call_function(function, (self.graph.get_attr(str(layer.target)), *values))
+        tail[0].replace_all_uses_with(call)
+        for node in dict.fromkeys((*tail, place)):
+            self.graph.erase_node(node)
+
+    def _fusion(self, kind: str, *nodes: Node) -> Fusion:
+        return Fusion(kind, tuple(str(node.target) for node in nodes if node.op == "call_module"))
+
+    def _calls(self, node: Node, kinds: tuple[type, ...]) -> bool:
+        """Whether node calls a layer of exactly one of these kinds with one value."""
+        if node.op != "call_module" or type(self.modules[str(node.target)]) not in kinds:
+            return False
+        return len(node.args) == 1 and isinstance(node.args[0], Node) and not node.kwargs
+
+    def _relu_of(self, node: Node) -> Node | None:
+        if self._calls(node, (torch.nn.ReLU,)):
+            return _input(node)
+        known = (node.op == "call_function" and node.target in _RELUS) or (
+            node.op == "call_method" and node.target in ("relu", "relu_")
+        )
+        extra = len(node.args) - 1 + len(node.kwargs)
+        if not known or extra > (node.target is torch.nn.functional.relu) or "input" in node.kwargs:
+            return None
+        return node.args[0] if isinstance(node.args[0], Node) else None
+
+    def _between(self, first: Node, last: Node) -> Iterator[Node]:
+        node = first.next
+        while node is not last:
+            yield node
+            node = node.next
+
+    def _before_identities(self, node: Node) -> tuple[Node, list[Node]]:
+        """The value that a chain of Identity modules ending in node hands on, none read by others, and the chain."""
+        chain = []
+        while len(node.users) == 1 and self._calls(node, (torch.nn.Identity,)):
+            chain.append(node)
+            node = _input(node)
+        return node, chain
+
+    def _may_move_down(self, norm: Node, place: Node) -> bool:
+        """Whether a BatchNorm computes the same at place, which comes later."""
+        layer, source = self.modules[str(norm.target)], _input(norm)
+        between = list(self._between(norm, place))
+        for node in between:
+            if node.op == "get_attr" and f"{node.target}.".startswith(f"{norm.target}."):
+                return False
+            if node.op == "call_module" and layer in self.modules[str(node.target)].modules():
+                return False
+        owned = self._calls(source, _FRESH) and len(source.users) == 1  # nobody else could write into it
+        return owned or all(self._quiet(node) for node in between)
+
+    def _all_quiet(self, first: Node, last: Node) -> bool:
+        return all(self._quiet(node) for node in self._between(first, last))
+
+    def _quiet(self, node: Node) -> bool:
+        """Whether node surely neither writes into a tensor that it did not make nor draws random numbers."""
+        if node.op == "get_attr":
+            return True
+        if node.op == "call_function":
+            return node.target in _QUIET_FUNCTIONS
+        if node.op != "call_module":
+            return False
+        inside = [m for m in self.modules[str(node.target)].modules() if type(m) is not torch.nn.Sequential]
+        return all(type(m) in _QUIET and not getattr(m, "inplace", False) for m in inside)
+
+
+def _input(node: Node) -> Node:
+    """What a layer that _calls says yes to is called with."""
+    assert isinstance(node.args[0], Node)
+    return node.args[0]
+
+
+def _operands(node: Node) -> list[tuple[Node, Node, bool]]:
+    """(one, the other, whether one is the first operand) for both operands of a sum of two values; else nothing."""
+    known = (node.op == "call_function" and node.target in _ADDS) or (
+        node.op == "call_method" and node.target in ("add", "add_")
+    )
+    if not known or node.kwargs or len(node.args) != 2:
+        return []
+    one, other = node.args
+    if not isinstance(one, Node) or not isinstance(other, Node) or one is other:
+        return []
+    return [(one, other, True), (other, one, False)]
