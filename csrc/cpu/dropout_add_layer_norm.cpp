@@ -53,6 +53,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_forward_cpu(
                                                    cols,
                                                    block_rows,
                                                    !keep_sum,
+                                                   streams_past_cache(output.nbytes() * (keep_sum ? 4 : 3)),
                                                    static_cast<Acc<T>>(eps),
                                                    rule};
       kernel(args, begin, end);
@@ -78,13 +79,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_backward_cpu(
   const bool wants_parameters = output_mask[2] || output_mask[3];
   Tensor grad_input = output_mask[0] ? at::empty(sum.sizes(), sum.options()) : Tensor();
   Tensor grad_residual = output_mask[1] ? at::empty(sum.sizes(), sum.options()) : Tensor();
-  const Tensor dz = output_mask[1] ? grad_residual : grad_input;
 
   Tensor grad_weight = wants_parameters ? empty_cpu(normalized_shape, accumulation_dtype(dtype)) : Tensor();
   Tensor grad_bias = wants_parameters ? empty_cpu(normalized_shape, accumulation_dtype(dtype)) : Tensor();
   if (sum.numel() == 0) {
     if (wants_parameters) grad_weight.zero_(), grad_bias.zero_();
-  } else if (dz.defined() || wants_parameters) {
+  } else if (output_mask[0] || output_mask[1] || wants_parameters) {
     dispatch_floating(dtype, kName, [&](auto element) {
       using T = decltype(element);
       const auto kernel = kernels<T>().dropout_add_layer_norm.backward;
@@ -98,12 +98,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_backward_cpu(
                                                         const_data<Acc<T>>(weight),
                                                         const_data<Acc<T>>(means),
                                                         const_data<Acc<T>>(rstds),
-                                                        mutable_data<T>(dz),
+                                                        mutable_data<T>(grad_residual),
                                                         mutable_data<T>(grad_input),
                                                         weight_sums.start(chunk),
                                                         bias_sums.start(chunk),
                                                         cols,
-                                                        rows_per_block(cols),
+                                                        streams_past_cache(4 * sum.nbytes()),
                                                         rule};
           kernel(args, chunks.begin(chunk), chunks.end(chunk));
         }

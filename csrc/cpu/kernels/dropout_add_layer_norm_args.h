@@ -19,6 +19,7 @@ struct DropoutAddLayerNormForwardArgs {
   int64_t cols;
   int64_t block_rows;  // rows that stay in cache between the two steps
   bool z_is_scratch;   // z is reused for every block, and not wanted afterwards
+  bool streams;        // y goes past the caches
   Acc<T> eps;
   DropoutRule rule;
 };
@@ -31,12 +32,12 @@ struct DropoutAddLayerNormBackwardArgs {
   const Acc<T>* weight;  // [cols] or null: all ones
   const Acc<T>* mean;    // [rows]
   const Acc<T>* rstd;    // [rows]
-  T* dz;                 // [rows, cols] or null: neither dz nor dx is wanted
-  T* dx;                 // [rows, cols], may be dz (then dz is overwritten); or null: not wanted
+  T* dz;                 // [rows, cols] or null: not wanted
+  T* dx;                 // [rows, cols] or null: not wanted
   Acc<T>* dweight;       // [cols], added to; or null together with dbias: not wanted
   Acc<T>* dbias;         // [cols], added to
   int64_t cols;
-  int64_t block_rows;
+  bool streams;  // dz and dx go past the caches
   DropoutRule rule;
 };
 

@@ -69,12 +69,57 @@ inline void prefetch_span(const DropoutArgs<T>& at, int64_t n) {
 
 inline uint64_t bytes_of_bits(int64_t n) { return static_cast<uint64_t>((n + kDropoutGroup - 1) / kDropoutGroup); }
 
+// Elements of a whole block, whose bits go from their vectors to those of the elements without a way through memory.
+constexpr int64_t kBlock = kKeepChains * kKeepGroups * kDropoutGroup;
+
+// The words of a block's bits: made, or read where they were made before; kept where they will be read again.
+template <typename T>
+inline TILEWRIGHT_INLINE void block_words(const DropoutArgs<T>& args, int64_t origin, int64_t first,
+                                          uint64_t (&words)[kKeepChains]) {
+  const int64_t byte = first / kDropoutGroup;
+  if (args.kept != nullptr) {
+    for (int i = 0; i < kKeepChains; ++i) __builtin_memcpy(&words[i], args.kept + byte + i * kKeepGroups, kKeepGroups);
+    return;
+  }
+  fill_keep_words(args.rule, static_cast<uint64_t>(origin / kDropoutGroup + byte), words);
+  if (args.keep == nullptr) return;
+  for (int i = 0; i < kKeepChains; ++i) __builtin_memcpy(args.keep + byte + i * kKeepGroups, &words[i], kKeepGroups);
+}
+
+// Whole blocks of elements [first, end) without a bias, where some are dropped and some are not. Element i has logical
+// index origin + i; first and origin are multiples of 8. Returns where the rest begins.
+template <bool kResidual, bool kStream, typename T>
+inline int64_t dropout_whole_blocks(const DropoutArgs<T>& args, int64_t origin, int64_t first, int64_t end) {
+  using A = Acc<T>;
+  constexpr int kVectors = static_cast<int>(kKeepGroups * kDropoutGroup / kLanes<A>);  // of a word
+  const Vec<A> scale = broadcast<A>(static_cast<A>(args.rule.scale));
+  const T *x = args.x, *residual = args.residual;
+  T* y = args.y;
+  for (; first + kBlock <= end; first += kBlock) {
+    uint64_t words[kKeepChains] = {};
+    if constexpr (!kStream) prefetch_span(moved(args, first), kBlock);
+    block_words(args, origin, first, words);
+    unrolled<kKeepChains * kVectors>([&](auto i) TILEWRIGHT_INLINE {
+      constexpr int kWord = i / kVectors, kPlace = i % kVectors;
+      const int64_t c = first + i * kLanes<A>;
+      Vec<A> v = load(x + c) * lanes_where(static_cast<uint32_t>(words[kWord] >> (kPlace * kLanes<A>)), scale);
+      if constexpr (kResidual) v += load(residual + c);
+      store_or_stream<kStream>(y + c, v, kLanes<A>);
+    });
+  }
+  return first;
+}
+
 template <bool kStream, typename T>
 void dropout_contiguous_as(const DropoutArgs<T>& args, int64_t begin, int64_t end) {
   SpanBits span;
-  for (int64_t first = begin; first < end; first += kSpan) {
+  int64_t first = begin;
+  if (args.bias == nullptr && !drops_nothing(args.rule) && !drops_everything(args.rule)) {
+    first = args.residual != nullptr ? dropout_whole_blocks<true, kStream>(args, 0, first, end)
+                                     : dropout_whole_blocks<false, kStream>(args, 0, first, end);
+  }
+  for (; first < end; first += kSpan) {
     const int64_t n = end - first < kSpan ? end - first : kSpan;
-    if constexpr (!kStream) prefetch_span(moved(args, first), n);
     const uint8_t* bits = args.kept != nullptr ? args.kept + first / kDropoutGroup : span.bits;
     if (args.kept == nullptr) {
       fill_keep_bits_range(args.rule, first, n, span.bits);

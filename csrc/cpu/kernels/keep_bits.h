@@ -111,60 +111,77 @@ inline KeepWord pack_keep_bits(VecU64 w0, VecU64 w1, VecU64 w2, VecU64 w3, uint3
 
 #endif
 
-// A number equal to hi is decided by the second domain: once in 65536 elements, so one group at a time.
-__attribute__((noinline)) void decide_equal_groups(const DropoutRule& rule, uint64_t first, uint64_t equal,
-                                                   uint8_t* bits) {
+// Keep bits of the groups from `first` on, of as many groups as a vector has lanes, group by group.
+__attribute__((noinline)) uint64_t keep_word_by_groups(const DropoutRule& rule, uint64_t first) {
+  uint64_t word = 0;
   for (int64_t group = 0; group < kKeepGroups; ++group) {
-    if (((equal >> (8 * group)) & 0xffu) != 0) {
-      bits[group] = static_cast<uint8_t>(keep_bits_of_group(rule, first + static_cast<uint64_t>(group)));
+    word |= static_cast<uint64_t>(keep_bits_of_group(rule, first + static_cast<uint64_t>(group))) << (8 * group);
+  }
+  return word;
+}
+
+// words[i]: the keep bits of the i-th kKeepGroups groups from `first` on. kChains vectors at once: a round's latency is
+// five cycles or more, and the chains fill them.
+//
+// Groups of one call differ in the counter's lowest word alone, so the first round's second product and the second
+// round's first are scalars, and the first product of all is a sum: three multiplications of twenty and two shifts
+// fewer.
+template <int kChains>
+inline TILEWRIGHT_INLINE void fill_keep_words(const DropoutRule& rule, uint64_t first, uint64_t (&words)[kChains]) {
+  const uint32_t low = static_cast<uint32_t>(first), high = static_cast<uint32_t>(first >> 32);
+  if (__builtin_expect(low > 0xffffffffu - kChains * kKeepGroups, 0)) {  // the next word would change within the call
+    for (int i = 0; i < kChains; ++i)
+      words[i] = keep_word_by_groups(rule, first + static_cast<uint64_t>(i * kKeepGroups));
+    return;
+  }
+  uint32_t key0 = rule.key.word[0], key1 = rule.key.word[1];
+  const VecU64 multiplier0 = VecU64{} + kPhiloxMultiplier0, multiplier1 = VecU64{} + kPhiloxMultiplier1;
+  constexpr uint64_t kDomainProduct = uint64_t{kPhiloxMultiplier1} * kDomainNumbers;
+  const uint32_t word0 = static_cast<uint32_t>(kDomainProduct >> 32) ^ high ^ key0;
+  const uint64_t word0_product = uint64_t{kPhiloxMultiplier0} * word0;
+  const VecU64 lane_products = multiply_low(multiplier0, lane_groups());
+  VecU64 c0[kChains], c1[kChains], c2[kChains], c3[kChains];
+  const uint32_t first_key1 = key1;
+  key0 += kPhiloxWeyl0;
+  key1 += kPhiloxWeyl1;
+  unrolled<kChains>([&](auto chain) TILEWRIGHT_INLINE {
+    const uint64_t group = low + static_cast<uint64_t>(chain * kKeepGroups);
+    const VecU64 product = lane_products + uint64_t{kPhiloxMultiplier0} * group;
+    c1[chain] = multiply_low(multiplier1, (product >> 32) ^ first_key1);
+    c0[chain] = (c1[chain] >> 32) ^ (static_cast<uint32_t>(kDomainProduct) ^ key0);
+    c2[chain] = product ^ (static_cast<uint32_t>(word0_product >> 32) ^ key1);
+    c3[chain] = VecU64{} + static_cast<uint32_t>(word0_product);
+  });
+#pragma GCC unroll 10
+  for (int round = 2; round < kPhiloxRounds; ++round) {
+    key0 += kPhiloxWeyl0;
+    key1 += kPhiloxWeyl1;
+    const VecU64 keys0 = VecU64{} + key0, keys1 = VecU64{} + key1;
+    unrolled<kChains>([&](auto chain) TILEWRIGHT_INLINE {
+      const VecU64 product0 = multiply_low(multiplier0, c0[chain]), product1 = multiply_low(multiplier1, c2[chain]);
+      c0[chain] = (product1 >> 32) ^ c1[chain] ^ keys0;
+      c1[chain] = product1;
+      c2[chain] = (product0 >> 32) ^ c3[chain] ^ keys1;
+      c3[chain] = product0;
+    });
+  }
+  uint64_t any_equal = 0;
+  uint64_t equal[kChains];
+  unrolled<kChains>([&](auto chain) TILEWRIGHT_INLINE {
+    const KeepWord word = pack_keep_bits(c0[chain], c1[chain], c2[chain], c3[chain], rule.hi);
+    words[chain] = word.keep;
+    equal[chain] = word.equal;
+    any_equal |= word.equal;
+  });
+  // A number equal to hi is decided by the second domain: once in 65536 elements.
+  if (__builtin_expect(any_equal != 0 && rule.lo != 0, 0)) {
+    for (int i = 0; i < kChains; ++i) {
+      if (equal[i] != 0) words[i] = keep_word_by_groups(rule, first + static_cast<uint64_t>(i * kKeepGroups));
     }
   }
 }
 
-// kChains vectors of groups at once: a round's latency is five cycles or more, and the chains fill them.
-template <int kChains>
-inline TILEWRIGHT_INLINE void fill_keep_bits_block(const DropoutRule& rule, uint64_t first, uint8_t* bits) {
-  VecU64 c0[kChains], c1[kChains], c2[kChains], c3[kChains];
-#pragma GCC unroll 8
-  for (int chain = 0; chain < kChains; ++chain) {
-    c0[chain] = lane_groups() + (first + static_cast<uint64_t>(chain * kKeepGroups));
-    c1[chain] = c0[chain] >> 32;
-    c2[chain] = VecU64{} + kDomainNumbers;
-    c3[chain] = VecU64{};
-  }
-  VecU64 key0 = VecU64{} + rule.key.word[0], key1 = VecU64{} + rule.key.word[1];
-  const VecU64 multiplier0 = VecU64{} + kPhiloxMultiplier0, multiplier1 = VecU64{} + kPhiloxMultiplier1;
-#pragma GCC unroll 10
-  for (int round = 0; round < kPhiloxRounds; ++round) {
-#pragma GCC unroll 8
-    for (int chain = 0; chain < kChains; ++chain) {
-      const VecU64 product0 = multiply_low(multiplier0, c0[chain]), product1 = multiply_low(multiplier1, c2[chain]);
-      c0[chain] = (product1 >> 32) ^ c1[chain] ^ key0;
-      c1[chain] = product1;
-      c2[chain] = (product0 >> 32) ^ c3[chain] ^ key1;
-      c3[chain] = product0;
-    }
-    key0 += kPhiloxWeyl0;
-    key1 += kPhiloxWeyl1;
-  }
-  uint64_t any_equal = 0;
-  uint64_t equal[kChains];
-#pragma GCC unroll 8
-  for (int chain = 0; chain < kChains; ++chain) {
-    const KeepWord word = pack_keep_bits(c0[chain], c1[chain], c2[chain], c3[chain], rule.hi);
-    __builtin_memcpy(bits + chain * kKeepGroups, &word.keep, kKeepGroups);
-    equal[chain] = word.equal;
-    any_equal |= word.equal;
-  }
-  if (__builtin_expect(any_equal != 0 && rule.lo != 0, 0)) {
-    for (int chain = 0; chain < kChains; ++chain) {
-      if (equal[chain] != 0) {
-        decide_equal_groups(rule, first + static_cast<uint64_t>(chain * kKeepGroups), equal[chain],
-                            bits + chain * kKeepGroups);
-      }
-    }
-  }
-}
+constexpr int kKeepChains = 4;
 
 // bits[g] = keep bits of group first + g for g < groups; may write kKeepGroups - 1 bytes more.
 inline void fill_keep_bits(const DropoutRule& rule, uint64_t first, int64_t groups, uint8_t* bits) {
@@ -172,14 +189,15 @@ inline void fill_keep_bits(const DropoutRule& rule, uint64_t first, int64_t grou
     __builtin_memset(bits, drops_nothing(rule) ? 0xff : 0, static_cast<uint64_t>(groups));
     return;
   }
-  constexpr int kChains = 4;
   int64_t group = 0;
-  for (; group + kChains * kKeepGroups <= groups; group += kChains * kKeepGroups) {
-    fill_keep_bits_block<kChains>(rule, first + static_cast<uint64_t>(group), bits + group);
-  }
-  for (; group < groups; group += kKeepGroups) {
-    fill_keep_bits_block<1>(rule, first + static_cast<uint64_t>(group), bits + group);
-  }
+  const auto fill = [&]<int kChains>() TILEWRIGHT_INLINE {
+    uint64_t words[kChains];
+    fill_keep_words(rule, first + static_cast<uint64_t>(group), words);
+    for (int i = 0; i < kChains; ++i) __builtin_memcpy(bits + group + i * kKeepGroups, &words[i], kKeepGroups);
+    group += kChains * kKeepGroups;
+  };
+  while (group + kKeepChains * kKeepGroups <= groups) fill.template operator()<kKeepChains>();
+  while (group < groups) fill.template operator()<1>();
 }
 
 // Keep bits of the logical elements [first, first + n). The bit of element first + i is bit offset + i of `bits`, where

@@ -80,25 +80,39 @@ inline void mend_dweight(const LayerNormBackwardArgs<T>& args, int64_t row, Vec<
   });
 }
 
+// dx of a row, place by place: (g - mean(g) - (xhat - mean(xhat)) * mean(g * xhat)) * rstd.
+template <typename A>
+struct LayerNormInputGradient {
+  Vec<A> mean, rstd, offset, g_xhat;
+
+  TILEWRIGHT_INLINE LayerNormInputGradient(const BlockMeans<A>& block, int row_of_block, A row_mean, A row_rstd)
+      : mean(broadcast<A>(row_mean)),
+        rstd(broadcast<A>(row_rstd)),
+        offset(broadcast<A>(block.g[row_of_block] - block.xhat[row_of_block] * block.g_xhat[row_of_block])),
+        g_xhat(broadcast_lane<A>(block.g_xhat, row_of_block)) {}
+
+  // xhat rounded as it was when its products were summed: in rows of few columns the difference cancels to the last
+  // digits.
+  TILEWRIGHT_INLINE Vec<A> of(Vec<A> g, Vec<A> x) const {
+    const Vec<A> xhat = (x - mean) * rstd;
+    return (g - offset - xhat * g_xhat) * rstd;
+  }
+};
+
 template <int kRows, bool kStream, typename T>
 inline TILEWRIGHT_INLINE void write_dx(const LayerNormBackwardArgs<T>& args, int64_t first_row,
                                        const BlockMeans<Acc<T>>& block) {
   using A = Acc<T>;
-  // g - offset - xhat * mean(g * xhat): xhat rounded as it was when its products were summed, as in rows of few columns
-  // the difference cancels to the last digits.
-  const Vec<A> offsets = block.g - block.xhat * block.g_xhat;
   unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE {
     const int64_t row = first_row + r;
+    const LayerNormInputGradient<A> gradient(block, r, args.mean[row], args.rstd[row]);
     const T *dy = args.dy + row * args.cols, *x = args.x + row * args.cols;
     T* dx = args.dx + row * args.cols;
     const A* weight = args.weight;
-    const Vec<A> mean = broadcast<A>(args.mean[row]), rstd = broadcast<A>(args.rstd[row]);
-    const Vec<A> offset = broadcast_lane<A>(offsets, r), g_xhat = broadcast_lane<A>(block.g_xhat, r);
     for_each_vector<A>(args.cols, [=](int64_t c, int64_t n) TILEWRIGHT_INLINE {
       Vec<A> g = load(dy + c, n);
       if (weight != nullptr) g = rounded(g * load(weight + c, n));
-      const Vec<A> xhat = (load(x + c, n) - mean) * rstd;
-      store_or_stream<kStream>(dx + c, (g - offset - xhat * g_xhat) * rstd, n);
+      store_or_stream<kStream>(dx + c, gradient.of(g, load(x + c, n)), n);
     });
   });
 }
