@@ -4,6 +4,7 @@
 #include "ops/batch_norm.h"
 
 #include "cpu/batch_norm_plan.h"
+#include "cpu/widened.h"
 #include "ops/linear.h"
 
 namespace tilewright {
@@ -112,8 +113,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward_cpu(const Tensor& 
   dispatch_floating(dtype, "batch_norm", [&](auto element) {
     BatchNormForward<decltype(element)>{plan,
                                         input.contiguous(plan.format),
-                                        as_accumulator(value_or_undefined(weight), dtype),
-                                        as_accumulator(value_or_undefined(bias), dtype),
+                                        widened(value_or_undefined(weight), dtype),
+                                        widened(value_or_undefined(bias), dtype),
                                         residual.defined() ? residual.contiguous(plan.format) : residual,
                                         output,
                                         saved,
@@ -218,7 +219,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cpu(const Tensor&
                                            relu_bits,
                                            mean.contiguous(),
                                            var.contiguous(),
-                                           as_accumulator(weight, dtype),
+                                           widened(weight, dtype),
                                            grad_input,
                                            grad_weight,
                                            grad_bias,

@@ -6,6 +6,7 @@
 #include "cpu/keep_mask.h"
 #include "cpu/kernel_table.h"
 #include "cpu/row_chunks.h"
+#include "cpu/widened.h"
 #include "ops/memory_order.h"
 
 namespace tilewright {
@@ -14,7 +15,7 @@ namespace {
 Tensor dropout_add_forward_cpu(const Tensor& input, const Tensor& residual, const OptionalTensor& bias_opt,
                                const Tensor& seed, double p) {
   check_dropout_add_forward(input, residual, value_or_undefined(bias_opt));
-  const Tensor bias = as_accumulator(value_or_undefined(bias_opt), input.scalar_type());
+  const Tensor bias = widened(value_or_undefined(bias_opt), input.scalar_type());
   // The sum has residual's memory order, as in native's residual + ...; a bias asks for rows.
   Tensor output = bias.defined() ? at::empty(residual.sizes(), residual.options()) : empty_pointwise(residual);
   const Tensor x = ordered_like(input, output), r = ordered_like(residual, output);

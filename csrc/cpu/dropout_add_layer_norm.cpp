@@ -5,6 +5,7 @@
 #include "cpu/keep_mask.h"
 #include "cpu/kernel_table.h"
 #include "cpu/row_chunks.h"
+#include "cpu/widened.h"
 
 namespace tilewright {
 namespace {
@@ -27,7 +28,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_forward_cpu(
   const auto dtype = input.scalar_type();
   const DropoutRule rule = rule_or_keep_all(seed, p);
   const Tensor x = input.contiguous(), r = residual.contiguous();
-  const Tensor weight = as_accumulator(weight_in, dtype), bias = as_accumulator(bias_in, dtype);
+  const Tensor weight = widened(weight_in, dtype), bias = widened(bias_in, dtype);
   const auto options = input.options();
   Tensor output = at::empty(input.sizes(), options);
   Tensor sum = keep_sum ? at::empty(input.sizes(), options) : at::empty({0}, options);
@@ -75,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_backward_cpu(
   const Tensor dy = grad_output.contiguous(), z = sum.contiguous(), means = mean.contiguous(),
                rstds = rstd.contiguous();
   const Tensor dsum = is_defined(grad_sum) ? grad_sum->contiguous() : Tensor();
-  const Tensor weight = as_accumulator(weight_in, dtype);
+  const Tensor weight = widened(weight_in, dtype);
   const bool wants_parameters = output_mask[2] || output_mask[3];
   Tensor grad_input = output_mask[0] ? at::empty(sum.sizes(), sum.options()) : Tensor();
   Tensor grad_residual = output_mask[1] ? at::empty(sum.sizes(), sum.options()) : Tensor();

@@ -7,9 +7,55 @@
 #include "cpu/kernel_table.h"
 #include "cpu/row_chunks.h"
 #include "cpu/tensors.h"
+#include "cpu/widened.h"
 
 namespace tilewright {
 namespace {
+
+// The rows of an input where they lie in memory: row outer * inner + i is at outer * outer_stride + i * stride. A
+// tensor whose rows lie in another way, or are not contiguous themselves, is copied.
+struct InputRows {
+  Tensor x;
+  int64_t inner, stride, outer_stride;
+
+  InputRows(const Tensor& input, size_t normalized_dims, int64_t rows, int64_t cols)
+      : x(input), inner(std::max<int64_t>(1, rows)), stride(cols), outer_stride(0) {
+    if (input.is_contiguous()) return;
+    const auto sizes = input.sizes(), strides = input.strides();
+    const size_t outer_dims = sizes.size() - normalized_dims;
+    int64_t dense = 1, levels = 0, level_sizes[2], level_strides[2];
+    bool fits = true;
+    for (size_t d = sizes.size(); d-- > outer_dims; dense *= sizes[d]) fits &= sizes[d] == 1 || strides[d] == dense;
+    for (size_t d = outer_dims; d-- > 0;) {
+      if (sizes[d] == 1) continue;
+      if (levels > 0 && strides[d] == level_sizes[levels - 1] * level_strides[levels - 1]) {
+        level_sizes[levels - 1] *= sizes[d];
+      } else if (levels < 2) {
+        level_sizes[levels] = sizes[d];
+        level_strides[levels++] = strides[d];
+      } else {
+        fits = false;
+      }
+    }
+    if (!fits) {
+      x = input.contiguous();
+    } else if (levels > 0) {
+      inner = level_sizes[0];
+      stride = level_strides[0];
+      outer_stride = levels > 1 ? level_strides[1] : 0;
+    }
+  }
+
+  // Calls body(x, begin, end) for rows [begin, end) run by run of rows `stride` apart: row r is at x + r * stride.
+  template <typename T, typename Body>
+  void for_each_run(int64_t begin, int64_t end, const Body& body) const {
+    for (int64_t run_end; begin < end; begin = run_end) {
+      const int64_t outer = begin / inner;
+      run_end = std::min(end, (outer + 1) * inner);
+      body(const_data<T>(x) + outer * (outer_stride - inner * stride), begin, run_end);
+    }
+  }
+};
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_forward_cpu(const Tensor& input, at::IntArrayRef normalized_shape,
                                                           const OptionalTensor& weight_opt,
@@ -17,8 +63,8 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_forward_cpu(const Tensor& input, a
   const Tensor weight_in = value_or_undefined(weight_opt), bias_in = value_or_undefined(bias_opt);
   const auto [rows, cols] = check_layer_norm(input, normalized_shape, weight_in, bias_in);
   const auto dtype = input.scalar_type();
-  const Tensor x = input.contiguous();
-  const Tensor weight = as_accumulator(weight_in, dtype), bias = as_accumulator(bias_in, dtype);
+  const InputRows x(input, normalized_shape.size(), rows, cols);
+  const Tensor weight = widened(weight_in, dtype), bias = widened(bias_in, dtype);
 
   Tensor output = empty_cpu(input.sizes(), dtype);
   const auto stat_shape = layer_norm_stat_shape(input.sizes(), normalized_shape);
@@ -28,31 +74,39 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_forward_cpu(const Tensor& input, a
 
   dispatch_floating(dtype, "layer_norm", [&](auto element) {
     using T = decltype(element);
-    const LayerNormForwardArgs<T> args{const_data<T>(x),
+    const LayerNormForwardArgs<T> args{nullptr,
                                        const_data<Acc<T>>(weight),
                                        const_data<Acc<T>>(bias),
                                        mutable_data<T>(output),
                                        mutable_data<Acc<T>>(mean),
                                        mutable_data<Acc<T>>(rstd),
                                        cols,
+                                       x.stride,
                                        static_cast<Acc<T>>(eps),
                                        streams_past_cache(2 * output.nbytes())};
     const auto kernel = kernels<T>().layer_norm.forward;
-    parallel_for_cost(rows, cols, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+    parallel_for_cost(rows, cols, [&](int64_t begin, int64_t end) {
+      x.for_each_run<T>(begin, end, [&](const T* first, int64_t run_begin, int64_t run_end) {
+        LayerNormForwardArgs<T> of_run = args;
+        of_run.x = first;
+        kernel(of_run, run_begin, run_end);
+      });
+    });
   });
   return {output, mean, rstd};
 }
 
 template <typename T>
 struct LayerNormBackward {
-  LayerNormBackwardArgs<T> args;  // without the parameter gradients
+  LayerNormBackwardArgs<T> args;  // without x and the parameter gradients
+  const InputRows& x;
   const Tensor &grad_weight, &grad_bias;
   int64_t rows;
 
   void run() {
     // Few rows make few chunks, and long ones large partial sums.
     constexpr int64_t kFewRows = 128, kLongRow = 4096;
-    if (grad_weight.defined() && rows < kFewRows && args.cols >= kLongRow) return by_columns();
+    if (grad_weight.defined() && rows < kFewRows && args.cols >= kLongRow && rows <= x.inner) return by_columns();
     by_rows();
   }
 
@@ -65,7 +119,10 @@ struct LayerNormBackward {
         LayerNormBackwardArgs<T> of_chunk = args;
         of_chunk.dweight = weight_sums.start(chunk);
         of_chunk.dbias = bias_sums.start(chunk);
-        kernel(of_chunk, chunks.begin(chunk), chunks.end(chunk));
+        x.for_each_run<T>(chunks.begin(chunk), chunks.end(chunk), [&](const T* first, int64_t row, int64_t row_end) {
+          of_chunk.x = first;
+          kernel(of_chunk, row, row_end);
+        });
       }
     });
     weight_sums.merge();
@@ -77,6 +134,7 @@ struct LayerNormBackward {
     constexpr int64_t kTile = 1024;
     const auto& kernel = kernels<T>().layer_norm;
     const auto means = uninitialised<LayerNormRowMeans<Acc<T>>>(rows);
+    args.x = const_data<T>(x.x);
     parallel_for_cost(rows, args.cols,
                       [&](int64_t begin, int64_t end) { kernel.row_means(args, means.get(), begin, end); });
     args.dweight = mutable_data<Acc<T>>(grad_weight.zero_());
@@ -96,9 +154,9 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward_cpu(const Tensor& grad_ou
   const Tensor weight_in = value_or_undefined(weight_opt);
   const auto [rows, cols] = check_layer_norm_backward(grad_output, input, normalized_shape, mean, rstd, weight_in);
   const auto dtype = input.scalar_type();
-  const Tensor dy = grad_output.contiguous(), x = input.contiguous(), means = mean.contiguous(),
-               rstds = rstd.contiguous();
-  const Tensor weight = as_accumulator(weight_in, dtype);
+  const Tensor dy = grad_output.contiguous(), means = mean.contiguous(), rstds = rstd.contiguous();
+  const InputRows x(input, normalized_shape.size(), rows, cols);
+  const Tensor weight = widened(weight_in, dtype);
   const auto sum_dtype = accumulation_dtype(dtype);
 
   // The kernel sums both parameter gradients or none.
@@ -111,12 +169,13 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward_cpu(const Tensor& grad_ou
   } else if (output_mask[0] || wants_parameters) {
     dispatch_floating(dtype, "layer_norm_backward", [&](auto element) {
       using T = decltype(element);
-      LayerNormBackward<T>{{const_data<T>(dy), const_data<T>(x), const_data<Acc<T>>(weight), const_data<Acc<T>>(means),
-                            const_data<Acc<T>>(rstds), mutable_data<T>(grad_input), nullptr, nullptr, cols,
-                            streams_past_cache(3 * x.nbytes())},
-                           grad_weight,
-                           grad_bias,
-                           rows}
+      LayerNormBackward<T>{
+          {const_data<T>(dy), nullptr, const_data<Acc<T>>(weight), const_data<Acc<T>>(means), const_data<Acc<T>>(rstds),
+           mutable_data<T>(grad_input), nullptr, nullptr, cols, x.stride, streams_past_cache(3 * input.nbytes())},
+          x,
+          grad_weight,
+          grad_bias,
+          rows}
           .run();
     });
   }

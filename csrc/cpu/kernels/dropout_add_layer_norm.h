@@ -40,7 +40,7 @@ void dropout_add_layer_norm_forward_rows(const DropoutAddLayerNormForwardArgs<T>
     dropout_add_span(DropoutArgs<T>{args.x + first, args.residual + first, nullptr, z, args.cols, false, args.rule},
                      first, rows * args.cols);
     layer_norm_forward_rows(LayerNormForwardArgs<T>{z, args.weight, args.bias, args.y + first, args.mean + row,
-                                                    args.rstd + row, args.cols, args.eps, args.streams},
+                                                    args.rstd + row, args.cols, args.cols, args.eps, args.streams},
                             0, rows);
   }
 }
@@ -80,8 +80,8 @@ inline void write_gradients(const DropoutAddLayerNormBackwardArgs<T>& args, int6
 template <int kRows, bool kParameterGrads, bool kStream, typename T>
 int64_t dropout_add_layer_norm_backward_blocks(const DropoutAddLayerNormBackwardArgs<T>& args, int64_t row,
                                                int64_t row_end) {
-  const LayerNormBackwardArgs<T> norm{args.dy, args.z,       args.weight, args.mean, args.rstd,
-                                      nullptr, args.dweight, args.dbias,  args.cols, false};
+  const LayerNormBackwardArgs<T> norm{args.dy,      args.z,     args.weight, args.mean, args.rstd, nullptr,
+                                      args.dweight, args.dbias, args.cols,   args.cols, false};
   for (; row + kRows <= row_end; row += kRows) {
     const auto block = sum_rows<T, kRows, kParameterGrads>(norm, row);
     if constexpr (kParameterGrads) mend_dweight<kRows>(norm, row, block.xhat);

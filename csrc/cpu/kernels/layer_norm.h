@@ -33,7 +33,7 @@ inline TILEWRIGHT_INLINE void normalise_rows(const LayerNormForwardArgs<T>& args
   unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE {
     const Vec<A> mean = broadcast_lane<A>(block.mean, r), rstd = broadcast_lane<A>(block.rstd, r);
     const Vec<A> rest = broadcast_lane<A>(block.rest, r);
-    const T* x = args.x + (first_row + r) * args.cols;
+    const T* x = args.x + (first_row + r) * args.x_stride;
     T* y = args.y + (first_row + r) * args.cols;
     const A *weight = args.weight, *bias = args.bias;
     for_each_vector<A>(args.cols, [=](int64_t c, int64_t n) TILEWRIGHT_INLINE {
@@ -52,7 +52,7 @@ template <int kRows, bool kShort, bool kStream, typename T>
 int64_t layer_norm_forward_blocks(const LayerNormForwardArgs<T>& args, int64_t row, int64_t row_end) {
   if (row + kRows > row_end) return row;
   const auto statistics = [&](int64_t first) TILEWRIGHT_INLINE {
-    return row_statistics<T, kRows, kShort>(args.x + first * args.cols, args.cols, args.eps);
+    return row_statistics<T, kRows, kShort>(args.x + first * args.x_stride, args.x_stride, args.cols, args.eps);
   };
   constexpr bool kAhead = kRows > 1 || sizeof(T) == 2;
   if constexpr (!kAhead) {
@@ -76,13 +76,13 @@ int64_t layer_norm_forward_long_rows(const LayerNormForwardArgs<T>& args, int64_
   using A = Acc<T>;
   constexpr int kRows = 4;
   const A *weight = args.weight, *bias = args.bias;
-  const int64_t cols = args.cols;
+  const int64_t cols = args.cols, stride = args.x_stride;
   for (; row + kRows <= row_end; row += kRows) {
-    const T* x = args.x + row * cols;
+    const T* x = args.x + row * stride;
     T* y = args.y + row * cols;
     Vec<A> mean[kRows], rstd[kRows], rest[kRows];
     unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE {
-      const auto found = row_statistics<T, 1, false>(x + r * cols, cols, args.eps);
+      const auto found = row_statistics<T, 1, false>(x + r * stride, stride, cols, args.eps);
       args.mean[row + r] = found.mean[0];
       args.rstd[row + r] = found.rstd[0];
       mean[r] = broadcast_lane<A>(found.mean, 0);
@@ -93,7 +93,7 @@ int64_t layer_norm_forward_long_rows(const LayerNormForwardArgs<T>& args, int64_
       const Vec<A> w = weight != nullptr ? load(weight + c, n) : broadcast<A>(1);
       const Vec<A> b = bias != nullptr ? load(bias + c, n) : broadcast<A>(A(-0.0));  // keeps the sign of a 0
       unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE {
-        const Vec<A> xhat = (load(x + r * cols + c, n) - mean[r]) * rstd[r] - rest[r];
+        const Vec<A> xhat = (load(x + r * stride + c, n) - mean[r]) * rstd[r] - rest[r];
         store_or_stream<kStream>(y + r * cols + c, xhat * w + b, n);
       });
     });

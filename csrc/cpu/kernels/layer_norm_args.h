@@ -4,7 +4,7 @@
 
 namespace tilewright {
 
-// Rows are contiguous: element (r, c) of x, y, dy, dx is at r * cols + c.
+// Rows are contiguous: element (r, c) of y, dy, dx is at r * cols + c, of x at r * x_stride + c.
 template <typename T>
 struct LayerNormForwardArgs {
   const T* x;            // [rows, cols]
@@ -14,6 +14,7 @@ struct LayerNormForwardArgs {
   Acc<T>* mean;          // [rows]
   Acc<T>* rstd;          // [rows]
   int64_t cols;
+  int64_t x_stride;
   Acc<T> eps;
   bool streams;  // y goes past the caches
 };
@@ -29,6 +30,7 @@ struct LayerNormBackwardArgs {
   Acc<T>* dweight;       // [cols], added to; or null together with dbias: not wanted
   Acc<T>* dbias;         // [cols], added to
   int64_t cols;
+  int64_t x_stride;
   bool streams;  // dx goes past the caches
 };
 

@@ -35,7 +35,8 @@ inline TILEWRIGHT_INLINE BlockMeans<Acc<T>> sum_rows(const LayerNormBackwardArgs
   using A = Acc<T>;
   const int64_t cols = args.cols;
   const A *weight = args.weight, *means = args.mean + row, *rstds = args.rstd + row;
-  const T *dy = args.dy + row * cols, *x = args.x + row * cols;
+  const int64_t stride = args.x_stride;
+  const T *dy = args.dy + row * cols, *x = args.x + row * stride;
   A *dweight_sums = args.dweight, *dbias_sums = args.dbias;
   Vec<A> sum_xhat[kRows] = {}, sum_g[kRows] = {}, sum_g_xhat[kRows] = {}, mean[kRows], rstd[kRows];
   unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE {
@@ -47,7 +48,7 @@ inline TILEWRIGHT_INLINE BlockMeans<Acc<T>> sum_rows(const LayerNormBackwardArgs
     Vec<A> dweight{}, dbias{};
     unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE {
       const Vec<A> d = load(dy + r * cols + c, n);
-      const Vec<A> xhat = keep_first((load(x + r * cols + c, n) - mean[r]) * rstd[r], n);
+      const Vec<A> xhat = keep_first((load(x + r * stride + c, n) - mean[r]) * rstd[r], n);
       const Vec<A> g = rounded(d * w);
       sum_xhat[r] += xhat;
       sum_g[r] += g;
@@ -106,7 +107,7 @@ inline TILEWRIGHT_INLINE void write_dx(const LayerNormBackwardArgs<T>& args, int
   unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE {
     const int64_t row = first_row + r;
     const LayerNormInputGradient<A> gradient(block, r, args.mean[row], args.rstd[row]);
-    const T *dy = args.dy + row * args.cols, *x = args.x + row * args.cols;
+    const T *dy = args.dy + row * args.cols, *x = args.x + row * args.x_stride;
     T* dx = args.dx + row * args.cols;
     const A* weight = args.weight;
     for_each_vector<A>(args.cols, [=](int64_t c, int64_t n) TILEWRIGHT_INLINE {
@@ -172,7 +173,7 @@ void layer_norm_column_gradients(const LayerNormBackwardArgs<T>& args, const Lay
   const A* weight = args.weight != nullptr ? args.weight + col_begin : nullptr;
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t first = row * args.cols + col_begin;
-    const T *dy = args.dy + first, *x = args.x + first;
+    const T *dy = args.dy + first, *x = args.x + row * args.x_stride + col_begin;
     T* dx = args.dx != nullptr ? args.dx + first : nullptr;
     const Vec<A> mean = broadcast<A>(args.mean[row]), rstd = broadcast<A>(args.rstd[row]);
     const Vec<A> mean_xhat = broadcast<A>(means[row].xhat), mean_g = broadcast<A>(means[row].g),

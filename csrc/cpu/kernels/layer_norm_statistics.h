@@ -40,26 +40,26 @@ inline TILEWRIGHT_INLINE Vec<A> finite_or_zero(Vec<A> v) {
 
 // The means of the first values of each row, as many as a power of two: so equal values give themselves.
 template <typename T, int kRows>
-inline TILEWRIGHT_INLINE Vec<Acc<T>> first_estimate(const T* x, int64_t cols) {
+inline TILEWRIGHT_INLINE Vec<Acc<T>> first_estimate(const T* x, int64_t stride, int64_t cols) {
   using A = Acc<T>;
   int64_t count = kLanes<A>;
   while (count > cols) count /= 2;
   const A scale = A(1) / static_cast<A>(count);
   Vec<A> first[kRows];
-  unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE { first[r] = load(x + r * cols, count); });
+  unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE { first[r] = load(x + r * stride, count); });
   return finite_or_zero<A>(reduce_add_each<A, kRows>(first) * scale);
 }
 
 // Short rows: one chain of sums each, whichever rows are with it in a block.
 template <typename T, int kRows>
-inline TILEWRIGHT_INLINE RowStatistics<Acc<T>> short_rows_around(const T* x, int64_t cols, Vec<Acc<T>> estimate,
-                                                                 Acc<T> eps) {
+inline TILEWRIGHT_INLINE RowStatistics<Acc<T>> short_rows_around(const T* x, int64_t stride, int64_t cols,
+                                                                 Vec<Acc<T>> estimate, Acc<T> eps) {
   using A = Acc<T>;
   Vec<A> d[kRows] = {}, dd[kRows] = {}, centre[kRows];
   unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE { centre[r] = broadcast_lane<A>(estimate, r); });
   for_each_vector<A>(cols, [&](int64_t c, int64_t n) TILEWRIGHT_INLINE {
     unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE {
-      const Vec<A> distance = keep_first(load(x + r * cols + c, n) - centre[r], n);
+      const Vec<A> distance = keep_first(load(x + r * stride + c, n) - centre[r], n);
       d[r] += distance;
       dd[r] = fma(distance, distance, dd[r]);
     });
@@ -99,14 +99,14 @@ inline RowStatistics<Acc<T>> long_row_around(const T* x, int64_t cols, Vec<Acc<T
 }
 
 template <typename T, int kRows, bool kShort>
-inline TILEWRIGHT_INLINE RowStatistics<Acc<T>> row_statistics(const T* x, int64_t cols, Acc<T> eps) {
+inline TILEWRIGHT_INLINE RowStatistics<Acc<T>> row_statistics(const T* x, int64_t stride, int64_t cols, Acc<T> eps) {
   using A = Acc<T>;
   static_assert(kShort || kRows == 1);
   const auto around = [=](Vec<A> estimate) TILEWRIGHT_INLINE {
-    if constexpr (kShort) return short_rows_around<T, kRows>(x, cols, estimate, eps);
+    if constexpr (kShort) return short_rows_around<T, kRows>(x, stride, cols, estimate, eps);
     return long_row_around<T>(x, cols, estimate, eps);
   };
-  auto found = around(first_estimate<T, kRows>(x, cols));
+  auto found = around(first_estimate<T, kRows>(x, stride, cols));
   if (__builtin_expect(reduce_max<A>(found.lost_bits) > A(0), 0)) {
     // Of the rows concerned alone: another's result must not depend on who is with it in a block.
     const auto better = around(finite_or_zero<A>(found.mean));

@@ -12,6 +12,7 @@
 #include "cpu/kernels/masked_scale_args.h"
 #include "cpu/kernels/matmul_args.h"
 #include "cpu/kernels/roofline_args.h"
+#include "cpu/kernels/widen_args.h"
 #include "cpu/kernels/winograd_args.h"
 
 // Each family has kernels/<family>.h with a function fill_<family>(TypedKernels<T>&).
@@ -27,6 +28,7 @@
   X(masked_scale)              \
   X(matmul)                    \
   X(roofline)                  \
+  X(widen)                     \
   X(winograd)
 
 namespace tilewright {
@@ -44,6 +46,7 @@ struct TypedKernels {
   MaskedScaleKernels<T> masked_scale;
   MatmulKernels<T> matmul;
   RooflineKernels<T> roofline;
+  WidenKernels<T> widen;
   WinogradKernels<T> winograd;
 };
 
