@@ -41,6 +41,7 @@ class DropoutAddLayerNormFunction : public torch::autograd::Function<DropoutAddL
     auto [output, sum, mean, rstd] = dropout_add_layer_norm_forward(input, residual, normalized_shape, weight, bias,
                                                                     eps, seed, p, /*keep_sum=*/true);
     ctx->set_materialize_grads(false);
+    if (!input.requires_grad() && !residual.requires_grad()) ctx->mark_non_differentiable({sum});
     ctx->save_for_backward(
         {sum, value_or_undefined(weight), value_or_undefined(bias), mean, rstd, value_or_undefined(seed)});
     ctx->saved_data["normalized_shape"] = normalized_shape.vec();
