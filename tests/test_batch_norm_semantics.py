@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import tilewright.functional as TF
 from tilewright.testing import ops_called
@@ -90,6 +91,36 @@ def test_compile(dynamic, training):
     assert y.stride() == expected.stride()
     grads = [torch.autograd.grad(out.sin().sum(), inputs) for out in (y, expected)]
     torch.testing.assert_close(*grads, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST], ids=["nchw", "nhwc"])
+def test_saved_tensor_hooks_may_change_strides(memory_format, create_graph):
+    """relu's bits lie as the input did in the forward, wherever a hook puts the input since."""
+    x = torch.randn(4, 8, 4, 4).contiguous(memory_format=memory_format).requires_grad_()
+    dy, other = torch.randn(4, 8, 4, 4), LAST if memory_format is torch.contiguous_format else torch.contiguous_format
+
+    def pack(saved: Tensor) -> Tensor:
+        return saved.contiguous(memory_format=other) if saved.dim() == 4 else saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed):
+        y = TF.batch_norm_act(x, None, None, training=True)
+    plain = TF.batch_norm_act(x, None, None, training=True)
+    grads = [torch.autograd.grad(out, x, dy, create_graph=create_graph)[0] for out in (y, plain)]
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST], ids=["nchw", "nhwc"])
+def test_gradients_of_gradients_with_symbolic_shapes(memory_format):
+    def second(x, dy):
+        x = x.detach().requires_grad_()
+        (first,) = torch.autograd.grad(TF.batch_norm_act(x, None, None, training=True), x, dy, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), x)[0]
+
+    x, dy = (torch.randn(4, 5, 3, 3).contiguous(memory_format=memory_format) for _ in range(2))
+    # At the traced size: native's own second derivative writes the count of values into the graph.
+    traced = make_fx(second, tracing_mode="symbolic")(x, dy)
+    torch.testing.assert_close(traced(x, dy), second(x, dy))
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -270,3 +270,11 @@ def test_masked_scale_strides(isa, kind):
     y = TF.masked_scale(x, mask, 2.0)
     assert torch.equal(y, x * mask * 2.0)
     assert y.stride() == (x * torch.empty_like(x)).stride()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("bias_dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_raw_op_takes_a_bias_of_another_dtype(dtype, bias_dtype):
+    x, bias, seed = torch.randn(3, 40, dtype=dtype), torch.randn(40, dtype=bias_dtype), torch.tensor([1])
+    y = torch.ops.tilewright.dropout_add_forward(x, torch.zeros_like(x), bias, seed, 0.0)
+    torch.testing.assert_close(y, x + bias)

@@ -79,7 +79,8 @@ class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
     const auto bias_dtype = is_defined(bias) ? bias->scalar_type() : dtype;
     ctx->saved_data["flags"] = static_cast<int64_t>(options.training) | static_cast<int64_t>(is_defined(bias)) << 1 |
                                static_cast<int64_t>(is_defined(residual)) << 2 | static_cast<int64_t>(dtype) << 8 |
-                               static_cast<int64_t>(bias_dtype) << 16;
+                               static_cast<int64_t>(bias_dtype) << 16 |
+                               static_cast<int64_t>(batch_norm_format(input)) << 24;
     ctx->saved_data["activation"] = options.activation;
     if (is_defined(bias) && bias->dim() != 1) ctx->saved_data["bias_shape"] = bias->sym_sizes().vec();  // native's rule
     return output;
@@ -87,18 +88,22 @@ class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
     const auto saved = ctx->get_saved_variables();
-    const Tensor &input = saved[0], &weight = saved[1], &mean = saved[2], &var = saved[3], &activated = saved[4],
-                 &saved_bias = saved[5], &residual = saved[6];
+    const Tensor &weight = saved[1], &mean = saved[2], &var = saved[3], &activated = saved[4], &saved_bias = saved[5],
+                 &residual = saved[6];
     const double eps = ctx->saved_data["eps"].toDouble();
     const int64_t flags = ctx->saved_data["flags"].toInt();
     const bool training = flags & 1, has_bias = flags & 2, has_residual = flags & 4;
     const std::string activation = ctx->saved_data["activation"].toStringRef();
     const Activation kind = activation_from_name(activation);
     const bool relu = kind == Activation::kRelu;
+    // The bits lie as the forward's input did, and hooks on saved tensors may give one that lies in another way.
+    const auto format = static_cast<at::MemoryFormat>(flags >> 24);
+    const bool moved = relu && batch_norm_format(saved[0]) != format;
+    const Tensor input = moved ? saved[0].contiguous(format) : saved[0];
     const auto needs = inputs_needing_grad(ctx, {true, weight.defined(), has_bias, has_residual});
     if (wants_differentiable(grad_outputs)) {
       const auto dtype = static_cast<at::ScalarType>(flags >> 8 & 255);
-      const auto bias_dtype = static_cast<at::ScalarType>(flags >> 16);
+      const auto bias_dtype = static_cast<at::ScalarType>(flags >> 16 & 255);
       const Tensor given_mean = training ? Tensor() : mean.to(dtype), given_var = training ? Tensor() : var.to(dtype);
       Tensor bias = saved_bias;
       if (has_bias && !bias.defined()) {

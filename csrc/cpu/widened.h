@@ -10,7 +10,8 @@ namespace tilewright {
 inline Tensor widened(const Tensor& parameter, at::ScalarType dtype) {
   if (!parameter.defined()) return parameter;
   const auto own = parameter.scalar_type();
-  if (own == accumulation_dtype(dtype) || (own != at::kBFloat16 && own != at::kHalf) || !parameter.is_contiguous()) {
+  const bool widens = (own == at::kBFloat16 || own == at::kHalf) && accumulation_dtype(dtype) == at::kFloat;
+  if (!widens || !parameter.is_contiguous()) {
     return as_accumulator(parameter, dtype);
   }
   Tensor result = empty_cpu(parameter.sizes(), at::kFloat);

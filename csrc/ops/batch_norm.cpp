@@ -113,21 +113,20 @@ at::MemoryFormat batch_norm_gradient_format(const Tensor& input) {
 }
 
 Tensor batch_norm_relu_mask(const Tensor& bits, const Tensor& input) {
-  const int64_t channels = input.size(1), count = input.numel() / std::max<int64_t>(1, channels);
+  const c10::SymInt one = 1, channels = input.sym_size(1), count = input.sym_numel() / channels.max(one);
   const bool rows = batch_norm_is_rows(input, batch_norm_format(input), count);
-  const int64_t images = channels == 1 ? 1 : input.size(0);
-  const int64_t lines = rows ? count : images * channels;
-  const int64_t length = rows ? channels : count / std::max<int64_t>(1, images);
-  const int64_t line_bytes = divide_up(length, 8);
+  const c10::SymInt images = channels == 1 ? one : input.sym_size(0);
+  const c10::SymInt lines = rows ? count : images * channels, length = rows ? channels : count / images.max(one);
+  const c10::SymInt line_bytes = (length + 7) / 8;
   const Tensor places = at::arange(8, bits.options());
-  const Tensor bytes = bits.narrow(0, 0, lines * line_bytes).view({lines, line_bytes, 1});
+  const Tensor bytes = bits.narrow_symint(0, 0, lines * line_bytes).view_symint({lines, line_bytes, one});
   const Tensor mask = at::bitwise_and(at::bitwise_right_shift(bytes, places), 1).to(at::kBool);
-  const Tensor packed = mask.view({lines, line_bytes * 8}).narrow(1, 0, length);
-  if (!rows) return packed.reshape(input.sizes());
-  auto sizes = input.sizes().vec();
+  const Tensor packed = mask.view_symint({lines, line_bytes * 8}).narrow_symint(1, 0, length);
+  if (!rows) return packed.reshape_symint(input.sym_sizes());
+  auto sizes = input.sym_sizes().vec();
   sizes.erase(sizes.begin() + 1);
   sizes.push_back(channels);
-  return packed.reshape(sizes).movedim(-1, 1);
+  return packed.reshape_symint(sizes).movedim(-1, 1);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward(const Tensor& input, const OptionalTensor& weight,

@@ -31,8 +31,8 @@ at::MemoryFormat batch_norm_format(const Tensor& input);
 at::MemoryFormat batch_norm_gradient_format(const Tensor& input);
 
 // Rows of channels (see cpu/kernels/batch_norm_args.h), or planes? count: values per channel.
-inline bool batch_norm_is_rows(const Tensor& input, at::MemoryFormat format, int64_t count) {
-  return input.size(1) > 1 && (format != at::MemoryFormat::Contiguous || count == input.size(0));
+inline bool batch_norm_is_rows(const Tensor& input, at::MemoryFormat format, const c10::SymInt& count) {
+  return input.sym_size(1) > 1 && (format != at::MemoryFormat::Contiguous || count == input.sym_size(0));
 }
 
 // Where a relu lets the gradient pass, like input, from the bits that the CPU's forward saved.

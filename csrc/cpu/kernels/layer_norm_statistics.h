@@ -107,10 +107,11 @@ inline TILEWRIGHT_INLINE RowStatistics<Acc<T>> row_statistics(const T* x, int64_
     return long_row_around<T>(x, cols, estimate, eps);
   };
   auto found = around(first_estimate<T, kRows>(x, stride, cols));
-  if (__builtin_expect(reduce_max<A>(found.lost_bits) > A(0), 0)) {
-    // Of the rows concerned alone: another's result must not depend on who is with it in a block.
+  // Of the rows concerned alone: a result must not depend on who is with it in a block, nor on a NaN among them, which
+  // reduce_max of lost_bits themselves would pass on or not by its place.
+  const auto poor = found.lost_bits > A(0);
+  if (__builtin_expect(reduce_max<A>(poor ? found.lost_bits : Vec<A>{}) > A(0), 0)) {
     const auto better = around(finite_or_zero<A>(found.mean));
-    const auto poor = found.lost_bits > A(0);
     found.mean = poor ? better.mean : found.mean;
     found.rstd = poor ? better.rstd : found.rstd;
     found.rest = poor ? better.rest : found.rest;
