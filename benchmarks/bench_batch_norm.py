@@ -13,8 +13,8 @@ from .cases import FORWARD, TRAIN, Case, Problem, Work, dims, element_size, in_l
 MODEL = (
     "Bytes, with n elements of s bytes. Training forward reads x for the statistics, reads it again and writes y: 3 n "
     "s; its backward reads dy and x for the sums, reads both again and writes dx: 5 n s more. Evaluation forward 2 n "
-    "s, backward 3 n s more. A residual adds reading it (n s) and writing its gradient (n s); batch_norm_act's "
-    "backward also reads y for relu's sign only where it cannot recompute it, which is not counted. No flops: bound "
+    "s, backward 3 n s more. A residual adds reading it (n s) and writing its gradient (n s); the bits "
+    "that batch_norm_act's forward leaves for relu's backward, n / 8 bytes, are not counted. No flops: bound "
     "by memory."
 )
 

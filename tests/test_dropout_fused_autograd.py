@@ -168,6 +168,7 @@ def test_sum_of_frozen_inputs_needs_no_gradient():
     x, residual = torch.randn(3, 5), torch.randn(3, 5)
     weight = torch.randn(5, requires_grad=True)
     y, total = TF.dropout_add_layer_norm(x, residual, (5,), weight, None, p=0.4, prenorm=True)
-    assert y.requires_grad and not total.requires_grad
+    assert y.requires_grad
+    assert not total.requires_grad
     (grad,) = torch.autograd.grad(y.sum(), [weight])
     torch.testing.assert_close(grad, F.layer_norm(total, (5,)).sum(0))
