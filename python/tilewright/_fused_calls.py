@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import functional
-from .nn.normalization import _running_averages
+from .nn.normalization import batch_norm_act
 
 
 def _fits(input: Tensor, residual: Any, first: bool) -> bool:
@@ -20,32 +20,15 @@ def _fits(input: Tensor, residual: Any, first: bool) -> bool:
     return first or residual.stride() == input.stride()
 
 
-def _batch_norm_act(layer: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
-    layer._check_input_dim(input)
-    running_mean, running_var, by_batch, momentum = _running_averages(layer)
-    return functional.batch_norm_act(
-        input,
-        running_mean,
-        running_var,
-        layer.weight,
-        layer.bias,
-        by_batch,
-        momentum,
-        layer.eps,
-        activation="relu",
-        residual=residual,
-    )
-
-
 def batch_norm_relu(layer: Any, input: Tensor) -> Tensor:
     """relu(layer(input))."""
-    return _batch_norm_act(layer, input)
+    return batch_norm_act(layer, input, "relu", None)
 
 
 def batch_norm_add_relu(layer: Any, input: Tensor, residual: Any, in_place: bool) -> Tensor:
     """relu(layer(input) + residual), with += where in_place, which keeps the first operand's shape and dtype."""
     if _fits(input, residual, first=True):
-        return _batch_norm_act(layer, input, residual)
+        return batch_norm_act(layer, input, "relu", residual)
     total = layer(input)
     if in_place:
         total += residual
@@ -57,7 +40,7 @@ def batch_norm_add_relu(layer: Any, input: Tensor, residual: Any, in_place: bool
 def add_batch_norm_relu(layer: Any, input: Tensor, residual: Any) -> Tensor:
     """relu(residual + layer(input))."""
     if _fits(input, residual, first=False):
-        return _batch_norm_act(layer, input, residual)
+        return batch_norm_act(layer, input, "relu", residual)
     return torch.relu(residual + layer(input))
 
 

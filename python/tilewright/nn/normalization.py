@@ -103,6 +103,26 @@ def _batch_norm(layer: torch.nn.modules.batchnorm._BatchNorm, input: Tensor) -> 
     )
 
 
+def batch_norm_act(
+    layer: torch.nn.modules.batchnorm._BatchNorm, input: Tensor, activation: str, residual: Tensor | None
+) -> Tensor:
+    """activation(layer(input) + residual) in one op, by the settings and statistics that layer has now."""
+    layer._check_input_dim(input)
+    running_mean, running_var, by_batch, momentum = _running_averages(layer)
+    return functional.batch_norm_act(
+        input,
+        running_mean,
+        running_var,
+        layer.weight,
+        layer.bias,
+        by_batch,
+        momentum,
+        layer.eps,
+        activation=activation,
+        residual=residual,
+    )
+
+
 class BatchNorm1d(DropIn, torch.nn.BatchNorm1d):
     """:class:`torch.nn.BatchNorm1d` on tilewright's kernels; constructor, buffers and state_dict are torch's.
 
@@ -190,20 +210,7 @@ class BatchNormAct2d(torch.nn.BatchNorm2d):
     @leaf_when_traced
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalise each channel, add the residual if there is one, apply the activation."""
-        self._check_input_dim(input)
-        running_mean, running_var, by_batch, momentum = _running_averages(self)
-        return functional.batch_norm_act(
-            input,
-            running_mean,
-            running_var,
-            self.weight,
-            self.bias,
-            by_batch,
-            momentum,
-            self.eps,
-            activation=self.activation,
-            residual=residual,
-        )
+        return batch_norm_act(self, input, self.activation, residual)
 
     def extra_repr(self) -> str:
         """What repr shows: torch's arguments and the activation."""
