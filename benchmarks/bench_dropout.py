@@ -13,11 +13,11 @@ from .cases import FORWARD, SWEEP_BYTES, TRAIN, Case, Problem, Work, dims, eleme
 from .gate import check_keep_share
 
 MODEL = (
-    "Bytes, with n elements of s bytes. dropout: x and y forward, dy and dx backward, 2 n s each (the mask's bits, n / 8"
-    " bytes, are not counted). dropout_add: a third operand forward, 3 n s; backward 2 n s, the residual's gradient "
-    "being dy itself. dropout_add_layer_norm: x and residual read, y written, 3 n s; with gradients the sum is kept, "
-    "read with dy, and two gradients written: 8 n s in all. masked_scale: x, y and a mask of one byte each way. No "
-    "flops: bound by memory."
+    "Bytes, with n elements of s bytes. dropout: x and y forward, dy and dx backward, 2 n s each (the mask's n / 8 "
+    "bytes of bits are not counted). dropout_add: a third operand forward, 3 n s; backward 2 n s, the residual's "
+    "gradient being dy itself. dropout_add_layer_norm: x and residual read, y written, 3 n s; with gradients the sum "
+    "is kept, read with dy, and two gradients written: 8 n s in all. masked_scale: x, y and a mask of one byte each "
+    "way. No flops: bound by memory."
 )
 P = 0.1
 
