@@ -11,6 +11,11 @@ constexpr long kVectorBytes = 16;
 namespace tilewright {
 namespace {
 
+inline VecF32 load(const float* p, int64_t n) { return load_through_buffer(p, n); }
+inline VecF64 load(const double* p, int64_t n) { return load_through_buffer(p, n); }
+inline void store(float* p, VecF32 v, int64_t n) { store_through_buffer(p, v, n); }
+inline void store(double* p, VecF64 v, int64_t n) { store_through_buffer(p, v, n); }
+
 inline VecF32 sqrt(VecF32 v) {
   for (int i = 0; i < 4; ++i) v[i] = __builtin_sqrtf(v[i]);
   return v;

@@ -21,12 +21,6 @@ inline void store_through_buffer(T* p, V v, int64_t n) {
   store(lanes, v);
   __builtin_memcpy(p, lanes, static_cast<uint64_t>(n) * sizeof(T));
 }
-#if !defined(TILEWRIGHT_ISA_IS_AVX2)  // which has masked access of its own
-inline VecF32 load(const float* p, int64_t n) { return load_through_buffer(p, n); }
-inline VecF64 load(const double* p, int64_t n) { return load_through_buffer(p, n); }
-inline void store(float* p, VecF32 v, int64_t n) { store_through_buffer(p, v, n); }
-inline void store(double* p, VecF64 v, int64_t n) { store_through_buffer(p, v, n); }
-#endif
 inline VecF32 load(const BF16* p, int64_t n) { return load_through_buffer(p, n); }
 inline VecF32 load(const F16* p, int64_t n) { return load_through_buffer(p, n); }
 inline void store(BF16* p, VecF32 v, int64_t n) { store_through_buffer(p, v, n); }

@@ -1,10 +1,6 @@
 // One bit for each element, packed eight to a byte, the lowest first: reading the bits of a vector's lanes, selecting
 // by them, and making and writing them.
 #pragma once
-#if defined(TILEWRIGHT_ISA_IS_BASELINE) && defined(__SSE2__)
-#include <emmintrin.h>
-#endif
-
 #include "cpu/kernels/rows.h"
 #include "cpu/kernels/typed_kernels.h"
 
@@ -35,11 +31,12 @@ struct BitLanes<double> {
 };
 template <typename A>
 inline TILEWRIGHT_INLINE Vec<A> lanes_where_bit(uint32_t bits, Vec<A> v) {
+  using V = Vec<A>;
   using Lanes = typename BitLanes<A>::type;
   Lanes bit_of_lane;
   for (int lane = 0; lane < kLanes<A>; ++lane) bit_of_lane[lane] = 1u << lane;
   const auto set = ((Lanes{} + bits) & bit_of_lane) == bit_of_lane;
-  return bit_cast<Vec<A> >(bit_cast<Lanes>(v) & bit_cast<Lanes>(set));
+  return bit_cast<V>(bit_cast<Lanes>(v) & bit_cast<Lanes>(set));
 }
 inline VecF32 lanes_where(uint32_t bits, VecF32 v) { return lanes_where_bit<float>(bits, v); }
 inline VecF64 lanes_where(uint32_t bits, VecF64 v) { return lanes_where_bit<double>(bits, v); }
@@ -56,23 +53,15 @@ inline uint32_t bits_not_below(VecF32 v, VecF32 threshold) {
 inline uint32_t bits_not_below(VecF64 v, VecF64 threshold) {
   return static_cast<uint32_t>(_mm256_movemask_pd(_mm256_cmp_pd(v, threshold, _CMP_NLE_UQ)));
 }
-#elif defined(__SSE2__)
-inline uint32_t bits_not_below(VecF32 v, VecF32 threshold) {
-  return static_cast<uint32_t>(_mm_movemask_ps(_mm_cmpnle_ps(bit_cast<__m128>(v), bit_cast<__m128>(threshold))));
-}
-inline uint32_t bits_not_below(VecF64 v, VecF64 threshold) {
-  return static_cast<uint32_t>(_mm_movemask_pd(_mm_cmpnle_pd(bit_cast<__m128d>(v), bit_cast<__m128d>(threshold))));
-}
 #else
-// Lanes by memory: GCC 12 at -O1 reads lane 0 for every lane of a comparison that is subscripted.
+// Lane against lane: of a comparison of whole vectors, subscripted, GCC 12 reads a wrong lane under
+// -fsanitize=undefined.
 template <typename V>
 inline uint32_t bits_not_below(V v, V threshold) {
-  constexpr int kCount = static_cast<int>(sizeof(V) / sizeof(v[0]));
-  decltype(v[0] + 0) values[kCount], thresholds[kCount];
-  __builtin_memcpy(values, &v, sizeof(v));
-  __builtin_memcpy(thresholds, &threshold, sizeof(v));
   uint32_t bits = 0;
-  for (int lane = 0; lane < kCount; ++lane) bits |= (values[lane] <= thresholds[lane] ? 0u : 1u) << lane;
+  for (unsigned lane = 0; lane < sizeof(V) / sizeof(v[0]); ++lane) {
+    bits |= (v[lane] <= threshold[lane] ? 0u : 1u) << lane;
+  }
   return bits;
 }
 #endif
