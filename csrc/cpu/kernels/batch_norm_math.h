@@ -3,6 +3,7 @@
 #pragma once
 #include "common/macros.h"
 #include "cpu/kernels/activation.h"
+#include "cpu/kernels/estimate.h"
 #include "cpu/kernels/lane_bits.h"
 #include "cpu/kernels/rows.h"
 #include "cpu/kernels/typed_kernels.h"
@@ -10,16 +11,9 @@
 namespace tilewright {
 namespace {
 
-// Is the estimate of a mean good enough for one pass? sums: of d = x - estimate and of d^2 over count values. The
-// square of the distance between estimate and mean is lost digits in the variance: at most two bits are given away.
+// From the sums of d = x - estimate and of d^2 over count values.
 inline bool estimate_is_poor(double sum_d, double sum_dd, double count) {
-  return sum_d * sum_d > 0.75 * sum_dd * count;
-}
-
-// An estimate must be finite, or it would hide where Inf and NaN lie.
-template <typename A>
-inline A finite_or_zero(A estimate) {
-  return estimate - estimate == A(0) ? estimate : A(0);
+  return sum_d * sum_d > kPoorShare * sum_dd * count;
 }
 
 // A block's mean and m2 from the same sums. The correction gives the mean more digits than Acc has, so x + 1e4 keeps

@@ -1,8 +1,7 @@
-// Mean and rstd of rows, in one pass around an estimate of the mean from the row's first values: with d = x - estimate,
-//   mean = estimate + sum(d) / n,  var = sum(d^2) / n - (sum(d) / n)^2,
-// and where that estimate was poor in another around the better one, from cache. So at most two bits of the variance
-// are given away, for any data, and a row of equal values has no d at all: its y is the bias.
+// Mean and rstd of rows, in one pass around an estimate of the mean from the row's first values (estimate.h), and where
+// that was poor in another from cache. A row of equal values has no distance from its estimate: its y is the bias.
 #pragma once
+#include "cpu/kernels/estimate.h"
 #include "cpu/kernels/rows.h"
 #include "cpu/kernels/typed_kernels.h"
 
@@ -29,13 +28,7 @@ inline TILEWRIGHT_INLINE RowStatistics<A> finish_statistics(Vec<A> distance, Vec
   const Vec<A> mean = estimate + distance, rstd = A(1) / sqrt(variance + eps);
   const Vec<A> rest = (distance - (mean - estimate)) * rstd;
   constexpr A kNegligible = sizeof(A) == 4 ? A(0x1p-24) : A(0x1p-53);
-  return {mean, rstd, max(rest, -rest) > kNegligible ? rest : Vec<A>{}, lost - A(0.75) * square};
-}
-
-// An estimate must be finite, or it would hide where Inf and NaN lie.
-template <typename A>
-inline TILEWRIGHT_INLINE Vec<A> finite_or_zero(Vec<A> v) {
-  return v - v == Vec<A>{} ? v : Vec<A>{};
+  return {mean, rstd, max(rest, -rest) > kNegligible ? rest : Vec<A>{}, lost - A(kPoorShare) * square};
 }
 
 // The means of the first values of each row, as many as a power of two: so equal values give themselves.
@@ -47,7 +40,7 @@ inline TILEWRIGHT_INLINE Vec<Acc<T>> first_estimate(const T* x, int64_t stride, 
   const A scale = A(1) / static_cast<A>(count);
   Vec<A> first[kRows];
   unrolled<kRows>([&](auto r) TILEWRIGHT_INLINE { first[r] = load(x + r * stride, count); });
-  return finite_or_zero<A>(reduce_add_each<A, kRows>(first) * scale);
+  return finite_or_zero(reduce_add_each<A, kRows>(first) * scale);
 }
 
 // Short rows: one chain of sums each, whichever rows are with it in a block.
@@ -111,7 +104,7 @@ inline TILEWRIGHT_INLINE RowStatistics<Acc<T>> row_statistics(const T* x, int64_
   // reduce_max of lost_bits themselves would pass on or not by its place.
   const auto poor = found.lost_bits > A(0);
   if (__builtin_expect(reduce_max<A>(poor ? found.lost_bits : Vec<A>{}) > A(0), 0)) {
-    const auto better = around(finite_or_zero<A>(found.mean));
+    const auto better = around(finite_or_zero(found.mean));
     found.mean = poor ? better.mean : found.mean;
     found.rstd = poor ? better.rstd : found.rstd;
     found.rest = poor ? better.rest : found.rest;
