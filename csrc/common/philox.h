@@ -43,8 +43,7 @@ constexpr int kPhiloxRounds = 10;
 constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53u, kPhiloxMultiplier1 = 0xCD9E8D57u;
 constexpr uint32_t kPhiloxWeyl0 = 0x9E3779B9u, kPhiloxWeyl1 = 0xBB67AE85u;
 
-constexpr int64_t kDropoutGroup = 8;   // elements per Philox call
-constexpr int64_t kKeepBitsSpare = 4;  // bytes behind keep bits in memory (ops/dropout.h)
+constexpr int64_t kDropoutGroup = 8;  // elements per Philox call
 constexpr uint32_t kDomainNumbers = 0, kDomainExtra = 1;
 
 TILEWRIGHT_HOST_DEVICE inline PhiloxKey philox_key(uint64_t seed) {

@@ -26,4 +26,7 @@ struct AccOf<double> {
 template <typename T>
 using Acc = typename AccOf<T>::type;
 
+// Bytes behind bits of elements in memory: kernels read bits by words.
+constexpr int64_t kBitsSpare = 4;
+
 }  // namespace tilewright

@@ -15,14 +15,6 @@ double reciprocal_deviation(double var, double eps, bool training) {
   return training && var == 0.0 && eps == 0.0 ? 0.0 : 1.0 / std::sqrt(var + eps);
 }
 
-// The bytes behind the last bits are read with them, so they are not left to chance.
-Tensor empty_bits(const BatchNormPlan& plan) {
-  const int64_t size = batch_norm_bits_size(plan);
-  Tensor bits = empty_cpu({size}, at::kByte);
-  std::fill_n(mutable_data<uint8_t>(bits) + size - kBatchNormSpareBytes, kBatchNormSpareBytes, uint8_t{0});
-  return bits;
-}
-
 template <typename T>
 struct BatchNormForward {
   const BatchNormPlan& plan;
@@ -98,7 +90,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward_cpu(const Tensor& 
   Tensor output = empty_cpu(input.sizes(), dtype, plan.format);
   Tensor saved;
   if (saves && gradient_reads_input(activation)) saved = empty_cpu(input.sizes(), dtype, plan.format);
-  if (saves && activation == Activation::kRelu) saved = empty_bits(plan);
+  if (saves && activation == Activation::kRelu) saved = empty_bits(batch_norm_bits_size(plan));
   Tensor mean = empty_cpu({plan.shape.channels}, accumulation_dtype(dtype)),
          var = empty_cpu(mean.sizes(), mean.scalar_type());
   if (!training) {

@@ -65,7 +65,7 @@ void run_dropout(const Tensor& input, const Tensor& residual, const Tensor& bias
   const DropoutRule rule = dropout_rule_of(seed, p, op);
   const int64_t numel = input.numel();
   if (numel == 0) return;
-  const MergedDims dims = merged_dims(input);
+  const MergedDims dims = merged_dims(input.sizes(), input.strides());
   const bool streams = streams_past_cache(input.nbytes() * (residual.defined() ? 3 : 2)) && !output.is_same(input);
   dispatch_floating(input.scalar_type(), op, [&](auto element) {
     using T = decltype(element);
@@ -108,9 +108,7 @@ void dropout_forward_inplace_cpu(Tensor& input, const Tensor& seed, double p) {
 std::tuple<Tensor, Tensor> dropout_forward_keeping_cpu(const Tensor& input, const Tensor& seed, double p) {
   check_dropout_keeping(input);
   Tensor output = empty_cpu(input.sizes(), input.scalar_type());
-  Tensor keep_bits = empty_cpu({keep_bits_size(input.numel())}, at::kByte);
-  const int64_t size = keep_bits.numel();
-  std::fill_n(mutable_data<uint8_t>(keep_bits) + size - kKeepBitsSpare, kKeepBitsSpare, uint8_t{0});
+  Tensor keep_bits = empty_bits(keep_bits_size(input.numel()));
   run_dropout(input, Tensor(), Tensor(), output, seed, p, "dropout", {mutable_data<uint8_t>(keep_bits), nullptr});
   return {output, keep_bits};
 }

@@ -8,6 +8,7 @@
 #include "cpu/row_chunks.h"
 #include "cpu/tensors.h"
 #include "cpu/widened.h"
+#include "ops/memory_order.h"
 
 namespace tilewright {
 namespace {
@@ -23,27 +24,15 @@ struct InputRows {
     if (input.is_contiguous()) return;
     const auto sizes = input.sizes(), strides = input.strides();
     const size_t outer_dims = sizes.size() - normalized_dims;
-    int64_t dense = 1, levels = 0, level_sizes[2], level_strides[2];
-    bool fits = true;
-    for (size_t d = sizes.size(); d-- > outer_dims; dense *= sizes[d]) fits &= sizes[d] == 1 || strides[d] == dense;
-    for (size_t d = outer_dims; d-- > 0;) {
-      if (sizes[d] == 1) continue;
-      if (levels > 0 && strides[d] == level_sizes[levels - 1] * level_strides[levels - 1]) {
-        level_sizes[levels - 1] *= sizes[d];
-      } else if (levels < 2) {
-        level_sizes[levels] = sizes[d];
-        level_strides[levels++] = strides[d];
-      } else {
-        fits = false;
-      }
-    }
-    if (!fits) {
+    const MergedDims across = merged_dims(sizes.slice(0, outer_dims), strides.slice(0, outer_dims));
+    const MergedDims along = merged_dims(sizes.slice(outer_dims), strides.slice(outer_dims));
+    if (across.sizes.size() > 2 || along.sizes.size() > 1 || along.strides[0] != 1) {
       x = input.contiguous();
-    } else if (levels > 0) {
-      inner = level_sizes[0];
-      stride = level_strides[0];
-      outer_stride = levels > 1 ? level_strides[1] : 0;
+      return;
     }
+    inner = across.sizes.back();
+    stride = across.strides.back();
+    if (across.sizes.size() == 2) outer_stride = across.strides[0];
   }
 
   // Calls body(x, begin, end) for rows [begin, end) run by run of rows `stride` apart: row r is at x + r * stride.
@@ -104,8 +93,9 @@ struct LayerNormBackward {
   int64_t rows;
 
   void run() {
-    // Few rows make few chunks, and long ones large partial sums.
-    constexpr int64_t kFewRows = 128, kLongRow = 4096;
+    // So few make at most three chunks (row_chunks.h), which two threads share badly: 0.5 to 1.1x the time by columns;
+    // at 64 rows and more it is as often slower, up to 1.5x.
+    constexpr int64_t kFewRows = 48;
     if (grad_weight.defined() && rows < kFewRows && args.cols >= kLongRow && rows <= x.inner) return by_columns();
     by_rows();
   }

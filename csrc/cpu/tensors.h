@@ -5,6 +5,7 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
+#include <algorithm>
 #include <memory>
 
 #include "ops/tensors.h"
@@ -16,6 +17,13 @@ namespace tilewright {
 inline Tensor empty_cpu(at::IntArrayRef sizes, at::ScalarType dtype,
                         at::MemoryFormat format = at::MemoryFormat::Contiguous) {
   return at::detail::empty_cpu(sizes, dtype, /*pin_memory=*/false, format);
+}
+
+// Bytes for bits of elements, spare ones among them: those are read with the last bits, so they are not left to chance.
+inline Tensor empty_bits(int64_t bytes) {
+  Tensor bits = empty_cpu({bytes}, at::kByte);
+  std::fill_n(mutable_data<uint8_t>(bits) + bytes - kBitsSpare, kBitsSpare, uint8_t{0});
+  return bits;
 }
 
 // Is the result of a pass that reads and writes so many bytes in all better written past the caches? A plain store

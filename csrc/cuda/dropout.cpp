@@ -33,7 +33,7 @@ void run_dropout(const Tensor& input, const Tensor& residual, const Tensor& bias
                  const Tensor& seed, double p, const char* op, KeepBits bits) {
   check_dropout_seed(op, seed, input.device(), p);
   if (input.numel() == 0) return;
-  const MergedDims dims = merged_dims(input);
+  const MergedDims dims = merged_dims(input.sizes(), input.strides());
   if (dims.sizes.size() > kMaxPermutedDims) {
     const Tensor x = input.contiguous(), y = empty_like_in(x, x.sizes(), x.scalar_type());
     run_dropout(x, contiguous(residual), bias, y, seed, p, op, bits);

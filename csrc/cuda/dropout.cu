@@ -81,7 +81,7 @@ __device__ void dropout_tail(const DropoutArgs<T>& args, const Keep<Acc<T>>& kee
   }
   if (kBits && args.keep != nullptr) {
     const int64_t bytes = (args.numel + kGroup - 1) / kGroup;
-    for (int i = 0; i < kKeepBitsSpare; ++i) args.keep[bytes + i] = 0;
+    for (int i = 0; i < kBitsSpare; ++i) args.keep[bytes + i] = 0;
   }
 }
 

@@ -5,6 +5,7 @@
 // seed, p and the logical index of an element only.
 #pragma once
 #include "common/philox.h"
+#include "common/types.h"
 #include "ops/library.h"
 
 namespace tilewright {
@@ -27,7 +28,7 @@ void dropout_forward_(Tensor& input, const Tensor& seed, double p);
 // Contiguous input only: (output, keep_bits). keep_bits is uint8 [keep_bits_size(numel)]; bit i % 8 of byte i / 8 says
 // whether element i was kept. The spare bytes behind are zero: kernels read bits by words.
 std::tuple<Tensor, Tensor> dropout_forward_keeping(const Tensor& input, const Tensor& seed, double p);
-inline int64_t keep_bits_size(int64_t numel) { return (numel + 7) / 8 + kKeepBitsSpare; }
+inline int64_t keep_bits_size(int64_t numel) { return (numel + 7) / 8 + kBitsSpare; }
 
 // keep_bits spare the Philox rounds where grad_output is contiguous; elsewhere the mask is made again from the seed.
 Tensor dropout_backward(const Tensor& grad_output, const Tensor& seed, double p, const OptionalTensor& keep_bits = {});

@@ -30,10 +30,10 @@ Tensor ordered_like(const Tensor& tensor, const Tensor& output) {
   return copy;
 }
 
-MergedDims merged_dims(const Tensor& tensor) {
+MergedDims merged_dims(at::IntArrayRef sizes, at::IntArrayRef strides) {
   MergedDims merged;
-  for (int64_t d = 0; d < tensor.dim(); ++d) {
-    const int64_t size = tensor.size(d), stride = tensor.stride(d);
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    const int64_t size = sizes[d], stride = strides[d];
     if (size == 1) continue;
     if (!merged.sizes.empty() && merged.strides.back() == size * stride) {
       merged.sizes.back() *= size;

@@ -13,13 +13,13 @@ Tensor empty_pointwise(const Tensor& tensor);
 // The tensor itself where its elements lie in memory as output's do, else a copy that does. output is dense.
 Tensor ordered_like(const Tensor& tensor, const Tensor& output);
 
-// A dense tensor's dimensions in logical order, without those of size 1 and with neighbours merged that are one run in
+// A tensor's dimensions in logical order, without those of size 1 and with neighbours merged that are one run in
 // memory.
 struct MergedDims {
   c10::SmallVector<int64_t, 6> sizes;
   c10::SmallVector<int64_t, 6> strides;
 };
-MergedDims merged_dims(const Tensor& tensor);
+MergedDims merged_dims(at::IntArrayRef sizes, at::IntArrayRef strides);
 
 // Merged dims [batch,] major, minor whose memory is [batch,] minor, major: channels_last (major = channels, minor =
 // pixels), transposed matrices.

@@ -1,10 +1,11 @@
 // Layer norm's forward over contiguous rows; layer_norm_backward.h has the backward.
 //   y = (x - mean) * rstd * weight + bias,  rstd = 1 / sqrt(var + eps), var biased
 //
-//             cols ->                short rows                    others          from 4096 columns on
-//   row  r    x x x x x x x x x      statistics of a few rows      row by row      statistics row by row, y of four
-//   rows row  r+1  x x x x x x x x x      side by side, y row by row                    column by column
-//   ...
+// How many rows are worked on together, by their length:
+//   cols <= 4 vectors   statistics of 8 rows (as many as a vector has lanes, if fewer) side by side, y row by row
+//   cols <= kShortRow   the same of 4 rows
+//   cols <  kLongRow    one row after the other
+//   else                statistics row by row, y of 4 rows column by column
 #pragma once
 #include "cpu/kernels/layer_norm_backward.h"
 #include "cpu/kernels/layer_norm_statistics.h"
@@ -13,10 +14,6 @@
 
 namespace tilewright {
 namespace {
-
-// From here on weight, bias, x and y of one row fill more than L1; four rows at once then take 0.7 to 0.8x the time of
-// one after the other (no less at 2048 columns).
-constexpr int64_t kLongRow = 4096;
 
 // Rows of a block of tiny rows, which are mostly sums across lanes, square roots and divisions.
 template <typename A>
@@ -61,25 +58,25 @@ inline TILEWRIGHT_INLINE void normalise_rows(const LayerNormForwardArgs<T>& args
 }
 
 // Blocks of kRows rows from `row` on while they last. In 16 bits the statistics of a block are found before the one in
-// front of it is normalised: the latency of their sums, square root and division, which would else be waited for, is 7
-// % at 768 columns. In 32 bits, where more bytes are on their way, that costs up to 1.4x (256 columns, beyond the
-// cache).
+// front of it is normalised: else the latency of their sums, square root and division is waited for, which at 768
+// columns is a fifteenth of the time. In 32 bits, where more bytes are on their way, that costs up to 1.4x (256
+// columns, beyond the cache).
 template <int kRows, bool kShort, bool kStream, typename T>
 int64_t layer_norm_forward_blocks(const LayerNormForwardArgs<T>& args, int64_t row, int64_t row_end) {
   if (row + kRows > row_end) return row;
   const auto statistics = [&](int64_t first) TILEWRIGHT_INLINE {
     return row_statistics<T, kRows, kShort>(args.x + first * args.x_stride, args.x_stride, args.cols, args.eps);
   };
-  constexpr bool kAhead = sizeof(T) == 2;
-  if constexpr (!kAhead) {
-    for (; row + kRows <= row_end; row += kRows) normalise_rows<kRows, kStream>(args, row, statistics(row));
-    return row;
-  }
   auto block = statistics(row);
   for (; row + 2 * kRows <= row_end; row += kRows) {
-    const auto next = statistics(row + kRows);
-    normalise_rows<kRows, kStream>(args, row, block);
-    block = next;
+    if constexpr (sizeof(T) == 2) {
+      const auto next = statistics(row + kRows);
+      normalise_rows<kRows, kStream>(args, row, block);
+      block = next;
+    } else {
+      normalise_rows<kRows, kStream>(args, row, block);
+      block = statistics(row + kRows);
+    }
   }
   normalise_rows<kRows, kStream>(args, row, block);
   return row + kRows;

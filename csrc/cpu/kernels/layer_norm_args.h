@@ -4,6 +4,10 @@
 
 namespace tilewright {
 
+// From so many columns on weight, bias, x and y of one row fill more than L1, and are better read column by column for
+// several rows at once: four take 0.7 to 0.8x the time of one after the other (no less at 2048 columns).
+constexpr int64_t kLongRow = 4096;
+
 // Rows are contiguous: element (r, c) of y, dy, dx is at r * cols + c, of x at r * x_stride + c.
 template <typename T>
 struct LayerNormForwardArgs {

@@ -93,13 +93,16 @@ inline TILEWRIGHT_INLINE Vec<A> add_neighbours(Vec<A> a, Vec<A> b) {
 template <typename A, int kCount, int kWidth = kLanes<A>>
 inline TILEWRIGHT_INLINE Vec<A> reduce_add_each(const Vec<A> (&v)[kCount]) {
   static_assert(kCount <= kWidth);
-  if constexpr (kWidth == 1) return v[0];
-  constexpr int kPairs = kCount > 1 ? kCount / 2 : 1;
-  Vec<A> pairs[kPairs];
-  unrolled<kPairs>([&](auto i) TILEWRIGHT_INLINE {
-    pairs[i] = add_neighbours<A>(v[kCount > 1 ? 2 * i : 0], v[kCount > 1 ? 2 * i + 1 : 0]);
-  });
-  if constexpr (kWidth > 1) return reduce_add_each<A, kPairs, kWidth / 2>(pairs);
+  if constexpr (kWidth == 1) {
+    return v[0];
+  } else {
+    constexpr int kPairs = kCount > 1 ? kCount / 2 : 1;
+    Vec<A> pairs[kPairs];
+    unrolled<kPairs>([&](auto i) TILEWRIGHT_INLINE {
+      pairs[i] = add_neighbours<A>(v[kCount > 1 ? 2 * i : 0], v[kCount > 1 ? 2 * i + 1 : 0]);
+    });
+    return reduce_add_each<A, kPairs, kWidth / 2>(pairs);
+  }
 }
 
 }  // namespace
