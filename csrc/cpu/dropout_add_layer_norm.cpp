@@ -12,8 +12,8 @@ namespace {
 
 constexpr const char* kName = "dropout_add_layer_norm";
 
-// Rows worked on between the two steps: 4096 elements of x, residual, z and y stay in L1; at least the four rows that
-// the backward kernel takes at once.
+// Rows worked on between the two steps: 4096 elements of x, residual, z and y stay in L1; at least the four of which
+// layer norm normalises long ones at once.
 int64_t rows_per_block(int64_t cols) { return std::max<int64_t>(4, 4096 / std::max<int64_t>(1, cols) / 4 * 4); }
 
 DropoutRule rule_or_keep_all(const OptionalTensor& seed, double p) {

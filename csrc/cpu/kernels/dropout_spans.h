@@ -130,6 +130,7 @@ void dropout_contiguous_as(const DropoutArgs<T>& args, int64_t begin, int64_t en
   }
   for (; first < end; first += kSpan) {
     const int64_t n = end - first < kSpan ? end - first : kSpan;
+    if constexpr (!kStream) prefetch_span(moved(args, first), n);
     const uint8_t* bits = args.kept != nullptr ? args.kept + first / kDropoutGroup : span.bits;
     if (args.kept == nullptr) {
       fill_keep_bits_range(args.rule, first, n, span.bits);
