@@ -16,7 +16,8 @@ struct BatchNormPlan {
 };
 
 // A block is small enough that its second pass reads from cache: 4096 elements of a plane (16 KB of float32, half of
-// L1), 32768 elements of rows (128 KB, a share of L2; fewer would cost more in merging).
+// L1), 32768 elements of rows (128 KB, a share of L2; fewer would cost more in merging), of which no more than 1024 are
+// added one by one in float32.
 inline BatchNormPlan plan_batch_norm(const Tensor& input) {
   const int64_t channels = input.size(1);
   const int64_t count = channels > 0 ? input.numel() / channels : 0;
@@ -28,7 +29,7 @@ inline BatchNormPlan plan_batch_norm(const Tensor& input) {
   if (plan.rows) {
     shape.images = count;
     shape.size = 1;
-    shape.block = std::max<int64_t>(64, 32768 / std::min(channels, kBatchNormTile));
+    shape.block = std::clamp<int64_t>(32768 / std::min(channels, kBatchNormTile), 64, 1024);
     shape.tiles = divide_up(channels, kBatchNormTile);
   } else {
     shape.images = channels == 1 ? 1 : input.size(0);
@@ -64,10 +65,9 @@ inline int64_t line_count(const BatchNormPlan& plan) {
 }
 inline int64_t line_length(const BatchNormPlan& plan) { return plan.rows ? plan.shape.channels : plan.shape.size; }
 
-// Bytes of the bits of all elements; load_bits reads 4 at a time.
-constexpr int64_t kBatchNormSpareBytes = 4;
+// Bytes of the bits of all elements.
 inline int64_t batch_norm_bits_size(const BatchNormPlan& plan) {
-  return line_count(plan) * plan.shape.line_bits / 8 + kBatchNormSpareBytes;
+  return line_count(plan) * plan.shape.line_bits / 8 + kBitsSpare;
 }
 
 // Calls map(lines) over the whole tensor in the order of memory; lines are split where there are few of them.
