@@ -88,6 +88,10 @@ def _worst_name(group: Group) -> str:
     return name if group.op == "overhead" else name.removeprefix(f"{group.worst.form} ")
 
 
+def _table(title: str) -> Table:
+    return Table(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False, collapse_padding=True)
+
+
 def op_table(op: str, rows: Sequence[Row]) -> Table:
     """Every case of an op; fits 100 columns.
 
@@ -95,13 +99,7 @@ def op_table(op: str, rows: Sequence[Row]) -> Table:
     is the limit. saved: what is kept for backward, as a share of native's, where it differs.
     """
     comparator = rows[0].comparator
-    table = Table(
-        title=f"{op}, {rows[0].threads} threads, {rows[0].isa}",
-        box=SIMPLE_HEAD,
-        title_justify="left",
-        pad_edge=False,
-        collapse_padding=True,
-    )
+    table = _table(f"{op}, {rows[0].threads} threads, {rows[0].isa}")
     table.add_column("case", overflow="fold", max_width=31)
     table.add_column("type")
     table.add_column("pass")
@@ -128,13 +126,7 @@ def op_table(op: str, rows: Sequence[Row]) -> Table:
 
 def group_table(rows: Sequence[Row]) -> Table:
     """One line per group."""
-    table = Table(
-        title=f"ratio {rows[0].comparator}/ours by group",
-        box=SIMPLE_HEAD,
-        title_justify="left",
-        pad_edge=False,
-        collapse_padding=True,
-    )
+    table = _table(f"ratio {rows[0].comparator}/ours by group")
     table.add_column("group", overflow="fold", max_width=38)
     for heading in ("cases", "geomean", "worst"):
         table.add_column(heading, justify="right")

@@ -48,7 +48,10 @@ def mask_of(kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | N
 
 def inputs_of(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
     batch, heads, key_heads, queries, keys, size, value_size = shape
-    make = lambda *sizes: torch.randn(*sizes, dtype=dtype)  # noqa: E731
+
+    def make(*sizes):
+        return torch.randn(*sizes, dtype=dtype)
+
     return [
         make(batch, heads, queries, size),
         make(batch, key_heads, keys, size),

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: every test that asks for `isa` runs on each ISA this machine has."""
 
 import os
+import pathlib
 from collections.abc import Iterator
 
 import pytest
@@ -26,6 +27,14 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def process_group(tmp_path: pathlib.Path) -> Iterator[None]:
+    """torch.distributed with this process alone in it."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
 
 
 # Files whose few tests take a minute and more each: first, so that none of them starts last, alone.

@@ -76,7 +76,8 @@ def _losses(model: nn.Module, batch: Tensor, optimizer: type[torch.optim.Optimiz
 def test_twenty_training_steps(name, optimizer):
     """Losses along the way, not final weights: Adam divides by tiny second moments, which magnifies last bits.
 
-    By chance, and in either direction: one run may have four times native's error or a half; sixteen together have not.
+    By chance, and in either direction: one run may have four times native's error or a half, six together have had
+    2.2 times; sixteen have not (the encoder under Adam: 0.6 to 1.0, and 0.8 over 96).
     """
     errors = torch.zeros(2)
     for seed in range(16):

@@ -70,13 +70,6 @@ def test_data_parallel_names():
     assert type(model[0]) is TN.Conv2d
 
 
-@pytest.fixture
-def process_group(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("wrap", [nn.parallel.DistributedDataParallel, fully_shard])
 def test_distributed(wrap):

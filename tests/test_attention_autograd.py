@@ -68,7 +68,10 @@ def test_gradcheck(isa, kind):
     mask = (torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True),) if kind == "mask" else ()
     inputs = (*_double_inputs(1 if kind == "grouped" else 2), *mask)
     options = {"is_causal": kind == "causal", "enable_gqa": kind == "grouped"}
-    function = lambda *args: sdpa(*args, **options)  # noqa: E731
+
+    def function(*args):
+        return sdpa(*args, **options)
+
     assert torch.autograd.gradcheck(function, inputs)
     assert torch.autograd.gradgradcheck(function, inputs)
 
@@ -129,7 +132,10 @@ def test_compile(kind, dynamic):
     if kind == "float":
         inputs = (*inputs, torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True))
     options = {"is_causal": kind == "causal", "enable_gqa": kind == "grouped", "dropout_p": 0.5 * (kind == "dropout")}
-    function = lambda *args: sdpa(*args, **options)  # noqa: E731
+
+    def function(*args):
+        return sdpa(*args, **options)
+
     torch._dynamo.reset()  # the cases share one code object, whose recompilations are counted
     compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     results = []

@@ -53,7 +53,10 @@ def _native_act(*arguments, activation: str, residual: Tensor | None) -> Tensor:
 
 def run(function, x, parameters, statistics, training, dy, **fused) -> dict[str, Tensor]:
     """Output, gradients and running statistics after a call."""
-    leaf = lambda t: None if t is None else t.detach().clone().requires_grad_()  # noqa: E731
+
+    def leaf(t):
+        return None if t is None else t.detach().clone().requires_grad_()
+
     x, weight, bias = leaf(x), *[leaf(p) for p in parameters]
     mean, var = [None if s is None else s.clone() for s in statistics]
     if "residual" in fused:

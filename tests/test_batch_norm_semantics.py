@@ -25,7 +25,9 @@ def test_same_bits_for_any_thread_count():
 
 
 def _double_inputs(memory_format: torch.memory_format) -> list[Tensor]:
-    make = lambda *shape: torch.randn(*shape, dtype=torch.float64)  # noqa: E731
+    def make(*shape):
+        return torch.randn(*shape, dtype=torch.float64)
+
     x, residual = (make(3, 2, 2, 2).contiguous(memory_format=memory_format) for _ in range(2))
     return [t.requires_grad_() for t in (x, make(2), make(2), residual)]
 
@@ -39,9 +41,10 @@ def _fresh() -> list[Tensor]:
 @pytest.mark.parametrize("activation", ["none", "relu", "silu"])
 def test_gradcheck(activation, training, memory_format):
     inputs = _double_inputs(memory_format)
-    function = lambda x, w, b, r: TF.batch_norm_act(  # noqa: E731
-        x, *_fresh(), w, b, training, activation=activation, residual=r
-    )
+
+    def function(x, w, b, r):
+        return TF.batch_norm_act(x, *_fresh(), w, b, training, activation=activation, residual=r)
+
     assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(function, inputs)
 
@@ -141,8 +144,13 @@ def test_export_keeps_the_op_and_the_buffers(strict):
 def test_transforms(training):
     x, w, b = (t.detach() for t in _double_inputs(torch.contiguous_format)[:3])
     statistics = [None, None] if training else _fresh()
-    ours = lambda x: TF.batch_norm(x, *statistics, w, b, training).sin()  # noqa: E731
-    native = lambda x: F.batch_norm(x, *statistics, w, b, training).sin()  # noqa: E731
+
+    def ours(x):
+        return TF.batch_norm(x, *statistics, w, b, training).sin()
+
+    def native(x):
+        return F.batch_norm(x, *statistics, w, b, training).sin()
+
     for transform in (torch.func.jacrev, torch.func.jacfwd):
         torch.testing.assert_close(transform(ours)(x), transform(native)(x))
     batch = torch.stack([x, x + 1])

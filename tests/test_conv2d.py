@@ -31,7 +31,9 @@ def test_mixed_memory_formats(isa, kinds):
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_any_options(data):
-    draw = lambda *values: data.draw(st.sampled_from(values))  # noqa: E731
+    def draw(*values):
+        return data.draw(st.sampled_from(values))
+
     groups, channels, filters = draw(1, 1, 2, 5), draw(1, 2, 3, 16, 19), draw(1, 2, 15, 34)
     kernel = (draw(1, 2, 3, 5), draw(1, 2, 3, 6))
     options = {

@@ -53,7 +53,10 @@ def test_conv2d_act(isa, memory_format, activation, with_residual):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_conv2d_act_is_one_kernel(activation):
     x, weight = torch.randn(2, 4, 8, 8), torch.randn(4, 4, 3, 3, requires_grad=True)
-    act = lambda: TF.conv2d_act(x, weight, padding=1, activation=activation, residual=x)  # noqa: E731
+
+    def act():
+        return TF.conv2d_act(x, weight, padding=1, activation=activation, residual=x)
+
     called = ops_called(lambda: act().sum().backward())
     assert "tilewright::conv2d_forward" in called
     native = {"relu", "add", "add_", "gelu", "gelu_backward", "silu", "silu_backward"}
@@ -64,8 +67,13 @@ def test_conv2d_act_is_one_kernel(activation):
 @pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
 def test_residual_broadcasts(activation, shape):
     x, weight, residual = torch.randn(3, 4, 9, 8), torch.randn(6, 4, 3, 1), torch.randn(shape)
-    ours = lambda x, w, r: TF.conv2d_act(x, w, activation=activation, residual=r)  # noqa: E731
-    native = lambda x, w, r: ACTIVATIONS[activation](F.conv2d(x, w) + r)  # noqa: E731
+
+    def ours(x, w, r):
+        return TF.conv2d_act(x, w, activation=activation, residual=r)
+
+    def native(x, w, r):
+        return ACTIVATIONS[activation](F.conv2d(x, w) + r)
+
     expected, dy = run(native, [x, weight, residual], None)
     actual, _ = run(ours, [x, weight, residual], dy)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
@@ -80,9 +88,14 @@ def test_unbatched_with_residual():
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradients_of_gradients(activation):
-    make = lambda *shape: torch.randn(*shape, dtype=torch.float64, requires_grad=True)  # noqa: E731
+    def make(*shape):
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
     leaves = make(2, 2, 4, 5), make(3, 2, 2, 2), make(3), make(3, 1, 4)
-    function = lambda x, w, b, r: TF.conv2d_act(x, w, b, activation=activation, residual=r)  # noqa: E731
+
+    def function(x, w, b, r):
+        return TF.conv2d_act(x, w, b, activation=activation, residual=r)
+
     assert torch.autograd.gradcheck(function, leaves)
     assert torch.autograd.gradgradcheck(function, leaves)
 

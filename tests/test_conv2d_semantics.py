@@ -11,7 +11,9 @@ from .conv2d_cases import FORMATS
 
 
 def _double_inputs() -> tuple[Tensor, Tensor, Tensor]:
-    make = lambda *shape: torch.randn(*shape, dtype=torch.float64, requires_grad=True)  # noqa: E731
+    def make(*shape):
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
     return make(2, 4, 5, 6), make(4, 2, 3, 2), make(4)
 
 
@@ -19,7 +21,9 @@ _OPTIONS = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "groups": 2
 
 
 def test_gradcheck(isa):
-    function = lambda x, w, b: TF.conv2d(x, w, b, **_OPTIONS)  # noqa: E731
+    def function(x, w, b):
+        return TF.conv2d(x, w, b, **_OPTIONS)
+
     assert torch.autograd.gradcheck(function, _double_inputs(), check_forward_ad=True, check_batched_grad=True)
 
 
@@ -27,7 +31,10 @@ def test_gradgradcheck():
     assert torch.autograd.gradgradcheck(lambda x, w, b: TF.conv2d(x, w, b, **_OPTIONS), _double_inputs())
     x, w, b = _double_inputs()
     residual = torch.randn(2, 4, 3, 8, dtype=torch.float64, requires_grad=True)
-    function = lambda *t: TF.conv2d_act(*t[:3], **_OPTIONS, residual=t[3])  # noqa: E731
+
+    def function(*t):
+        return TF.conv2d_act(*t[:3], **_OPTIONS, residual=t[3])
+
     assert torch.autograd.gradcheck(function, (x, w, b, residual))
     assert torch.autograd.gradgradcheck(function, (x, w, b, residual))
 
@@ -56,7 +63,9 @@ def test_compile(dynamic, padding):
     def function(x, w, b):
         return TF.conv2d_act(TF.conv2d(x, w, b, padding=padding), w, b, padding=padding, residual=x)
 
-    make = lambda *shape: torch.randn(*shape, dtype=torch.float64, requires_grad=True)  # noqa: E731
+    def make(*shape):
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
     inputs = make(2, 4, 6, 7), make(4, 4, 3, 3), make(4)
     compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     y, expected = compiled(*inputs), function(*inputs)
@@ -79,8 +88,13 @@ def test_meta_tensors():
 
 def test_transforms():
     x, w, b = (t.detach() for t in _double_inputs())
-    ours = lambda x: TF.conv2d(x, w, b, **_OPTIONS).sin()  # noqa: E731
-    native = lambda x: F.conv2d(x, w, b, **_OPTIONS).sin()  # noqa: E731
+
+    def ours(x):
+        return TF.conv2d(x, w, b, **_OPTIONS).sin()
+
+    def native(x):
+        return F.conv2d(x, w, b, **_OPTIONS).sin()
+
     for transform in (torch.func.vmap, torch.func.jacrev, torch.func.jacfwd):
         torch.testing.assert_close(transform(ours)(x), transform(native)(x))
     weights = torch.stack([w, w * 2])

@@ -45,7 +45,10 @@ class _Logged(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         cls.seen.append(str(func))
-        unwrap = lambda t: t.inner if isinstance(t, cls) else t  # noqa: E731
+
+        def unwrap(t):
+            return t.inner if isinstance(t, cls) else t
+
         result = func(*tree_map(unwrap, args), **tree_map(unwrap, kwargs or {}))
         return tree_map(lambda t: cls(t) if isinstance(t, Tensor) else t, result)
 

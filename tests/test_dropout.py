@@ -278,7 +278,10 @@ def test_compile_gives_the_eager_mask(backend, dynamic):
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpoint_recomputes_the_mask(use_reentrant):
     x = torch.randn(50, 50, requires_grad=True)
-    function = lambda x: TF.dropout(x.sin(), 0.5).square()  # noqa: E731
+
+    def function(x):
+        return TF.dropout(x.sin(), 0.5).square()
+
     torch.manual_seed(6)
     (expected,) = torch.autograd.grad(function(x).sum(), x)
     torch.manual_seed(6)
@@ -327,5 +330,8 @@ def test_bad_input_raises_what_native_raises(kind):
 @pytest.mark.parametrize("shape", [(4, 1, 100, 70), (4, 6, 1, 1), (1, 3, 5, 7)])
 def test_compiled_strides_are_eager(shape):
     x = torch.randn(shape).to(memory_format=torch.channels_last)
-    strides = lambda x: TF.dropout(x, 0.5).stride()  # noqa: E731
+
+    def strides(x):
+        return TF.dropout(x, 0.5).stride()
+
     assert torch.compile(strides, backend="aot_eager", fullgraph=True)(x) == strides(x) == F.dropout(x, 0.5).stride()

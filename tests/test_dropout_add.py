@@ -63,7 +63,10 @@ def test_dropout_add(isa, dtype, bias):
         inputs.append(_randn(cols, dtype=dtype) if bias else None)
         grads = [_randn(rows, cols, dtype=dtype)]
         given_mask = _add_given(_next_mask((rows, cols)))
-        ours = lambda x, r, b: TF.dropout_add(x, r, P, bias=b)  # noqa: E731
+
+        def ours(x, r, b):
+            return TF.dropout_add(x, r, P, bias=b)
+
         _compare(ours, given_mask, given_mask, inputs, grads, f"{rows}x{cols}")
 
 
@@ -86,7 +89,10 @@ def test_dropout_add_without_a_mask(p, training):
 @given(data=st.data(), dtype=st.sampled_from(DTYPES), p=st.floats(0.01, 0.99))
 def test_dropout_add_for_any_shapes(data, dtype, p):
     full = data.draw(st.lists(st.integers(0, 6), min_size=1, max_size=4), label="shape")
-    shrink = lambda: [1 if data.draw(st.booleans()) else n for n in full]  # noqa: E731
+
+    def shrink():
+        return [1 if data.draw(st.booleans()) else n for n in full]
+
     x_shape, r_shape = (full, shrink()) if data.draw(st.booleans()) else (shrink(), full)
     x, r = torch.randn(x_shape).to(dtype), torch.randn(r_shape).to(dtype)
     if data.draw(st.booleans(), label="transposed"):
@@ -149,9 +155,10 @@ def test_dropout_add_layer_norm(isa, dtype, affine, training):
         inputs = [_randn(rows, cols, dtype=dtype), _randn(rows, cols, dtype=dtype), *parameters]
         grads = [_randn(rows, cols, dtype=dtype), _randn(rows, cols, dtype=dtype)]
         mask = _next_mask((rows, cols)) if training else None
-        ours = lambda x, r, w, b: TF.dropout_add_layer_norm(  # noqa: E731
-            x, r, (x.shape[-1],), w, b, 1e-5, P, training, prenorm=True
-        )
+
+        def ours(x, r, w, b):
+            return TF.dropout_add_layer_norm(x, r, (x.shape[-1],), w, b, 1e-5, P, training, prenorm=True)
+
         given_mask = [_norm_given(mask, cols, True, norm) for norm in (_native_norm, _reference_norm)]
         _compare(ours, *given_mask, inputs, grads, f"{rows}x{cols}")
 
@@ -165,9 +172,10 @@ def test_gradients_of_one_output(used, training):
     if prenorm:
         grads.append(_randn(6, 40) if used == "sum" else None)
     mask = _next_mask((6, 40)) if training else None
-    ours = lambda x, r, w, b: TF.dropout_add_layer_norm(  # noqa: E731
-        x, r, (40,), w, b, p=P, training=training, prenorm=prenorm
-    )
+
+    def ours(x, r, w, b):
+        return TF.dropout_add_layer_norm(x, r, (40,), w, b, p=P, training=training, prenorm=prenorm)
+
     given_mask = [_norm_given(mask, 40, prenorm, norm) for norm in (_native_norm, _reference_norm)]
     _compare(ours, *given_mask, inputs, grads, used)
 
@@ -227,7 +235,10 @@ def test_layer_norm_fusion_of_other_shapes(p):
 def test_masked_scale(isa, dtype):
     for size in (0, 1, 3, 8, 17, 64, 1001):
         x, mask = _randn(2, size, dtype=dtype), torch.rand(2, size) > 0.4
-        plain = lambda x, mask=mask: x * mask * 1.7  # noqa: E731
+
+        def plain(x, mask=mask):
+            return x * mask * 1.7
+
         _compare(
             lambda x, mask=mask: TF.masked_scale(x, mask, 1.7), plain, plain, [x], [torch.randn(2, size)], f"{size}"
         )
@@ -237,7 +248,10 @@ def test_masked_scale(isa, dtype):
 @given(data=st.data(), dtype=st.sampled_from([*DTYPES, torch.int64]), mask_dtype=st.sampled_from([torch.bool, *DTYPES]))
 def test_masked_scale_is_the_expression(data, dtype, mask_dtype):
     full = data.draw(st.lists(st.integers(0, 5), max_size=4), label="shape")
-    shape = lambda: [1 if data.draw(st.booleans()) else n for n in full]  # noqa: E731
+
+    def shape():
+        return [1 if data.draw(st.booleans()) else n for n in full]
+
     x = (torch.randn(shape()) * 4).to(dtype)
     mask = (torch.rand(shape()) > 0.5).to(mask_dtype)
     scale = data.draw(st.sampled_from([0.0, 1.25, -3.0, float("inf"), float("nan")]), label="scale")

@@ -120,13 +120,6 @@ def test_gradients_of_gradients():
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
 
 
-@pytest.fixture
-def process_group(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("wrap", [nn.parallel.DistributedDataParallel, fully_shard])

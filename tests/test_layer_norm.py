@@ -93,12 +93,16 @@ def test_same_bits_for_any_thread_count():
 
 
 def _double_inputs() -> tuple[Tensor, Tensor, Tensor]:
-    make = lambda *shape: torch.randn(*shape, dtype=torch.float64, requires_grad=True)  # noqa: E731
+    def make(*shape):
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
     return make(3, 2, 5), make(2, 5), make(2, 5)
 
 
 def test_gradcheck(isa):
-    function = lambda x, w, b: TF.layer_norm(x, (2, 5), w, b)  # noqa: E731
+    def function(x, w, b):
+        return TF.layer_norm(x, (2, 5), w, b)
+
     assert torch.autograd.gradcheck(function, _double_inputs(), check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(function, _double_inputs())
 
@@ -116,7 +120,9 @@ def test_opcheck():
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compile(dynamic):
-    function = lambda x, w, b: TF.layer_norm(x, (2, 5), w, b)  # noqa: E731
+    def function(x, w, b):
+        return TF.layer_norm(x, (2, 5), w, b)
+
     inputs = _double_inputs()
     compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     y, expected = compiled(*inputs), function(*inputs)
@@ -167,15 +173,23 @@ def test_function_modes_and_inference_mode_keep_our_kernels():
 
 def test_rows_of_nearly_equal_values_keep_their_digits(isa):
     x, dy, weight = torch.randn(2000, 1) + 1e-3 * torch.randn(2000, 2), torch.randn(2000, 2), torch.randn(2)
-    gradient = lambda function, *inputs: _run(function, inputs[0], 2, [inputs[1], None], dy)[1]  # noqa: E731
+
+    def gradient(function, *inputs):
+        return _run(function, inputs[0], 2, [inputs[1], None], dy)[1]
+
     ours, native = gradient(TF.layer_norm, x, weight), gradient(F.layer_norm, x, weight)
     assert_as_accurate(ours, native, gradient(_reference, x.double(), weight.double()), factor=1.0)
 
 
 def test_transforms():
     x, w, b = (t.detach() for t in _double_inputs())
-    ours = lambda x: TF.layer_norm(x, (2, 5), w, b).sin()  # noqa: E731
-    native = lambda x: F.layer_norm(x, (2, 5), w, b).sin()  # noqa: E731
+
+    def ours(x):
+        return TF.layer_norm(x, (2, 5), w, b).sin()
+
+    def native(x):
+        return F.layer_norm(x, (2, 5), w, b).sin()
+
     for transform in (torch.func.vmap, torch.func.jacrev, torch.func.jacfwd):
         torch.testing.assert_close(transform(ours)(x), transform(native)(x))
 

@@ -47,8 +47,11 @@ def _run(function, tensors: list[Tensor | None], dy: Tensor, *extra: str) -> lis
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_linear_forward_and_backward(isa, dtype, shape, with_bias):
     x_shape, inner, outer = shape
+
     # Whole numbers: products and sums are exact in every type, so any disagreement is an error and not a rounding.
-    make = lambda *s: torch.randint(-2, 3, s).to(dtype)  # noqa: E731
+    def make(*s):
+        return torch.randint(-2, 3, s).to(dtype)
+
     tensors = [make(*x_shape), make(outer, inner), make(outer) if with_bias else None]
     dy = make(*x_shape[:-1], outer)
     ours, native = (_run(f, tensors, dy) for f in (TF.linear, F.linear))
@@ -169,13 +172,17 @@ def test_same_bits_for_any_thread_count():
 
 
 def _double_inputs() -> tuple[Tensor, Tensor, Tensor]:
-    make = lambda *shape: torch.randn(*shape, dtype=torch.float64, requires_grad=True)  # noqa: E731
+    def make(*shape):
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
     return make(2, 3, 4), make(5, 4), make(5)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradcheck(isa, activation):
-    function = lambda x, w, b: TF.linear_act(x, w, b, activation=activation)  # noqa: E731
+    def function(x, w, b):
+        return TF.linear_act(x, w, b, activation=activation)
+
     assert torch.autograd.gradcheck(function, _double_inputs(), check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(function, _double_inputs())
 
@@ -210,7 +217,10 @@ def test_opcheck():
 @pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
 def test_compile(dynamic, activation):
     inputs = _double_inputs()
-    function = lambda x, w, b: TF.linear_act(x, w, b, activation=activation)  # noqa: E731
+
+    def function(x, w, b):
+        return TF.linear_act(x, w, b, activation=activation)
+
     compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     y, expected = compiled(*inputs), function(*inputs)
     torch.testing.assert_close(y, expected, rtol=0, atol=0)
@@ -220,8 +230,13 @@ def test_compile(dynamic, activation):
 
 def test_transforms():
     x, w, b = (t.detach() for t in _double_inputs())
-    ours = lambda x: TF.linear_act(x, w, b).sin()  # noqa: E731
-    native = lambda x: F.gelu(F.linear(x, w, b)).sin()  # noqa: E731
+
+    def ours(x):
+        return TF.linear_act(x, w, b).sin()
+
+    def native(x):
+        return F.gelu(F.linear(x, w, b)).sin()
+
     for transform in (torch.func.vmap, torch.func.jacrev, torch.func.jacfwd):
         torch.testing.assert_close(transform(ours)(x), transform(native)(x))
 

@@ -280,12 +280,17 @@ def test_gradcheck(isa, shapes):
     inputs = tuple(_double(*shape) for shape in shapes)
     assert torch.autograd.gradcheck(TF.matmul, inputs, check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(TF.matmul, inputs)
-    left_only = lambda x: TF.matmul(x, inputs[1].detach())  # noqa: E731
+
+    def left_only(x):
+        return TF.matmul(x, inputs[1].detach())
+
     assert torch.autograd.gradgradcheck(left_only, inputs[:1])
 
 
 def test_gradcheck_baddbmm(isa):
-    function = lambda x, a, b: TF.baddbmm(x, a, b, beta=0.5, alpha=2.0)  # noqa: E731
+    def function(x, a, b):
+        return TF.baddbmm(x, a, b, beta=0.5, alpha=2.0)
+
     for shape in ((2, 3, 5), (3, 1), (5,)):
         inputs = (_double(*shape), _double(2, 3, 4), _double(2, 4, 5))
         assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True)

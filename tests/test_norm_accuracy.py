@@ -52,7 +52,7 @@ def _problem(x: Tensor) -> Problem:
 @pytest.mark.parametrize("kind", FINITE)
 def test_layer_norm(isa, kind):
     for rows, cols in ROWS:
-        check(lambda: _problem(populations(kind, rows, cols)), cols, f"{rows}x{cols}")  # noqa: B023
+        check(lambda rows=rows, cols=cols: _problem(populations(kind, rows, cols)), cols, f"{rows}x{cols}")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -78,7 +78,7 @@ def test_layer_norm_of_constant_rows_is_the_bias(isa, value):
 @pytest.mark.parametrize("value", CONSTANTS[:3])
 def test_layer_norm_gradients_of_constant_rows(isa, value):
     for rows, cols in ROWS:
-        check(lambda: _problem(torch.full((rows, cols), value)), cols, f"{rows}x{cols}")  # noqa: B023
+        check(lambda rows=rows, cols=cols: _problem(torch.full((rows, cols), value)), cols, f"{rows}x{cols}")
 
 
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])

@@ -41,8 +41,12 @@ def _wider_statistics(populations: int, dtype: torch.dtype) -> int:
 
 
 def _cases() -> dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor]]]:
-    attend = lambda f: lambda q, k, v: f(q, k, v, is_causal=True)  # noqa: E731
-    normed = lambda f: lambda x, w, b: f(x, None, None, w, b, training=True)  # noqa: E731
+    def attend(f):
+        return lambda q, k, v: f(q, k, v, is_causal=True)
+
+    def normed(f):
+        return lambda x, w, b: f(x, None, None, w, b, training=True)
+
     return {
         "layer_norm": (
             lambda x, w, b: TF.layer_norm(x, (64,), w, b),
@@ -94,7 +98,10 @@ NORMS = {
 @pytest.mark.parametrize("name", NORMS)
 def test_norms_save_at_most_what_native_saves(name, dtype, training):
     shape, memory_format = NORMS[name]
-    make = lambda: torch.randn(shape).to(dtype).contiguous(memory_format=memory_format).requires_grad_()  # noqa: E731
+
+    def make():
+        return torch.randn(shape).to(dtype).contiguous(memory_format=memory_format).requires_grad_()
+
     size = shape[-1] if name == "layer_norm" else shape[1]
     inputs = [make(), _leaf(size, dtype=dtype), _leaf(size, dtype=dtype)]
     if "residual" in name:
@@ -130,7 +137,10 @@ def test_norms_save_at_most_what_native_saves(name, dtype, training):
 @pytest.mark.parametrize("name", ["dropout", "dropout_add", "dropout_add, bias", "dropout_add_layer_norm", "prenorm"])
 def test_dropout_saves_an_eighth_of_a_mask_of_bytes(name, memory_format, shape, dtype):
     """What is kept for the mask beside the tensors that the norm needs (native's norm keeps the same)."""
-    make = lambda: torch.randn(shape).to(dtype).contiguous(memory_format=memory_format).requires_grad_()  # noqa: E731
+
+    def make():
+        return torch.randn(shape).to(dtype).contiguous(memory_format=memory_format).requires_grad_()
+
     size = shape[-1]
     inputs = [make(), make(), _leaf(size, dtype=dtype), _leaf(size, dtype=dtype)]
     function = {

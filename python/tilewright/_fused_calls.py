@@ -54,7 +54,7 @@ def dropout_add(dropout: Any, input: Tensor, residual: Any, first: bool) -> Tens
 def dropout_add_layer_norm(dropout: Any, norm: Any, input: Tensor, residual: Any, first: bool) -> Tensor:
     """norm(dropout_add(...))."""
     if _fits(input, residual, not first):
-        return functional.dropout_add_layer_norm(input, residual, *_settings(dropout, norm))  # type: ignore[return-value]
+        return functional.dropout_add_layer_norm(input, residual, *_settings(dropout, norm))
     return norm(dropout_add(dropout, input, residual, first))
 
 
@@ -63,9 +63,7 @@ def dropout_add_layer_norm_sum(
 ) -> tuple[Tensor, Tensor]:
     """(norm(sum), sum) with sum = dropout_add(...)."""
     if _fits(input, residual, not first):
-        return functional.dropout_add_layer_norm(  # type: ignore[return-value]
-            input, residual, *_settings(dropout, norm), prenorm=True
-        )
+        return functional.dropout_add_layer_norm(input, residual, *_settings(dropout, norm), prenorm=True)
     total = dropout_add(dropout, input, residual, first)
     return norm(total), total
 

@@ -40,7 +40,7 @@ class Fused(AcceleratedSubclass):
 
     def __prepare_scriptable__(self) -> Any:
         """What torch.jit.script asks for: the module of the user's class, or what that makes of it."""
-        unfuse(self)  # type: ignore[arg-type]
+        unfuse(typing.cast(torch.nn.Module, self))
         prepare = getattr(self, "__prepare_scriptable__", None)
         return prepare() if prepare else self
 

@@ -7,6 +7,7 @@ import enum
 import operator
 import sys
 import types
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +43,7 @@ class Recorded:
                 return False  # looked at before the graph is run
             self.tracer.reads_device = True
             return self.tracer.device
-        return _Member(self, name)  # type: ignore[arg-type]
+        return _Member(typing.cast(fx.Proxy, self), name)
 
     def __len__(self) -> int:
         return self.tracer.refuse("takes the length of a value")

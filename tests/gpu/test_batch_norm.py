@@ -216,7 +216,9 @@ def test_not_finite_like_native(device, kind, value, training):
 
 @pytest.mark.parametrize("kind", ["transposed", "strided", "expanded", "misaligned", "misaligned rows", "permuted 1d"])
 def test_any_strides(device, kind):
-    make = lambda *shape: torch.randn(*shape, device=device)  # noqa: E731
+    def make(*shape):
+        return torch.randn(*shape, device=device)
+
     x = {
         "transposed": lambda: make(6, 5, 4, 8).transpose(0, 1),
         "strided": lambda: make(6, 5, 4, 8)[..., ::2],
@@ -297,7 +299,10 @@ def test_saved_output_is_guarded(device):
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_opcheck(device, activation, training, memory_format):
     ops = torch.ops.tilewright
-    make = lambda *shape: torch.randn(*shape, dtype=torch.float64, device=device)  # noqa: E731
+
+    def make(*shape):
+        return torch.randn(*shape, dtype=torch.float64, device=device)
+
     x, residual = (make(3, 2, 2, 2).contiguous(memory_format=memory_format) for _ in range(2))
     w, b, mean, var = make(2), make(2), make(2), make(2).square() + 1
     # The fake kernel takes an emulated tensor for one of the CPU's kernels, which save relu's bits.

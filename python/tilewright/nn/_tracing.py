@@ -55,7 +55,7 @@ def leaf_when_traced(forward: Callable[Concatenate[M, P], R]) -> Callable[Concat
         return call(self, *arguments, **kwargs)
 
     call: Callable[..., R] = forward
-    wrapper.tilewright_traced = forward  # type: ignore[attr-defined]
+    vars(wrapper)["tilewright_traced"] = forward
     return wrapper
 
 

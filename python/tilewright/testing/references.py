@@ -89,7 +89,10 @@ def batch_norm(
     """Batch norm over every dimension but 1, in float64 and differentiable; mean and var None: the batch's."""
     x = x.double()
     over = [d for d in range(x.dim()) if d != 1]
-    per_channel = lambda t: t.double().view([-1 if d == 1 else 1 for d in range(x.dim())])  # noqa: E731
+
+    def per_channel(t: Tensor) -> Tensor:
+        return t.double().view([-1 if d == 1 else 1 for d in range(x.dim())])
+
     centre = x.mean(over, keepdim=True) if mean is None else per_channel(mean)
     variance = (x - centre).square().mean(over, keepdim=True) if var is None else per_channel(var)
     y = (x - centre) / torch.sqrt(variance + eps)
