@@ -101,8 +101,11 @@ void dropout_add_layer_norm_backward_rows(const DropoutAddLayerNormBackwardArgs<
                        (args.dx == nullptr || can_stream(args.dx, args.cols));
   choose(args.dweight != nullptr, [&](auto parameters) {
     choose(streams, [&](auto stream) {
-      const int64_t row = dropout_add_layer_norm_backward_blocks<kBlockRows<Acc<T>>, parameters.value, stream.value>(
-          args, row_begin, row_end);
+      int64_t row = row_begin;
+      if (!takes_rows_apart(args.streams, args.cols)) {
+        row = dropout_add_layer_norm_backward_blocks<kBlockRows<Acc<T>>, parameters.value, stream.value>(args, row,
+                                                                                                       row_end);
+      }
       dropout_add_layer_norm_backward_blocks<1, parameters.value, stream.value>(args, row, row_end);
     });
   });

@@ -23,6 +23,11 @@ namespace {
 template <typename A>
 constexpr int kBlockRows = kLanes<A> < 4 ? kLanes<A> : 4;
 
+// Are blocks of one row better? Where dy and x come from memory, as many runs as rows at once keep the processor from
+// fetching ahead: one by one rows of 256 columns take 0.55x the time, of 512 0.75x, of 1024 0.9x. Shorter rows lie
+// together anyway, and longer ones, which leave L1 between the sweeps, share what they load: 1.2x at 2048.
+inline bool takes_rows_apart(bool from_memory, int64_t cols) { return from_memory && cols > 64 && cols <= 1024; }
+
 // Lane r of each: of row r of a block.
 template <typename A>
 struct BlockMeans {
@@ -136,9 +141,11 @@ void layer_norm_backward_rows(const LayerNormBackwardArgs<T>& args, int64_t row_
     choose(args.dweight != nullptr, [&](auto parameters) {
       choose(streams, [&](auto stream) {
         if constexpr (input.value || !stream.value) {
-          const int64_t row =
-              layer_norm_backward_blocks<T, kBlockRows<Acc<T>>, input.value, parameters.value, stream.value>(
-                  args, row_begin, row_end);
+          int64_t row = row_begin;
+          if (!takes_rows_apart(args.streams, args.cols)) {
+            row = layer_norm_backward_blocks<T, kBlockRows<Acc<T>>, input.value, parameters.value, stream.value>(
+                args, row, row_end);
+          }
           layer_norm_backward_blocks<T, 1, input.value, parameters.value, stream.value>(args, row, row_end);
         }
       });
