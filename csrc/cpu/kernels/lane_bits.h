@@ -55,7 +55,7 @@ inline uint32_t bits_not_below(VecF64 v, VecF64 threshold) {
 }
 #else
 // Lane against lane: of a comparison of whole vectors, subscripted, GCC 12 reads a wrong lane under
-// -fsanitize=undefined.
+// -fsanitize=bounds,shift.
 template <typename V>
 inline uint32_t bits_not_below(V v, V threshold) {
   uint32_t bits = 0;
