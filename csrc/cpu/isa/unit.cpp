@@ -18,8 +18,10 @@
   TILEWRIGHT_JOIN(TILEWRIGHT_JOIN(tilewright_fill_, TILEWRIGHT_FAMILY), TILEWRIGHT_JOIN(_, TILEWRIGHT_ISA))
 
 extern "C" void TILEWRIGHT_EXPORT(tilewright::KernelTable* table) {
+  tilewright::TILEWRIGHT_FILL(table->bf16);
+#if !defined(TILEWRIGHT_ISA_HAS_BF16_DOT)  // the others are then those of the ISA below
   tilewright::TILEWRIGHT_FILL(table->f32);
   tilewright::TILEWRIGHT_FILL(table->f64);
-  tilewright::TILEWRIGHT_FILL(table->bf16);
   tilewright::TILEWRIGHT_FILL(table->f16);
+#endif
 }

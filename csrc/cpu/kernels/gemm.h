@@ -1,6 +1,6 @@
 // The matrix-product vocabulary of matmul, conv2d and attention, on one core: a register tile, a packed right operand,
-// and the loop over tiles. Operands are float32 or float64 here (A = Acc<T>); 16-bit types are widened while they are
-// packed.
+// and the loop over tiles. Operands consist of elements E: float32 or float64 (E = Acc<T>), to which 16-bit types are
+// widened while they are packed, or pairs of bfloat16 (gemm_pairs.h).
 //
 //   right operand, packed           C[M, N] (+)= left[M, K] * right[K, N]
 //   [panel][K][kTileCols]                     kTileCols columns of one panel
@@ -20,12 +20,41 @@
 namespace tilewright {
 namespace {
 
-template <typename A>
-constexpr int64_t kTileCols = kTileVectors * kLanes<A>;
+// An element of a product's operands: what it is summed in, how many values along K it holds, and how a vector of
+// elements is loaded from values of a type T that lie along K (the first n values, the rest 0).
+template <typename E>
+struct ElementTraits {
+  using Sum = E;
+  static constexpr int64_t kDepth = 1;
+  template <typename T>
+  static TILEWRIGHT_INLINE Vec<E> load_along(const T* p) {
+    return load(p);
+  }
+  template <typename T>
+  static TILEWRIGHT_INLINE Vec<E> load_along(const T* p, int64_t n) {
+    return load(p, n);
+  }
+};
+template <typename E>
+using SumOf = typename ElementTraits<E>::Sum;
+template <typename E>
+constexpr int64_t kDepthOf = ElementTraits<E>::kDepth;
+
+// The elements that products of T are computed from.
+template <typename T>
+struct ProductElementOf {
+  using type = Acc<T>;
+};
+template <typename T>
+using ProductElement = typename ProductElementOf<T>::type;
+
+template <typename E>
+constexpr int64_t kTileCols = kTileVectors * kLanes<E>;
 
 // The accumulators of a register tile, and its three steps: clear, add one k after the other, store.
-template <typename A, int kRows, int kVectors>
+template <typename E, int kRows, int kVectors>
 struct TileSums {
+  using A = SumOf<E>;
   Vec<A> at[kRows][kVectors];
 
   TILEWRIGHT_INLINE TileSums() {
@@ -36,15 +65,15 @@ struct TileSums {
     }
   }
 
-  // One k: rows of left are left_row apart, right is kVectors vectors of B, A itself or a 16-bit type.
+  // One k: rows of left are left_row apart, right is kVectors vectors of B, E itself or a 16-bit type.
   template <typename B>
-  TILEWRIGHT_INLINE void add(const A* left, int64_t left_row, const B* from) {
-    Vec<A> right[kVectors];
+  TILEWRIGHT_INLINE void add(const E* left, int64_t left_row, const B* from) {
+    Vec<E> right[kVectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) right[v] = load(from + v * kLanes<A>);
+    for (int v = 0; v < kVectors; ++v) right[v] = load(from + v * kLanes<E>);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
-      const Vec<A> value = broadcast<A>(left[i * left_row]);
+      const Vec<E> value = broadcast<E>(left[i * left_row]);
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) at[i][v] = fma(value, right[v], at[i][v]);
     }
@@ -68,18 +97,18 @@ struct TileSums {
   }
 };
 
-// b has kVectors whole vectors in every row; c_row in elements. B is A, or a 16-bit type that is widened on load: for a
-// right operand that is read once, in place.
-template <typename A, int kRows, int kVectors, typename B = A>
-void gemm_tile(int64_t K, const A* a, int64_t a_row, int64_t a_col, const B* b, int64_t b_row, A* c, int64_t c_row,
-               int64_t n, bool accumulate) {
-  TileSums<A, kRows, kVectors> sums;
+// K elements. b has kVectors whole vectors in every row; c_row in sums. B is E, or a 16-bit type that is widened on
+// load: for a right operand that is read once, in place.
+template <typename E, int kRows, int kVectors, typename B = E>
+void gemm_tile(int64_t K, const E* a, int64_t a_row, int64_t a_col, const B* b, int64_t b_row, SumOf<E>* c,
+               int64_t c_row, int64_t n, bool accumulate) {
+  TileSums<E, kRows, kVectors> sums;
   for (int64_t k = 0; k < K; ++k) sums.add(a + k * a_col, a_row, b + k * b_row);
   sums.store_to(c, c_row, n, accumulate);
 }
 
-template <typename A>
-using GemmTile = void (*)(int64_t, const A*, int64_t, int64_t, const A*, int64_t, A*, int64_t, int64_t, bool);
+template <typename E>
+using GemmTile = void (*)(int64_t, const E*, int64_t, int64_t, const E*, int64_t, SumOf<E>*, int64_t, int64_t, bool);
 
 // The tile for exactly `rows` rows (1..kTileRows): every row tail runs at full speed.
 template <typename A, int kVectors, int kRows = kTileRows>
@@ -220,3 +249,7 @@ void pack_right(int64_t K, int64_t N, const T* src, int64_t row, int64_t col, Ac
 
 }  // namespace
 }  // namespace tilewright
+
+#if defined(TILEWRIGHT_ISA_HAS_BF16_DOT)
+#include "cpu/kernels/gemm_pairs.h"
+#endif

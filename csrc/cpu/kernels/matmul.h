@@ -17,126 +17,39 @@
 //
 // Every element of C is one chain over K whose cuts depend on K alone, so M and N can be divided at will.
 #pragma once
-#include "cpu/kernels/matmul_blocks.h"
+#include "cpu/kernels/matmul_operands.h"
 #include "cpu/kernels/matmul_small.h"
 
 namespace tilewright {
 namespace {
 
-// --- operands of the tile path ---
-// Rows a power of two apart fall into the same cache sets: a tile's rows would evict each other.
-inline bool is_aliasing(int64_t stride_bytes) { return stride_bytes % 2048 == 0; }
-
-// Rows of A are cut into equal tiles.
-struct RowTiles {
-  int64_t rows, count;
-  int64_t edge(int64_t tile) const { return rows * tile / count; }
-};
-
-// Tiles of a transposed A are copied by the handful: a column of one tile is less than a line, which would be fetched,
-// and evicted, several times over (5-20 cycles a column alone, 5 together).
-constexpr int64_t kLeftTogether = 4;
-// Accumulators from one copied tile to the next.
-inline int64_t left_tile_size(int64_t depth) { return 16 * depth; }
-
-// Tiles [first, last) of A as accumulators in `buffer`. Transposed operands stay transposed, so nothing is shuffled: a
-// tile's element (i, k) is at k * kTileRows + i, otherwise at i * depth + k.
-template <typename T>
-void copy_left(const T* a, int64_t a_row, int64_t a_col, const RowTiles& tiles, int64_t first, int64_t last,
-               int64_t depth, Acc<T>* buffer) {
-  using A = Acc<T>;
-  if (a_row == 1) {
-    // Whole vectors: what is written behind a tile's column belongs to the next one, which comes later, and what is
-    // read behind it lies before the next.
-    if (depth == 0) return;
-    const bool may_read_on = a_col >= kTileRows + kLanes<A>;
-    int64_t edges[kLeftTogether + 1];
-    for (int64_t t = first; t <= last; ++t) edges[t - first] = tiles.edge(t);
-    const auto copy_column = [&](int64_t k, bool whole) TILEWRIGHT_INLINE {
-      for (int64_t t = 0; t < last - first; ++t) {
-        const T* from = a + k * a_col + edges[t];
-        A* to = buffer + t * left_tile_size(depth) + k * kTileRows;
-#pragma GCC unroll 8
-        for (int64_t i = 0; i < kTileRows; i += kLanes<A>) {
-          const int64_t rows = edges[t + 1] - edges[t] - i;
-          if (whole) {
-            store(to + i, load(from + i));
-          } else if (rows > 0) {
-            store(to + i, load(from + i, smaller(rows, kLanes<A>)));
-          }
-        }
-      }
-    };
-    for (int64_t k = 0; k < depth - 1; ++k) copy_column(k, may_read_on);
-    copy_column(depth - 1, false);
-    return;
-  }
-  for (int64_t t = first; t < last; ++t) {
-    for (int64_t i = tiles.edge(t); i < tiles.edge(t + 1); ++i) {
-      const T* from = a + i * a_row;
-      A* to = buffer + (t - first) * left_tile_size(depth) + (i - tiles.edge(t)) * depth;
-      if (a_col == 1) {
-        for_each_vector<A>(depth, [=](int64_t k, int64_t n) TILEWRIGHT_INLINE { store(to + k, load(from + k, n), n); });
-      } else {
-        for (int64_t k = 0; k < depth; ++k) to[k] = load(from + k * a_col, 1)[0];
-      }
-    }
-  }
-}
-
-// A block of B as the tiles see it: panels of packed columns, or whole panels in place and the last one packed.
-template <typename A>
-struct RightBlock {
-  const A* panels;
-  int64_t panel_step, row_step;
-  const A* tail;  // the last, partial panel, where it is not among `panels`; row step kTileCols
-  int64_t whole;  // columns in `panels`
-};
-
-template <typename T>
-RightBlock<Acc<T>> right_block(const T* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t cols, int64_t row_tiles,
-                               Acc<T>* buffer) {
-  using A = Acc<T>;
-  constexpr int64_t kPanel = kTileCols<A>;
-  if constexpr (kIsAccumulator<T>) {
-    const bool few_readers = row_tiles <= 1 || (row_tiles <= 3 && depth * b_row * int64_t{sizeof(T)} <= 16384);
-    if (b_col == 1 && few_readers) {
-      const int64_t whole = cols / kPanel * kPanel;
-      if (whole < cols) pack_right(depth, cols - whole, b + whole, b_row, b_col, buffer);
-      return {b, kPanel, b_row, buffer, whole};
-    }
-  }
-  pack_right(depth, cols, b, b_row, b_col, buffer);
-  return {buffer, kPanel * depth, kPanel, nullptr, cols};
-}
-
-template <typename A, int kVectors, int... kRows>
-inline GemmTile<A> tile_from_table(int64_t rows) {
-  static constexpr GemmTile<A> table[] = {gemm_tile<A, kRows, kVectors>...};
+template <typename E, int kVectors, int... kRows>
+inline GemmTile<E> tile_from_table(int64_t rows) {
+  static constexpr GemmTile<E> table[] = {gemm_tile<E, kRows, kVectors>...};
   return table[rows - 1];
 }
-template <typename A, int kVectors>
-inline GemmTile<A> tile_of(int64_t rows) {
+template <typename E, int kVectors>
+inline GemmTile<E> tile_of(int64_t rows) {
   static_assert(kTileRows == 14 || kTileRows == 6 || kTileRows == 4);
   if constexpr (kTileRows == 14)
-    return tile_from_table<A, kVectors, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14>(rows);
-  if constexpr (kTileRows == 6) return tile_from_table<A, kVectors, 1, 2, 3, 4, 5, 6>(rows);
-  return tile_from_table<A, kVectors, 1, 2, 3, 4>(rows);
+    return tile_from_table<E, kVectors, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14>(rows);
+  if constexpr (kTileRows == 6) return tile_from_table<E, kVectors, 1, 2, 3, 4, 5, 6>(rows);
+  return tile_from_table<E, kVectors, 1, 2, 3, 4>(rows);
 }
 
-template <typename A>
-inline void multiply_row_tile(const RightBlock<A>& right, int64_t rows, int64_t cols, int64_t depth, const A* a,
-                              int64_t a_row, int64_t a_col, A* c, int64_t c_row, bool accumulate) {
-  constexpr int64_t kPanel = kTileCols<A>;
-  const GemmTile<A> wide = tile_of<A, kTileVectors>(rows);
+template <typename E>
+inline void multiply_row_tile(const RightBlock<E>& right, int64_t rows, int64_t cols, int64_t depth, const E* a,
+                              int64_t a_row, int64_t a_col, SumOf<E>* c, int64_t c_row, bool accumulate) {
+  constexpr int64_t kPanel = kTileCols<E>;
+  const GemmTile<E> wide = tile_of<E, kTileVectors>(rows);
   int64_t col = 0;
-  const A* panel = right.panels;
+  const E* panel = right.panels;
   for (; col + kPanel <= right.whole; col += kPanel, panel += right.panel_step) {
     wide(depth, a, a_row, a_col, panel, right.row_step, c + col, c_row, kPanel, accumulate);
   }
   if (col == cols) return;
   const int64_t rest = cols - col;
-  const GemmTile<A> last = rest > kLanes<A> ? wide : tile_of<A, 1>(rows);
+  const GemmTile<E> last = rest > kLanes<E> ? wide : tile_of<E, 1>(rows);
   const bool is_apart = right.tail != nullptr;
   last(depth, a, a_row, a_col, is_apart ? right.tail : panel, is_apart ? kPanel : right.row_step, c + col, c_row, rest,
        accumulate);
@@ -147,22 +60,25 @@ template <typename T>
 void tile_sweep(const MatmulArgs<T>& args, const ItemPointers<T>& item, int64_t row_begin, int64_t rows_in_all,
                 int64_t col, int64_t cols, Acc<T>* scratch) {
   using A = Acc<T>;
-  const DepthBlocks blocks = depth_blocks(args, kMatmulBlockK);
+  using E = ProductElement<T>;
+  static_assert(sizeof(E) == sizeof(A));  // so that scratch has room for either
+  const DepthBlocks blocks = depth_blocks<E>(args, kMatmulBlockK);
   const int64_t block_depth = smaller(args.K, kMatmulBlockK), padded = (cols + 31) / 32 * 32;
-  A* right_buffer = scratch;
-  A* left_buffer = right_buffer + (block_depth * padded + 15) / 16 * 16;
-  A* accumulators = left_buffer + kLeftTogether * left_tile_size(block_depth);
+  E* right_buffer = reinterpret_cast<E*>(scratch);
+  E* left_buffer = right_buffer + (block_depth * padded + 15) / 16 * 16;
+  A* accumulators = reinterpret_cast<A*>(left_buffer + kLeftTogether * left_tile_size(block_depth));
   const bool in_place = kIsAccumulator<T>;
   const bool finish = has_epilogue(args);
-  const bool copies_left =
-      !kIsAccumulator<T> || args.a_col != 1 || (rows_in_all > 1 && cols > 32 && is_aliasing(args.a_row * sizeof(T)));
   const RowTiles tiles{rows_in_all, tile_count(rows_in_all)};
   const bool is_transposed = args.a_row == 1;
   const int64_t together = is_transposed ? kLeftTogether : 1;
   for (int64_t index = 0; index < blocks.count; ++index) {
-    const DepthRange range = depth_range(args, blocks, index);
+    const DepthRange range = depth_range<E>(args, blocks, index);
+    const int64_t depth = elements_of<E>(range.depth);
+    const bool copies_left =
+        !left_is_in_place<T>(args.a_row, args.a_col, range.depth, /*is_shared=*/rows_in_all > 1 && cols > 32);
     const T* b = item.b + range.offset.b + range.begin * args.b_row + col * args.b_col;
-    const RightBlock<A> right = right_block<T>(b, args.b_row, args.b_col, range.depth, cols, tiles.count, right_buffer);
+    const RightBlock<E> right = right_block(b, args.b_row, args.b_col, range.depth, cols, tiles.count, right_buffer);
     const bool is_last = index + 1 == blocks.count;
     const T* a = item.a + range.offset.a + row_begin * args.a_row + range.begin * args.a_col;
     for (int64_t t = 0; t < tiles.count; ++t) {
@@ -171,23 +87,23 @@ void tile_sweep(const MatmulArgs<T>& args, const ItemPointers<T>& item, int64_t 
         const int64_t last = smaller(t + together, tiles.count);
         copy_left(a, args.a_row, args.a_col, tiles, t, last, range.depth, left_buffer);
       }
-      const A* left = left_buffer + t % together * left_tile_size(range.depth);
-      int64_t left_row = is_transposed ? 1 : range.depth, left_col = is_transposed ? kTileRows : 1;
+      const E* left = left_buffer + t % together * left_tile_size(depth);
+      int64_t left_row = is_transposed ? 1 : depth, left_col = is_transposed ? kTileRows : 1;
+      if (!copies_left) {
+        left = reinterpret_cast<const E*>(a + first * args.a_row);
+        left_row = args.a_row / kDepthOf<E>;
+        left_col = 1;
+      }
       A* acc;
       int64_t acc_row;
       if constexpr (kIsAccumulator<T>) {
-        if (!copies_left) {
-          left = a + first * args.a_row;
-          left_row = args.a_row;
-          left_col = args.a_col;
-        }
         acc = item.c + row * args.c_row + col;
         acc_row = args.c_row;
       } else {
         acc = accumulators + (blocks.count == 1 ? 0 : first * padded);
         acc_row = padded;
       }
-      multiply_row_tile(right, rows, cols, range.depth, left, left_row, left_col, acc, acc_row, index > 0);
+      multiply_row_tile(right, rows, cols, depth, left, left_row, left_col, acc, acc_row, index > 0);
       if (is_last && (finish || !in_place)) finish_rows(args, item, acc, acc_row, row, rows, col, cols);
     }
   }

@@ -71,23 +71,31 @@ void finish_rows(const MatmulArgs<T>& args, const ItemPointers<T>& item, const A
   }
 }
 
-// --- K blocks: every reduce item's K, cut into equal blocks ---
+// Elements of E that hold K values.
+template <typename E>
+inline int64_t elements_of(int64_t K) {
+  return (K + kDepthOf<E> - 1) / kDepthOf<E>;
+}
+
+// --- K blocks: every reduce item's K, cut into equal blocks of whole elements of E ---
 struct DepthBlocks {
   int64_t per_item, count;
 };
-template <typename T>
+// block: elements of a block at most.
+template <typename E, typename T>
 inline DepthBlocks depth_blocks(const MatmulArgs<T>& args, int64_t block) {
-  const int64_t per_item = args.K <= block ? 1 : (args.K + block - 1) / block;
+  const int64_t elements = elements_of<E>(args.K), per_item = elements <= block ? 1 : (elements + block - 1) / block;
   return {per_item, per_item * args.reduce_count};
 }
 struct DepthRange {
-  int64_t begin, depth;
+  int64_t begin, depth;  // in values
   MatmulWalk::Step offset;
 };
-template <typename T>
+template <typename E, typename T>
 inline DepthRange depth_range(const MatmulArgs<T>& args, const DepthBlocks& blocks, int64_t index) {
-  const int64_t part = index % blocks.per_item, begin = args.K * part / blocks.per_item;
-  const int64_t depth = args.K * (part + 1) / blocks.per_item - begin;
+  const int64_t part = index % blocks.per_item, elements = elements_of<E>(args.K);
+  const int64_t begin = elements * part / blocks.per_item * kDepthOf<E>;
+  const int64_t depth = smaller(args.K, elements * (part + 1) / blocks.per_item * kDepthOf<E>) - begin;
   if (args.reduce_count == 1) return {begin, depth, {0, 0, 0, 0}};
   return {begin, depth, args.reduce.at(index / blocks.per_item)};
 }

@@ -10,21 +10,24 @@ namespace {
 template <typename T, int kRows, int kCols>
 void dot_tile(int64_t depth, const T* const (&a)[kRows], const T* const (&b)[kCols], Acc<T> (&total)[kRows * kCols]) {
   using A = Acc<T>;
+  using E = ProductElement<T>;
+  using Traits = ElementTraits<E>;
+  constexpr int64_t kStep = kLanes<E> * kDepthOf<E>;
   Vec<A> sums[kRows * kCols] = {};
   const auto step = [&](int64_t k, auto load_at) TILEWRIGHT_INLINE {
-    Vec<A> left[kRows];
+    Vec<E> left[kRows];
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) left[i] = load_at(a[i] + k);
 #pragma GCC unroll 16
     for (int j = 0; j < kCols; ++j) {
-      const Vec<A> right = load_at(b[j] + k);
+      const Vec<E> right = load_at(b[j] + k);
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) sums[i * kCols + j] = fma(left[i], right, sums[i * kCols + j]);
     }
   };
   int64_t k = 0;
-  for (; k + kLanes<A> <= depth; k += kLanes<A>) step(k, [](const T* p) TILEWRIGHT_INLINE { return load(p); });
-  if (k < depth) step(k, [n = depth - k](const T* p) TILEWRIGHT_INLINE { return load(p, n); });
+  for (; k + kStep <= depth; k += kStep) step(k, [](const T* p) TILEWRIGHT_INLINE { return Traits::load_along(p); });
+  if (k < depth) step(k, [n = depth - k](const T* p) TILEWRIGHT_INLINE { return Traits::load_along(p, n); });
   transpose<A>(sums);  // lane t of the vectors' sum is now dot product t
 #pragma GCC unroll 16
   for (int width = kRows * kCols / 2; width > 0; width /= 2) {
@@ -164,9 +167,9 @@ void stream_product(const MatmulArgs<T>& args, const ItemPointers<T>& item, cons
     acc = item.c + part.row_begin * args.c_row + part.col_begin;
     acc_row = args.c_row;
   }
-  const DepthBlocks blocks = depth_blocks(args, kStreamDepth);
+  const DepthBlocks blocks = depth_blocks<A>(args, kStreamDepth);
   for (int64_t index = 0; index < blocks.count; ++index) {
-    const DepthRange range = depth_range(args, blocks, index);
+    const DepthRange range = depth_range<A>(args, blocks, index);
     const T* a = item.a + range.offset.a + part.row_begin * args.a_row + range.begin * args.a_col;
     const T* b = item.b + range.offset.b + range.begin * args.b_row + part.col_begin;
     const A* left = left_copy;

@@ -31,6 +31,9 @@
   X(widen)                     \
   X(winograd)
 
+// Those whose bfloat16 kernels differ where the processor multiplies bfloat16.
+#define TILEWRIGHT_BF16_FAMILIES(X) X(matmul)
+
 namespace tilewright {
 
 template <typename T>

@@ -29,7 +29,7 @@ def available_isas() -> list[str]:
 
 @contextmanager
 def force_isa(name: str) -> Iterator[None]:
-    """Run the body's tilewright calls on the named ISA (``baseline``, ``avx2``, ``avx512``)."""
+    """Run the body's tilewright calls on the named ISA (``baseline``, ``avx2``, ``avx512``, ``avx512_bf16``)."""
     before = _C.active_isa()
     _C.force_isa(name)
     try:

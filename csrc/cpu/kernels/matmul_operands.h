@@ -1,0 +1,143 @@
+// The operands of matmul.h's tile path: row tiles of A in place or copied to L1, blocks of B in panels.
+#pragma once
+#include "cpu/kernels/matmul_blocks.h"
+
+namespace tilewright {
+namespace {
+
+// Rows a power of two apart fall into the same cache sets: a tile's rows would evict each other.
+inline bool is_aliasing(int64_t stride_bytes) { return stride_bytes % 2048 == 0; }
+
+// Rows of A are cut into equal tiles.
+struct RowTiles {
+  int64_t rows, count;
+  int64_t edge(int64_t tile) const { return rows * tile / count; }
+};
+
+// Tiles of a transposed A are copied by the handful: a column of one tile is less than a line, which would be fetched,
+// and evicted, several times over (5-20 cycles a column alone, 5 together).
+constexpr int64_t kLeftTogether = 4;
+// Elements from one copied tile to the next; depth in elements.
+inline int64_t left_tile_size(int64_t depth) { return 16 * depth; }
+
+// Can tiles read a block of A, `depth` values along K, where it lies? `is_shared`: several rows are read by several
+// panels.
+template <typename T>
+inline bool left_is_in_place(int64_t a_row, int64_t a_col, int64_t depth, bool is_shared) {
+  using E = ProductElement<T>;
+  constexpr int64_t kDepth = kDepthOf<E>;
+  if constexpr (sizeof(E) != kDepth * sizeof(T)) return false;
+  return a_col == 1 && a_row % kDepth == 0 && depth % kDepth == 0 &&
+         !(is_shared && is_aliasing(a_row * static_cast<int64_t>(sizeof(T))));
+}
+
+// Tiles [first, last) of A as accumulators in `buffer`. Transposed operands stay transposed, so nothing is shuffled: a
+// tile's element (i, k) is at k * kTileRows + i, otherwise at i * depth + k.
+template <typename T>
+void copy_left(const T* a, int64_t a_row, int64_t a_col, const RowTiles& tiles, int64_t first, int64_t last,
+               int64_t depth, Acc<T>* buffer) {
+  using A = Acc<T>;
+  if (a_row == 1) {
+    // Whole vectors: what is written behind a tile's column belongs to the next one, which comes later, and what is
+    // read behind it lies before the next.
+    if (depth == 0) return;
+    const bool may_read_on = a_col >= kTileRows + kLanes<A>;
+    int64_t edges[kLeftTogether + 1];
+    for (int64_t t = first; t <= last; ++t) edges[t - first] = tiles.edge(t);
+    const auto copy_column = [&](int64_t k, bool whole) TILEWRIGHT_INLINE {
+      for (int64_t t = 0; t < last - first; ++t) {
+        const T* from = a + k * a_col + edges[t];
+        A* to = buffer + t * left_tile_size(depth) + k * kTileRows;
+#pragma GCC unroll 8
+        for (int64_t i = 0; i < kTileRows; i += kLanes<A>) {
+          const int64_t rows = edges[t + 1] - edges[t] - i;
+          if (whole) {
+            store(to + i, load(from + i));
+          } else if (rows > 0) {
+            store(to + i, load(from + i, smaller(rows, kLanes<A>)));
+          }
+        }
+      }
+    };
+    for (int64_t k = 0; k < depth - 1; ++k) copy_column(k, may_read_on);
+    copy_column(depth - 1, false);
+    return;
+  }
+  for (int64_t t = first; t < last; ++t) {
+    for (int64_t i = tiles.edge(t); i < tiles.edge(t + 1); ++i) {
+      const T* from = a + i * a_row;
+      A* to = buffer + (t - first) * left_tile_size(depth) + (i - tiles.edge(t)) * depth;
+      if (a_col == 1) {
+        for_each_vector<A>(depth, [=](int64_t k, int64_t n) TILEWRIGHT_INLINE { store(to + k, load(from + k, n), n); });
+      } else {
+        for (int64_t k = 0; k < depth; ++k) to[k] = load(from + k * a_col, 1)[0];
+      }
+    }
+  }
+}
+
+#if defined(TILEWRIGHT_ISA_HAS_BF16_DOT)
+// The same as pairs. A transposed operand's element (i, k) is at k * kTileRows + i, otherwise at i * elements + k.
+inline void copy_left(const BF16* a, int64_t a_row, int64_t a_col, const RowTiles& tiles, int64_t first, int64_t last,
+                      int64_t depth, BF16Pair* buffer) {
+  const int64_t elements = pairs_of(depth);
+  if (a_row == 1) {
+    for (int64_t k = 0; k < elements; ++k) {
+      const BF16* even = a + 2 * k * a_col;
+      for (int64_t t = first; t < last; ++t) {
+        const int64_t edge = tiles.edge(t), rows = tiles.edge(t + 1) - edge;
+        const BF16* odd = 2 * k + 1 < depth ? even + a_col + edge : nullptr;
+        // Whole vectors: what is written behind a tile's column belongs to the next one, which comes later.
+        store(buffer + (t - first) * left_tile_size(elements) + k * kTileRows,
+              load_pairs_across(even + edge, odd, rows));
+      }
+    }
+    return;
+  }
+  for (int64_t t = first; t < last; ++t) {
+    for (int64_t i = tiles.edge(t); i < tiles.edge(t + 1); ++i) {
+      const BF16* from = a + i * a_row;
+      BF16Pair* to = buffer + (t - first) * left_tile_size(elements) + (i - tiles.edge(t)) * elements;
+      if (a_col != 1) {
+        for (int64_t k = 0; k < depth; k += 2) {
+          to[k / 2] = {from[k * a_col], k + 1 < depth ? from[(k + 1) * a_col] : BF16{}};
+        }
+        continue;
+      }
+      constexpr int64_t kStep = 2 * kLanes<BF16Pair>;
+      int64_t k = 0;
+      for (; k + kStep <= depth; k += kStep) store(to + k / 2, load_pairs(from + k));
+      // Behind the last row of the last tile there is room for a whole vector; other rows come later.
+      if (k < depth) store(to + k / 2, load_pairs(from + k, depth - k));
+    }
+  }
+}
+#endif
+
+// A block of B as the tiles see it: panels of packed columns, or whole panels in place and the last one packed.
+template <typename E>
+struct RightBlock {
+  const E* panels;
+  int64_t panel_step, row_step;
+  const E* tail;  // the last, partial panel, where it is not among `panels`; row step kTileCols
+  int64_t whole;  // columns in `panels`
+};
+
+template <typename T, typename E>
+RightBlock<E> right_block(const T* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t cols, int64_t row_tiles,
+                          E* buffer) {
+  constexpr int64_t kPanel = kTileCols<E>;
+  if constexpr (kIsAccumulator<T>) {
+    const bool few_readers = row_tiles <= 1 || (row_tiles <= 3 && depth * b_row * int64_t{sizeof(T)} <= 16384);
+    if (b_col == 1 && few_readers) {
+      const int64_t whole = cols / kPanel * kPanel;
+      if (whole < cols) pack_right(depth, cols - whole, b + whole, b_row, b_col, buffer);
+      return {b, kPanel, b_row, buffer, whole};
+    }
+  }
+  pack_right(depth, cols, b, b_row, b_col, buffer);
+  return {buffer, kPanel * elements_of<E>(depth), kPanel, nullptr, cols};
+}
+
+}  // namespace
+}  // namespace tilewright
