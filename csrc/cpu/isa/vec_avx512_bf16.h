@@ -1,9 +1,9 @@
 // AVX-512 with its bfloat16 instructions: products of pairs of bfloat16, added to float32. Nothing else differs from
 // AVX-512, so only the families that multiply bfloat16 matrices are compiled for it (TILEWRIGHT_BF16_FAMILIES).
 //
-// vdpbf16ps takes denormals for 0 and gives 0 for them, whatever the processor's mode, and rounds the sum of the two
-// products once more than a chain of fmas would; native's products of bfloat16 are made of it too. Conversions, which
-// native makes without those instructions, stay as they are.
+// vdpbf16ps and vcvtneps2bf16 take denormals for 0 and give 0 for them, whatever the processor's mode, and the former
+// rounds the sum of the two products once more than a chain of fmas would. Native's products of bfloat16 are made of
+// them too, with the same zeros. Elsewhere native converts without them, and so do we.
 #pragma once
 #include "cpu/isa/vec_avx512.h"
 #define TILEWRIGHT_ISA_HAS_BF16_DOT 1
@@ -38,6 +38,14 @@ inline VecU32 load_pairs_across(const BF16* even, const BF16* odd, int64_t n) {
     return p == nullptr ? _mm512_setzero_si512() : _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask16(n), p));
   };
   return bit_cast<VecU32>(_mm512_or_si512(widened(even), _mm512_slli_epi32(widened(odd), 16)));
+}
+
+// store(), with denormals as 0: of results of products.
+inline void store_flushed(BF16* p, VecF32 v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bit_cast<__m256i>(_mm512_cvtneps_pbh(v)));
+}
+inline void store_flushed(BF16* p, VecF32 v, int64_t n) {
+  _mm256_mask_storeu_epi16(p, mask16(n), bit_cast<__m256i>(_mm512_cvtneps_pbh(v)));
 }
 
 // sums + the two products of each pair of pairs

@@ -88,11 +88,27 @@ inline Vec<A> normal_integral(Vec<A> x, Vec<A>& gauss) {
 constexpr double kRootTwoOverPi = 0.79788456080286535588, kRootHalfOverPi = 0.39894228040143267794,
                  kTanhCubic = 0.044715;
 
+// NaN stays NaN.
+template <typename V>
+inline V relu(V v) {
+  return v < V{} ? V{} : v;
+}
+
+// How a loop is compiled for the activation behind it: relu costs nothing, the others are worth a call and a test.
+enum : int { kNoActivation, kReluActivation, kOtherActivation };
+
+template <typename Body>
+inline void choose_activation(Activation activation, const Body& body) {
+  if (activation == Activation::kNone) return body(Index<kNoActivation>{});
+  if (activation == Activation::kRelu) return body(Index<kReluActivation>{});
+  body(Index<kOtherActivation>{});
+}
+
 template <typename A>
 inline Vec<A> activate(Activation kind, Vec<A> x) {
   switch (kind) {
     case Activation::kRelu:
-      return x < A(0) ? Vec<A>{} : x;
+      return relu(x);
     case Activation::kGelu: {
       Vec<A> gauss;
       return x * normal_integral<A>(x, gauss);

@@ -20,7 +20,7 @@ inline TILEWRIGHT_INLINE Vec<Acc<T>> finish_vector(const ConvEpilogue<T>& epilog
   using A = Acc<T>;
   if (epilogue.residual != nullptr) sum += load(epilogue.residual + place, n);
   if (epilogue.activation == Activation::kNone) return sum;
-  if (epilogue.activation == Activation::kRelu) return sum < Vec<A>{} ? Vec<A>{} : sum;  // NaN stays NaN
+  if (epilogue.activation == Activation::kRelu) return relu(sum);
   if (epilogue.pre != nullptr) store(epilogue.pre + place, sum, n);
   return activate_out_of_line<A>(epilogue.activation, sum);
 }

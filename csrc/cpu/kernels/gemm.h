@@ -34,6 +34,15 @@ struct ElementTraits {
   static TILEWRIGHT_INLINE Vec<E> load_along(const T* p, int64_t n) {
     return load(p, n);
   }
+  // Of sums, all or the first n.
+  template <typename C>
+  static TILEWRIGHT_INLINE void store_sums(C* p, Vec<E> sums) {
+    store(p, sums);
+  }
+  template <typename C>
+  static TILEWRIGHT_INLINE void store_sums(C* p, Vec<E> sums, int64_t n) {
+    store(p, sums, n);
+  }
 };
 template <typename E>
 using SumOf = typename ElementTraits<E>::Sum;
@@ -79,36 +88,37 @@ struct TileSums {
     }
   }
 
-  // n: columns of the tile that are there, 1 <= n <= kVectors * kLanes.
-  TILEWRIGHT_INLINE void store_to(A* c, int64_t c_row, int64_t n, bool accumulate) const {
+  // n: columns of the tile that are there, 1 <= n <= kVectors * kLanes. C is A, or a 16-bit type that is rounded to.
+  template <typename C>
+  TILEWRIGHT_INLINE void store_to(C* c, int64_t c_row, int64_t n, bool accumulate) const {
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
-        A* out = c + i * c_row + v * kLanes<A>;
+        C* out = c + i * c_row + v * kLanes<A>;
         const int64_t width = n - v * kLanes<A>;
         if (width >= kLanes<A>) {
-          store(out, accumulate ? load(out) + at[i][v] : at[i][v]);
+          ElementTraits<E>::store_sums(out, accumulate ? load(out) + at[i][v] : at[i][v]);
         } else if (width > 0) {
-          store(out, accumulate ? load(out, width) + at[i][v] : at[i][v], width);
+          ElementTraits<E>::store_sums(out, accumulate ? load(out, width) + at[i][v] : at[i][v], width);
         }
       }
     }
   }
 };
 
-// K elements. b has kVectors whole vectors in every row; c_row in sums. B is E, or a 16-bit type that is widened on
-// load: for a right operand that is read once, in place.
-template <typename E, int kRows, int kVectors, typename B = E>
-void gemm_tile(int64_t K, const E* a, int64_t a_row, int64_t a_col, const B* b, int64_t b_row, SumOf<E>* c,
-               int64_t c_row, int64_t n, bool accumulate) {
+// K elements. b has kVectors whole vectors in every row. B is E, or a 16-bit type that is widened on load: for a right
+// operand that is read once, in place.
+template <typename E, int kRows, int kVectors, typename B = E, typename C = SumOf<E>>
+void gemm_tile(int64_t K, const E* a, int64_t a_row, int64_t a_col, const B* b, int64_t b_row, C* c, int64_t c_row,
+               int64_t n, bool accumulate) {
   TileSums<E, kRows, kVectors> sums;
   for (int64_t k = 0; k < K; ++k) sums.add(a + k * a_col, a_row, b + k * b_row);
   sums.store_to(c, c_row, n, accumulate);
 }
 
-template <typename E>
-using GemmTile = void (*)(int64_t, const E*, int64_t, int64_t, const E*, int64_t, SumOf<E>*, int64_t, int64_t, bool);
+template <typename E, typename C = SumOf<E>>
+using GemmTile = void (*)(int64_t, const E*, int64_t, int64_t, const E*, int64_t, C*, int64_t, int64_t, bool);
 
 // The tile for exactly `rows` rows (1..kTileRows): every row tail runs at full speed.
 template <typename A, int kVectors, int kRows = kTileRows>

@@ -23,33 +23,45 @@
 namespace tilewright {
 namespace {
 
-template <typename E, int kVectors, int... kRows>
-inline GemmTile<E> tile_from_table(int64_t rows) {
-  static constexpr GemmTile<E> table[] = {gemm_tile<E, kRows, kVectors>...};
+template <typename E, typename C, int kVectors, int... kRows>
+inline GemmTile<E, C> tile_from_table(int64_t rows) {
+  static constexpr GemmTile<E, C> table[] = {gemm_tile<E, kRows, kVectors, E, C>...};
   return table[rows - 1];
 }
-template <typename E, int kVectors>
-inline GemmTile<E> tile_of(int64_t rows) {
+template <typename E, typename C, int kVectors>
+inline GemmTile<E, C> tile_of(int64_t rows) {
   static_assert(kTileRows == 14 || kTileRows == 6 || kTileRows == 4);
   if constexpr (kTileRows == 14)
-    return tile_from_table<E, kVectors, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14>(rows);
-  if constexpr (kTileRows == 6) return tile_from_table<E, kVectors, 1, 2, 3, 4, 5, 6>(rows);
-  return tile_from_table<E, kVectors, 1, 2, 3, 4>(rows);
+    return tile_from_table<E, C, kVectors, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14>(rows);
+  if constexpr (kTileRows == 6) return tile_from_table<E, C, kVectors, 1, 2, 3, 4, 5, 6>(rows);
+  return tile_from_table<E, C, kVectors, 1, 2, 3, 4>(rows);
 }
 
-template <typename E>
+// Asks for what will be written next while there is something to multiply: a result beyond L2 is else waited for line by
+// line (96 products 197 x 64 x 197: 1.2x the time; no difference where C is in cache).
+template <typename T>
+inline void prefetch_rows(const T* c, int64_t c_row, int64_t rows, int64_t cols) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < cols; j += kLine) __builtin_prefetch(c + i * c_row + j, 1);
+  }
+}
+
+template <typename E, typename C>
 inline void multiply_row_tile(const RightBlock<E>& right, int64_t rows, int64_t cols, int64_t depth, const E* a,
-                              int64_t a_row, int64_t a_col, SumOf<E>* c, int64_t c_row, bool accumulate) {
+                              int64_t a_row, int64_t a_col, C* c, int64_t c_row, bool accumulate, bool prefetches) {
   constexpr int64_t kPanel = kTileCols<E>;
-  const GemmTile<E> wide = tile_of<E, kTileVectors>(rows);
+  const GemmTile<E, C> wide = tile_of<E, C, kTileVectors>(rows);
   int64_t col = 0;
   const E* panel = right.panels;
   for (; col + kPanel <= right.whole; col += kPanel, panel += right.panel_step) {
+    if (prefetches) prefetch_rows(col + kPanel < cols ? c + col + kPanel : c + rows * c_row, c_row, rows, kPanel);
     wide(depth, a, a_row, a_col, panel, right.row_step, c + col, c_row, kPanel, accumulate);
   }
   if (col == cols) return;
   const int64_t rest = cols - col;
-  const GemmTile<E> last = rest > kLanes<E> ? wide : tile_of<E, 1>(rows);
+  const GemmTile<E, C> last = rest > kLanes<E> ? wide : tile_of<E, C, 1>(rows);
+  if (prefetches) prefetch_rows(c + rows * c_row, c_row, rows, kPanel);
   const bool is_apart = right.tail != nullptr;
   last(depth, a, a_row, a_col, is_apart ? right.tail : panel, is_apart ? kPanel : right.row_step, c + col, c_row, rest,
        accumulate);
@@ -68,7 +80,7 @@ void tile_sweep(const MatmulArgs<T>& args, const ItemPointers<T>& item, int64_t 
   E* left_buffer = right_buffer + (block_depth * padded + 15) / 16 * 16;
   A* accumulators = reinterpret_cast<A*>(left_buffer + kLeftTogether * left_tile_size(block_depth));
   const bool in_place = kIsAccumulator<T>;
-  const bool finish = has_epilogue(args);
+  const bool finish = has_epilogue(args), rounds_only = !in_place && !finish && blocks.count == 1;
   const RowTiles tiles{rows_in_all, tile_count(rows_in_all)};
   const bool is_transposed = args.a_row == 1;
   const int64_t together = is_transposed ? kLeftTogether : 1;
@@ -100,10 +112,16 @@ void tile_sweep(const MatmulArgs<T>& args, const ItemPointers<T>& item, int64_t 
         acc = item.c + row * args.c_row + col;
         acc_row = args.c_row;
       } else {
+        if (rounds_only) {
+          multiply_row_tile(right, rows, cols, depth, left, left_row, left_col, item.c + row * args.c_row + col,
+                            args.c_row, false, true);
+          continue;
+        }
         acc = accumulators + (blocks.count == 1 ? 0 : first * padded);
         acc_row = padded;
+        if (is_last) prefetch_rows(item.c + row * args.c_row + col, args.c_row, rows, cols);
       }
-      multiply_row_tile(right, rows, cols, depth, left, left_row, left_col, acc, acc_row, index > 0);
+      multiply_row_tile(right, rows, cols, depth, left, left_row, left_col, acc, acc_row, index > 0, in_place);
       if (is_last && (finish || !in_place)) finish_rows(args, item, acc, acc_row, row, rows, col, cols);
     }
   }

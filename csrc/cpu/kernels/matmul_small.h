@@ -7,10 +7,21 @@ namespace {
 
 // --- dot ---
 // C tile of kRows x kCols = kLanes dot products over one stretch of K.
+template <typename T, int kRows>
+struct DotElement {
+  using type = ProductElement<T>;
+};
+// One row alone is computed as native computes it, in float32: no product rounds, no denormal is lost, and memory is the
+// limit.
+template <typename T>
+struct DotElement<T, 1> {
+  using type = Acc<T>;
+};
+
 template <typename T, int kRows, int kCols>
 void dot_tile(int64_t depth, const T* const (&a)[kRows], const T* const (&b)[kCols], Acc<T> (&total)[kRows * kCols]) {
   using A = Acc<T>;
-  using E = ProductElement<T>;
+  using E = typename DotElement<T, kRows>::type;
   using Traits = ElementTraits<E>;
   constexpr int64_t kStep = kLanes<E> * kDepthOf<E>;
   Vec<A> sums[kRows * kCols] = {};
@@ -114,7 +125,7 @@ void dot_product(const MatmulArgs<T>& args, const ItemPointers<T>& item, const M
       dot_range<T, kMostRows>(at, rows, cols, args.K, acc, acc_row, r > 0);
     }
   }
-  if (has_epilogue(args)) finish_rows(args, item, acc, acc_row, part.row_begin, rows, part.col_begin, cols);
+  if (!kIsAccumulator<T> || has_epilogue(args)) finish_rows(args, item, acc, acc_row, part.row_begin, rows, part.col_begin, cols);
 }
 
 // --- stream ---
@@ -187,7 +198,7 @@ void stream_product(const MatmulArgs<T>& args, const ItemPointers<T>& item, cons
     }
     stream_of_rows<T>(rows, range.depth, left, left_row, left_col, b, args.b_row, acc, acc_row, cols, index > 0, tail);
   }
-  if (has_epilogue(args)) finish_rows(args, item, acc, acc_row, part.row_begin, rows, part.col_begin, cols);
+  if (!kIsAccumulator<T> || has_epilogue(args)) finish_rows(args, item, acc, acc_row, part.row_begin, rows, part.col_begin, cols);
 }
 
 }  // namespace
