@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tilewright.functional as TF
-from tilewright.testing import DTYPES, assert_as_accurate, ops_called
+from tilewright.testing import DTYPES, assert_as_accurate, available_isas, ops_called
 
 # Twice the tallest register tile and one more: every row tail, the few-row paths (up to 16), the tile path behind them.
 ROWS = (*range(1, 18), 21, 27, 28, 29)
@@ -52,6 +52,27 @@ def test_several_blocks(isa, dtype, shape):
     for a in _layouts(rows, depth, dtype).values():
         for b in _layouts(depth, cols, dtype).values():
             _assert_matches(TF.matmul(a, b), torch.matmul(a, b), a, b, str(shape))
+
+
+@pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True), (True, True)], ids=str)
+@pytest.mark.parametrize("depth", [2, 63, 64, 800, 1151])
+def test_bfloat16_in_place_and_copied(isa, depth, transposed):
+    """Pairs along K: even and odd depth, rows at even, odd and aliasing distances, one block of K and several."""
+    for rows, cols, pad in [(20, 40, 0), (20, 40, 1), (33, 77, 2), (40, 130, 1024 - depth % 1024)]:
+        left, right = [(rows, depth), (depth, cols)]
+        sizes = [size[::-1] if swap else size for size, swap in zip((left, right), transposed, strict=True)]
+        a, b = (torch.randn(m, n + pad).bfloat16()[:, :n] for m, n in sizes)
+        a, b = a.t() if transposed[0] else a, b.t() if transposed[1] else b
+        assert_as_accurate(TF.matmul(a, b), a @ b, a.double() @ b.double(), what=f"{rows}x{depth}x{cols} + {pad}")
+
+
+@pytest.mark.skipif("avx512_bf16" not in available_isas(), reason="this machine multiplies no bfloat16")
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_bfloat16_denormals_like_native(rows):
+    """Processors that multiply bfloat16 take them for 0; native keeps them for one row only, and so do we."""
+    tiny = torch.full((rows, 64), 1e-39).bfloat16()
+    weight = torch.ones(48, 64).bfloat16()
+    torch.testing.assert_close(TF.linear(tiny, weight), torch.nn.functional.linear(tiny, weight), rtol=0.01, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

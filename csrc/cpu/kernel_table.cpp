@@ -47,12 +47,11 @@ bool cpu_runs(const std::string& isa) {
 const std::vector<KernelTable>& tables() {
   static const std::vector<KernelTable> all = [] {
     std::vector<KernelTable> filled;
-#define X(isa_name)                                                       \
-  if (cpu_runs(#isa_name)) {                                              \
-    KernelTable table = filled.empty() ? KernelTable{} : filled.back();   \
-    table.isa = #isa_name;                                                \
-    TILEWRIGHT_FAMILIES_OF_##isa_name(TILEWRIGHT_FILL_##isa_name)         \
-    filled.push_back(table);                                              \
+#define X(isa_name)                                                                        \
+  if (cpu_runs(#isa_name)) {                                                               \
+    KernelTable table = filled.empty() ? KernelTable{} : filled.back();                    \
+    table.isa = #isa_name;                                                                 \
+    TILEWRIGHT_FAMILIES_OF_##isa_name(TILEWRIGHT_FILL_##isa_name) filled.push_back(table); \
   }
     TILEWRIGHT_ISA_LIST
 #undef X

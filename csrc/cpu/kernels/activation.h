@@ -94,14 +94,25 @@ inline V relu(V v) {
   return v < V{} ? V{} : v;
 }
 
-// How a loop is compiled for the activation behind it: relu costs nothing, the others are worth a call and a test.
-enum : int { kNoActivation, kReluActivation, kOtherActivation };
-
+// Calls body with the activation as a constant: a switch made once, outside the loop.
+template <Activation kActivation>
+struct ActivationConstant {
+  static constexpr Activation value = kActivation;
+};
 template <typename Body>
 inline void choose_activation(Activation activation, const Body& body) {
-  if (activation == Activation::kNone) return body(Index<kNoActivation>{});
-  if (activation == Activation::kRelu) return body(Index<kReluActivation>{});
-  body(Index<kOtherActivation>{});
+  switch (activation) {
+    case Activation::kNone:
+      return body(ActivationConstant<Activation::kNone>{});
+    case Activation::kRelu:
+      return body(ActivationConstant<Activation::kRelu>{});
+    case Activation::kGelu:
+      return body(ActivationConstant<Activation::kGelu>{});
+    case Activation::kGeluTanh:
+      return body(ActivationConstant<Activation::kGeluTanh>{});
+    case Activation::kSilu:
+      return body(ActivationConstant<Activation::kSilu>{});
+  }
 }
 
 template <typename A>

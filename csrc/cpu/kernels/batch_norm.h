@@ -25,7 +25,7 @@ void batch_norm_apply_planes(const BatchNormApplyArgs<T>& args, const BatchNormL
   const bool streams = can_stream_lines(args.streams, args.y, lines, args.shape.size) &&
                        (args.pre == nullptr || can_stream(args.pre, args.shape.size));
   choose(args.residual != nullptr, [&](auto residual) {
-    choose_activation(args.activation, [&](auto activation) {
+    choose_loop_activation(args.activation, [&](auto activation) {
       choose(streams, [&](auto stream) {
         batch_norm_apply_planes_as<T, activation, residual.value, stream.value>(args, lines);
       });
@@ -57,7 +57,7 @@ void batch_norm_apply_rows(const BatchNormApplyArgs<T>& args, const BatchNormLin
   const bool streams = can_stream_lines(args.streams, args.y, lines, args.shape.channels) &&
                        (args.pre == nullptr || can_stream(args.pre, args.shape.channels));
   choose(args.residual != nullptr, [&](auto residual) {
-    choose_activation(args.activation, [&](auto activation) {
+    choose_loop_activation(args.activation, [&](auto activation) {
       choose(streams,
              [&](auto stream) { batch_norm_apply_rows_as<T, activation, residual.value, stream.value>(args, lines); });
     });

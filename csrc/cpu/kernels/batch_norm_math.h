@@ -24,6 +24,16 @@ inline void store_block_stats(double estimate, double sum_d, double sum_dd, doub
   *m2 = value < 0.0 ? 0.0 : value;
 }
 
+// How a loop is compiled for the activation behind it: relu costs nothing, the others are worth a call and a test.
+enum : int { kNoActivation, kReluActivation, kOtherActivation };
+
+template <typename Body>
+inline void choose_loop_activation(Activation activation, const Body& body) {
+  if (activation == Activation::kNone) return body(Index<kNoActivation>{});
+  if (activation == Activation::kRelu) return body(Index<kReluActivation>{});
+  body(Index<kOtherActivation>{});
+}
+
 // Up to here a value is 0 once it is rounded to T, as half its smallest number is; and native asks the rounded one
 // whether a gradient passes.
 template <typename T>

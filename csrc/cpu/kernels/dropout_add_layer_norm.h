@@ -104,7 +104,7 @@ void dropout_add_layer_norm_backward_rows(const DropoutAddLayerNormBackwardArgs<
       int64_t row = row_begin;
       if (!takes_rows_apart(args.streams, args.cols)) {
         row = dropout_add_layer_norm_backward_blocks<kBlockRows<Acc<T>>, parameters.value, stream.value>(args, row,
-                                                                                                       row_end);
+                                                                                                         row_end);
       }
       dropout_add_layer_norm_backward_blocks<1, parameters.value, stream.value>(args, row, row_end);
     });

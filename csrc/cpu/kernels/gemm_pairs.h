@@ -55,9 +55,7 @@ inline void pack_pair_columns(int64_t K, int64_t n, const BF16* src, int64_t str
     VecF32 block[kStep];  // float32 for transpose, which moves lanes and computes nothing
     for (int64_t j = 0; j < kStep; ++j) {
       const BF16* from = src + j * stride + k;
-      const VecU32 pairs = j >= n               ? VecU32{}
-                           : K - k >= 2 * kStep ? load_pairs(from)
-                                                : load_pairs(from, K - k);
+      const VecU32 pairs = j >= n ? VecU32{} : K - k >= 2 * kStep ? load_pairs(from) : load_pairs(from, K - k);
       block[j] = bit_cast<VecF32>(pairs);
     }
     transpose<float>(block);

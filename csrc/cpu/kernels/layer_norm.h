@@ -120,8 +120,8 @@ void layer_norm_forward_range(const LayerNormForwardArgs<T>& args, int64_t row, 
     row = layer_norm_forward_blocks<kTinyBlockRows<A>, true, kStream>(args, row, row_end);
   }
   if (args.cols <= kShortRow) {
-    // From memory, rows of more than 256 columns are better read one after the other: 0.65x the time at 512 columns, the
-    // same at 256, 1.25x at 128.
+    // From memory, rows of more than 256 columns are better read one after the other: 0.65x the time at 512 columns,
+    // the same at 256, 1.25x at 128.
     constexpr int64_t kTogetherFromMemory = 256;
     if (!args.streams || args.cols <= kTogetherFromMemory) {
       row = layer_norm_forward_blocks<kBlockRows<A>, true, kStream>(args, row, row_end);

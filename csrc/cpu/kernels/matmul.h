@@ -37,8 +37,8 @@ inline GemmTile<E, C> tile_of(int64_t rows) {
   return tile_from_table<E, C, kVectors, 1, 2, 3, 4>(rows);
 }
 
-// Asks for what will be written next while there is something to multiply: a result beyond L2 is else waited for line by
-// line (96 products 197 x 64 x 197: 1.2x the time; no difference where C is in cache).
+// Asks for what will be written next while there is something to multiply: a result beyond L2 is else waited for line
+// by line (96 products 197 x 64 x 197: 1.2x the time; no difference where C is in cache).
 template <typename T>
 inline void prefetch_rows(const T* c, int64_t c_row, int64_t rows, int64_t cols) {
   constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));

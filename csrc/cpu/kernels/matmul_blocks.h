@@ -31,52 +31,43 @@ inline ItemPointers<T> item_pointers(const MatmulArgs<T>& args, int64_t item) {
 
 template <typename T>
 inline bool has_epilogue(const MatmulArgs<T>& args) {
-  return args.addend != nullptr || args.alpha != 1 || args.activation != Activation::kNone ||
-         args.pre != nullptr;
+  return args.addend != nullptr || args.alpha != 1 || args.activation != Activation::kNone || args.pre != nullptr;
 }
 
 // --- epilogue: accumulators of one row range -> C ---
+// With an addend whose rows are not contiguous.
 template <typename T>
 inline void finish_row(const MatmulArgs<T>& args, const Acc<T>* acc, const T* addend, T* pre, T* c, int64_t cols) {
   using A = Acc<T>;
   const int64_t addend_col = args.addend_col;
   for_each_vector<A>(cols, [&](int64_t j, int64_t n) TILEWRIGHT_INLINE {
     Vec<A> v = load(acc + j, n) * args.alpha;
-    if (addend != nullptr) {
-      Vec<A> extra;
-      if (addend_col == 1) {
-        extra = load(addend + j, n);
-      } else if (addend_col == 0) {
-        extra = broadcast<A>(load(addend, 1)[0]);
-      } else {
-        A lanes[kLanes<A>] = {};
-        for (int64_t i = 0; i < n; ++i) lanes[i] = load(addend + (j + i) * addend_col, 1)[0];
-        extra = load(lanes);
-      }
-      v += extra * args.beta;
-    }
+    A lanes[kLanes<A>] = {};
+    for (int64_t i = 0; i < n; ++i) lanes[i] = load(addend + (j + i) * addend_col, 1)[0];
+    v += load(lanes) * args.beta;
     if (pre != nullptr) store(pre + j, v, n);
     store(c + j, activate<A>(args.activation, v), n);
   });
 }
 
-// The same where nothing but rows of an addend and relu come in, without a question in the inner loop.
-template <int kActivation, bool kAddend, typename T>
-void finish_simple_rows(const MatmulArgs<T>& args, const ItemPointers<T>& item, const Acc<T>* acc, int64_t acc_row,
-                        int64_t row, int64_t rows, int64_t col, int64_t cols) {
+// The same for contiguous rows of an addend or none, without a question in the inner loop.
+template <Activation kActivation, bool kAddend, bool kPre, typename T>
+void finish_contiguous_rows(const MatmulArgs<T>& args, const ItemPointers<T>& item, const Acc<T>* acc, int64_t acc_row,
+                            int64_t row, int64_t rows, int64_t col, int64_t cols) {
   using A = Acc<T>;
   const Vec<A> alpha = broadcast<A>(args.alpha), beta = broadcast<A>(args.beta);
   for (int64_t i = 0; i < rows; ++i) {
     const A* sums = acc + i * acc_row;
     const T* addend = kAddend ? item.addend + (row + i) * args.addend_row + col : nullptr;
-    T* c = item.c + (row + i) * args.c_row + col;
+    const int64_t at = (row + i) * args.c_row + col;
+    T *c = item.c + at, *pre = kPre ? item.pre + at : nullptr;
     for_each_vector<A>(cols, [=](int64_t j, int64_t n) TILEWRIGHT_INLINE {
       Vec<A> v = load(sums + j, n), extra{};
       if constexpr (kAddend) extra = load(addend + j, n);
       v = v * alpha;
       if constexpr (kAddend) v += extra * beta;
-      if constexpr (kActivation == kReluActivation) v = relu(v);
-      ElementTraits<ProductElement<T>>::store_sums(c + j, v, n);
+      if constexpr (kPre) store(pre + j, v, n);
+      ElementTraits<ProductElement<T>>::store_sums(c + j, activate<A>(kActivation, v), n);
     });
   }
 }
@@ -84,22 +75,21 @@ void finish_simple_rows(const MatmulArgs<T>& args, const ItemPointers<T>& item, 
 template <typename T>
 void finish_rows(const MatmulArgs<T>& args, const ItemPointers<T>& item, const Acc<T>* acc, int64_t acc_row,
                  int64_t row, int64_t rows, int64_t col, int64_t cols) {
-  const bool is_simple = item.pre == nullptr && (item.addend == nullptr || args.addend_col == 1);
-  choose_activation(args.activation, [&](auto activation) {
-    if constexpr (activation != kOtherActivation) {
-      if (is_simple) {
-        return choose(item.addend != nullptr, [&](auto addend) {
-          finish_simple_rows<activation, addend.value>(args, item, acc, acc_row, row, rows, col, cols);
+  if (item.addend == nullptr || args.addend_col == 1) {
+    return choose_activation(args.activation, [&](auto activation) {
+      choose(item.addend != nullptr, [&](auto addend) {
+        choose(item.pre != nullptr, [&](auto pre) {
+          finish_contiguous_rows<activation.value, addend.value, pre.value>(args, item, acc, acc_row, row, rows, col,
+                                                                            cols);
         });
-      }
-    }
-    for (int64_t i = 0; i < rows; ++i) {
-      const int64_t at = (row + i) * args.c_row + col;
-      const T* addend =
-          item.addend == nullptr ? nullptr : item.addend + (row + i) * args.addend_row + col * args.addend_col;
-      finish_row(args, acc + i * acc_row, addend, item.pre == nullptr ? nullptr : item.pre + at, item.c + at, cols);
-    }
-  });
+      });
+    });
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t at = (row + i) * args.c_row + col;
+    const T* addend = item.addend + (row + i) * args.addend_row + col * args.addend_col;
+    finish_row(args, acc + i * acc_row, addend, item.pre == nullptr ? nullptr : item.pre + at, item.c + at, cols);
+  }
 }
 
 // Elements of E that hold K values.

@@ -11,8 +11,8 @@ template <typename T, int kRows>
 struct DotElement {
   using type = ProductElement<T>;
 };
-// One row alone is computed as native computes it, in float32: no product rounds, no denormal is lost, and memory is the
-// limit.
+// One row alone is computed as native computes it, in float32: no product rounds, no denormal is lost, and memory is
+// the limit.
 template <typename T>
 struct DotElement<T, 1> {
   using type = Acc<T>;
@@ -125,7 +125,8 @@ void dot_product(const MatmulArgs<T>& args, const ItemPointers<T>& item, const M
       dot_range<T, kMostRows>(at, rows, cols, args.K, acc, acc_row, r > 0);
     }
   }
-  if (!kIsAccumulator<T> || has_epilogue(args)) finish_rows(args, item, acc, acc_row, part.row_begin, rows, part.col_begin, cols);
+  if (!kIsAccumulator<T> || has_epilogue(args))
+    finish_rows(args, item, acc, acc_row, part.row_begin, rows, part.col_begin, cols);
 }
 
 // --- stream ---
@@ -198,7 +199,8 @@ void stream_product(const MatmulArgs<T>& args, const ItemPointers<T>& item, cons
     }
     stream_of_rows<T>(rows, range.depth, left, left_row, left_col, b, args.b_row, acc, acc_row, cols, index > 0, tail);
   }
-  if (!kIsAccumulator<T> || has_epilogue(args)) finish_rows(args, item, acc, acc_row, part.row_begin, rows, part.col_begin, cols);
+  if (!kIsAccumulator<T> || has_epilogue(args))
+    finish_rows(args, item, acc, acc_row, part.row_begin, rows, part.col_begin, cols);
 }
 
 }  // namespace
