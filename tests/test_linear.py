@@ -24,6 +24,9 @@ SHAPES = [
     ((2, 9, 40), 40, 17),
     ((70, 33), 33, 65),
     ((20, 500), 500, 6),
+    ((90, 500), 500, 37),
+    ((401, 30), 30, 129),
+    ((4100, 24), 24, 40),
 ]
 
 
@@ -160,13 +163,16 @@ def test_saves_no_more_than_native():
         assert saved(TF.linear, *leaves) <= saved(F.linear, *leaves)
 
 
-def test_same_bits_for_any_thread_count():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("rows", "inner", "outer"), [(700, 300, 500), (5000, 24, 40)])
+def test_same_bits_for_any_thread_count(rows, inner, outer, dtype):
     results = []
     before = torch.get_num_threads()
-    x, w, b = torch.randn(700, 300), torch.randn(500, 300), torch.randn(500)
+    tensors = [torch.randn(*size).to(dtype) for size in ((rows, inner), (outer, inner), (outer,))]
+    dy = torch.randn(rows, outer).to(dtype)
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        results.append(_run(_ours_linear_act, [x, w, b], torch.ones(700, 500), "gelu"))
+        results.append(_run(_ours_linear_act, tensors, dy, "gelu"))
     torch.set_num_threads(before)
     assert all(torch.equal(p, q) for p, q in zip(*results, strict=True))
 

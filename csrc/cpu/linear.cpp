@@ -5,6 +5,7 @@
 
 #include "cpu/kernel_table.h"
 #include "cpu/product.h"
+#include "cpu/row_chunks.h"
 #include "cpu/tensors.h"
 
 namespace tilewright {
@@ -102,14 +103,19 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& grad_output
     product.M = grad.size(1);
     product.N = rows.size(1);
     product.K = grad.size(0);
+    Tensor sums;
+    if (output_mask[2]) {
+      sums = empty_cpu({product.M}, accumulation_dtype(dtype)).zero_();
+      product.left_sums = sums.mutable_data_ptr();
+    }
     product.a = transposed(left_operand(grad, 0));
     product.b = left_operand(rows, 0);
     product.c.data = grad_weight.mutable_data_ptr();
     product.c.row = product.N;
     product.c.col = 1;
-    run_product(product, dtype, "linear_backward");
+    if (run_product(product, dtype, "linear_backward")) grad_bias = finished_gradient(sums, true, dtype);
   }
-  if (output_mask[2]) grad_bias = sum_of_rows(grad);
+  if (output_mask[2] && !grad_bias.defined()) grad_bias = sum_of_rows(grad);
   return {grad_input, grad_weight, grad_bias};
 }
 

@@ -70,6 +70,7 @@ void fold_into_depth(Product& p, BatchDims& reduce) {
 void turn_column_into_row(Product& p, BatchDims& batch, BatchDims& reduce) {
   if (p.N != 1 || p.M == 1 || p.c.row != 1) return;
   std::swap(p.M, p.N);
+  p.left_sums = nullptr;
   const MatrixOperand left = transposed(p.b), right = transposed(p.a);
   p.a = left;
   p.b = right;
@@ -127,6 +128,7 @@ void fill_args(MatmulArgs<T>& args, const Product& p, const BatchDims& batch, co
   fill_walk(args.batch, batch);
   fill_walk(args.reduce, reduce);
   args.path = choose_path(p);
+  args.left_sums = batch.empty() && can_sum_left(args) ? static_cast<Acc<T>*>(p.left_sums) : nullptr;
 }
 
 int64_t part_edge(int64_t size, int64_t parts, int64_t part, int64_t unit) {
@@ -144,6 +146,8 @@ template <typename T>
 void run_in_depth(const MatmulArgs<T>& args, int64_t items, int64_t parts) {
   const int64_t size = args.M * args.N;
   const auto partials = uninitialised<T>(items * parts * size);
+  const int64_t sums_size = args.left_sums != nullptr ? args.M : 0;
+  const auto left_sums = std::make_unique<T[]>(static_cast<size_t>(parts * sums_size));
   const auto kernel = kernels<T>().matmul;
   parallel_for_cost(items * parts, 32 + size * args.K / parts / 16, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
@@ -159,12 +163,14 @@ void run_in_depth(const MatmulArgs<T>& args, int64_t items, int64_t parts) {
       stretch.addend = nullptr;
       stretch.activation = Activation::kNone;
       stretch.pre = nullptr;
+      stretch.left_sums = sums_size > 0 ? left_sums.get() + part * sums_size : nullptr;
       stretch.batch.dims = 0;
       kernel.product(stretch, {0, 0, args.M, 0, args.N}, scratch_for(stretch, args.M, args.N));
     }
   });
   parallel_for_cost(items * args.M, args.N * parts,
                     [&](int64_t begin, int64_t end) { kernel.add_partials(args, partials.get(), parts, begin, end); });
+  for (int64_t i = 0; i < parts * sums_size; ++i) args.left_sums[i % sums_size] += left_sums[i];
 }
 
 template <typename T>
@@ -260,7 +266,7 @@ int64_t depth_parts(int64_t parts_so_far, int64_t M, int64_t N, int64_t K) {
   return std::max<int64_t>(1, std::min({kParts / parts_so_far, worthwhile, K / kShortest}));
 }
 
-void run_product(const Product& product, at::ScalarType dtype, const char* op) {
+bool run_product(const Product& product, at::ScalarType dtype, const char* op) {
   Product p = product;
   BatchDims batch = collapsed(p, /*reduced=*/false), reduce = collapsed(p, /*reduced=*/true);
   fold_into_rows(p, batch);
@@ -271,13 +277,16 @@ void run_product(const Product& product, at::ScalarType dtype, const char* op) {
     p.K = 0;
   }
   const int64_t items = count_items(batch);
-  if (items == 0 || p.M == 0 || p.N == 0) return;
+  if (items == 0 || p.M == 0 || p.N == 0) return false;
+  bool sums_left = false;
   dispatch_floating(dtype, op, [&](auto element) {
     using T = decltype(element);
     MatmulArgs<T> args;
     fill_args(args, p, batch, reduce);
     run_typed(args, items);
+    sums_left = args.left_sums != nullptr;
   });
+  return sums_left;
 }
 
 }  // namespace tilewright

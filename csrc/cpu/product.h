@@ -30,6 +30,8 @@ struct Product {
   double alpha = 1, beta = 1;
   Activation activation = Activation::kNone;
   void* pre = nullptr;  // laid out like c
+  void* left_sums =
+      nullptr;  // [M] in the accumulation type, added to: the sums of A's rows over K, where they cost nothing
 };
 
 // The matrix in the last two dimensions of tensor, its batch dimensions aligned to the last of `batch_dims` and
@@ -38,7 +40,8 @@ MatrixOperand left_operand(const Tensor& tensor, size_t batch_dims);
 MatrixOperand right_operand(const Tensor& tensor, size_t batch_dims);
 MatrixOperand transposed(const MatrixOperand& operand);
 
-void run_product(const Product& product, at::ScalarType dtype, const char* op);
+// Were left_sums made?
+bool run_product(const Product& product, at::ScalarType dtype, const char* op);
 
 // How one product is cut for threads: by items, then by columns and rows. A function of the shape alone.
 struct MatmulSplit {

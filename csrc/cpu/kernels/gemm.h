@@ -34,6 +34,8 @@ struct ElementTraits {
   static TILEWRIGHT_INLINE Vec<E> load_along(const T* p, int64_t n) {
     return load(p, n);
   }
+  // sum with the element's values added
+  static TILEWRIGHT_INLINE Vec<E> add_to(Vec<E> sum, Vec<E> element) { return sum + element; }
   // Of sums, all or the first n.
   template <typename C>
   static TILEWRIGHT_INLINE void store_sums(C* p, Vec<E> sums) {

@@ -16,6 +16,10 @@ struct ElementTraits<BF16Pair> {
   static constexpr int64_t kDepth = 2;
   static TILEWRIGHT_INLINE VecU32 load_along(const BF16* p) { return load_pairs(p); }
   static TILEWRIGHT_INLINE VecU32 load_along(const BF16* p, int64_t n) { return load_pairs(p, n); }
+  static TILEWRIGHT_INLINE VecF32 add_to(VecF32 sum, VecU32 element) {
+    constexpr uint32_t kOnes = 0x3f803f80u;  // a pair of bfloat16
+    return fma(element, VecU32{} + kOnes, sum);
+  }
   static TILEWRIGHT_INLINE void store_sums(float* p, VecF32 sums) { store(p, sums); }
   static TILEWRIGHT_INLINE void store_sums(float* p, VecF32 sums, int64_t n) { store(p, sums, n); }
   static TILEWRIGHT_INLINE void store_sums(BF16* p, VecF32 sums) { store_flushed(p, sums); }

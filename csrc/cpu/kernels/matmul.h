@@ -100,6 +100,7 @@ void tile_sweep(const MatmulArgs<T>& args, const ItemPointers<T>& item, int64_t 
         copy_left(a, args.a_row, args.a_col, tiles, t, last, range.depth, left_buffer);
       }
       const E* left = left_buffer + t % together * left_tile_size(depth);
+      if (args.left_sums != nullptr && col == 0) add_tile_sums(left, depth, rows, args.left_sums + row);
       int64_t left_row = is_transposed ? 1 : depth, left_col = is_transposed ? kTileRows : 1;
       if (!copies_left) {
         left = reinterpret_cast<const E*>(a + first * args.a_row);

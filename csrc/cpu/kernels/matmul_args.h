@@ -66,10 +66,17 @@ struct MatmulArgs {
   Acc<T> alpha, beta;
   Activation activation;
   T* pre;                // what the activation is applied to, laid out like c; or null
+  Acc<T>* left_sums;     // [M], added to: sums of A's rows over K; or null. See can_sum_left
   int64_t reduce_count;  // 1 where there is nothing to sum over but K
   MatmulWalk batch, reduce;
   MatmulPath path;
 };
+
+// Sums of A's rows come for nothing where each of its tiles is copied, and lies transposed in L1.
+template <typename T>
+bool can_sum_left(const MatmulArgs<T>& args) {
+  return args.path == MatmulPath::kTile && args.a_row == 1 && args.a_col != 1;
+}
 
 // The part of one item that one call computes.
 struct MatmulPart {

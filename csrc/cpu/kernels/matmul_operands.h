@@ -114,6 +114,25 @@ inline void copy_left(const BF16* a, int64_t a_row, int64_t a_col, const RowTile
 }
 #endif
 
+// sums[i] += row i of a tile that copy_left has left transposed. What stands behind the tile's rows is added to lanes
+// that are not stored.
+template <typename E>
+void add_tile_sums(const E* tile, int64_t elements, int64_t rows, SumOf<E>* sums) {
+  using A = SumOf<E>;
+  using Traits = ElementTraits<E>;
+  for (int64_t i = 0; i < rows; i += kLanes<E>) {
+    Vec<A> even{}, odd{};
+    int64_t k = 0;
+    for (; k + 2 <= elements; k += 2) {
+      even = Traits::add_to(even, load(tile + k * kTileRows + i));
+      odd = Traits::add_to(odd, load(tile + (k + 1) * kTileRows + i));
+    }
+    if (k < elements) even = Traits::add_to(even, load(tile + k * kTileRows + i));
+    const int64_t n = smaller(rows - i, kLanes<E>);
+    store(sums + i, load(sums + i, n) + (even + odd), n);
+  }
+}
+
 // A block of B as the tiles see it: panels of packed columns, or whole panels in place and the last one packed.
 template <typename E>
 struct RightBlock {
