@@ -5,6 +5,7 @@
 #include <map>
 
 #include "cpu/kernel_table.h"
+#include "cpu/product.h"
 #include "cpu/roofline.h"
 #include "direct_call.h"
 #include "ops/gpu.h"
@@ -24,6 +25,17 @@ void add_direct_calls(pybind11::module_ m) {
   add<"baddbmm", Tensor(const Tensor&, const Tensor&, const Tensor&, const Scalar&, const Scalar&)>(m);
   add<"linear", Tensor(const Tensor&, const Tensor&, const OptionalTensor&)>(m);
   add<"linear_act", Tensor(const Tensor&, const Tensor&, const OptionalTensor&, c10::string_view)>(m);
+}
+
+// How run_product cuts a float32 product for threads: (row parts, column parts, stretches of K).
+std::tuple<int64_t, int64_t, int64_t> split_matmul(int64_t items, int64_t rows, int64_t cols, int64_t depth,
+                                                   bool packs) {
+  using tilewright::MatmulPath;
+  const auto path = packs ? MatmulPath::kTile : MatmulPath::kStream;
+  const auto split = tilewright::split_matmul(items, rows, cols, depth, path, tilewright::kMatmulBlockN<float>);
+  const int64_t stretches = tilewright::depth_parts(items * split.row_parts * split.col_parts, rows, cols, depth);
+  if (stretches > 1) return {1, 1, stretches};
+  return {split.row_parts, split.col_parts, 1};
 }
 
 // source(device) -> {op: dtype bits}, or None: no op is served on a GPU.
@@ -54,6 +66,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("force_isa", &tilewright::force_isa, "use the named ISA from now on");
   m.def("measure_fma_peak", &tilewright::measure_fma_peak, pybind11::call_guard<pybind11::gil_scoped_release>(),
         "GFLOP/s of multiply-adds in the named dtype, on the ISA in use and torch's threads");
+  m.def("split_matmul", &split_matmul, "how a float32 product is cut for threads: row parts, column parts, stretches",
+        pybind11::arg("items"), pybind11::arg("rows"), pybind11::arg("cols"), pybind11::arg("depth"),
+        pybind11::arg("packs"));
   m.def("set_gpu_tables", &set_gpu_tables, "how to find out which ops a GPU serves, as {op: dtype bits}");
   add_direct_calls(m.def_submodule("direct", "the ops' short way from Python: None means take torch.ops' way"));
 }

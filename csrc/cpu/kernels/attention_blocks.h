@@ -58,10 +58,10 @@ inline void multiply_piece(int64_t rows, int64_t N, int64_t K, const A* a, int64
   int64_t col = 0;
   for (; N - col > kLanes<A>; col += kTileCols<A>, b.data += b.panel) {
     const int64_t n = N - col < kTileCols<A> ? N - col : kTileCols<A>;
-    wide(K, a, a_row, a_col, b.data, b.row, c + col, c_row, n, accumulate);
+    wide(K, a, a_row, a_col, b.data, b.row, c + col, c_row, n, {accumulate});
   }
   if (col < N) {
-    tile_for_rows<A, 1>(rows)(K, a, a_row, a_col, b.data, b.row, c + col, c_row, N - col, accumulate);
+    tile_for_rows<A, 1>(rows)(K, a, a_row, a_col, b.data, b.row, c + col, c_row, N - col, {accumulate});
   }
 }
 

@@ -78,7 +78,7 @@ void flat_tile(int64_t channels, int64_t taps, const A* weight, const A* phases,
       weight += kTileCols<A>;
     }
   }
-  sums.store_to(block, block_row, kVectors * kLanes<A>, accumulate);
+  sums.store_to(block, block_row, kVectors * kLanes<A>, {accumulate});
 }
 
 template <typename A>

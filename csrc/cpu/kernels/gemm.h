@@ -62,6 +62,14 @@ using ProductElement = typename ProductElementOf<T>::type;
 template <typename E>
 constexpr int64_t kTileCols = kTileVectors * kLanes<E>;
 
+// What a tile's sums are added to before they are stored: what C holds, the same tile of another matrix, both or none.
+template <typename C>
+struct TileEnd {
+  bool accumulate = false;
+  const C* addend = nullptr;
+  int64_t addend_row = 0;
+};
+
 // The accumulators of a register tile, and its three steps: clear, add one k after the other, store.
 template <typename E, int kRows, int kVectors>
 struct TileSums {
@@ -92,17 +100,25 @@ struct TileSums {
 
   // n: columns of the tile that are there, 1 <= n <= kVectors * kLanes. C is A, or a 16-bit type that is rounded to.
   template <typename C>
-  TILEWRIGHT_INLINE void store_to(C* c, int64_t c_row, int64_t n, bool accumulate) const {
+  TILEWRIGHT_INLINE void store_to(C* c, int64_t c_row, int64_t n, const TileEnd<C>& end) const {
+    const bool accumulate = end.accumulate;
+    const C* addend = end.addend;
+    const int64_t addend_row = end.addend_row;
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
         C* out = c + i * c_row + v * kLanes<A>;
         const int64_t width = n - v * kLanes<A>;
+        Vec<A> sum = at[i][v];
         if (width >= kLanes<A>) {
-          ElementTraits<E>::store_sums(out, accumulate ? load(out) + at[i][v] : at[i][v]);
+          if (accumulate) sum += load(out);
+          if (addend != nullptr) sum += load(addend + i * addend_row + v * kLanes<A>);
+          ElementTraits<E>::store_sums(out, sum);
         } else if (width > 0) {
-          ElementTraits<E>::store_sums(out, accumulate ? load(out, width) + at[i][v] : at[i][v], width);
+          if (accumulate) sum += load(out, width);
+          if (addend != nullptr) sum += load(addend + i * addend_row + v * kLanes<A>, width);
+          ElementTraits<E>::store_sums(out, sum, width);
         }
       }
     }
@@ -113,14 +129,15 @@ struct TileSums {
 // operand that is read once, in place.
 template <typename E, int kRows, int kVectors, typename B = E, typename C = SumOf<E>>
 void gemm_tile(int64_t K, const E* a, int64_t a_row, int64_t a_col, const B* b, int64_t b_row, C* c, int64_t c_row,
-               int64_t n, bool accumulate) {
+               int64_t n, const TileEnd<C>& end) {
   TileSums<E, kRows, kVectors> sums;
   for (int64_t k = 0; k < K; ++k) sums.add(a + k * a_col, a_row, b + k * b_row);
-  sums.store_to(c, c_row, n, accumulate);
+  sums.store_to(c, c_row, n, end);
 }
 
 template <typename E, typename C = SumOf<E>>
-using GemmTile = void (*)(int64_t, const E*, int64_t, int64_t, const E*, int64_t, C*, int64_t, int64_t, bool);
+using GemmTile = void (*)(int64_t, const E*, int64_t, int64_t, const E*, int64_t, C*, int64_t, int64_t,
+                          const TileEnd<C>&);
 
 // The tile for exactly `rows` rows (1..kTileRows): every row tail runs at full speed.
 template <typename A, int kVectors, int kRows = kTileRows>
@@ -147,7 +164,7 @@ void gemm_panels(int64_t M, int64_t N, int64_t K, const A* a, int64_t a_row, int
       const int64_t n = N - col < kTileCols<A> ? N - col : kTileCols<A>;
       const GemmTile<A> tile = n > kLanes<A> ? wide : narrow;
       tile(K, a + row * a_row, a_row, a_col, panels + col * K, kTileCols<A>, c + row * c_row + col, c_row, n,
-           accumulate);
+           {accumulate});
     }
   }
 }

@@ -39,32 +39,33 @@ inline GemmTile<E, C> tile_of(int64_t rows) {
 
 // Asks for what will be written next while there is something to multiply: a result beyond L2 is else waited for line
 // by line (96 products 197 x 64 x 197: 1.2x the time; no difference where C is in cache).
-template <typename T>
-inline void prefetch_rows(const T* c, int64_t c_row, int64_t rows, int64_t cols) {
+template <int kWrite, typename T>
+inline void prefetch_rows(const T* p, int64_t row, int64_t rows, int64_t cols) {
   constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
   for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < cols; j += kLine) __builtin_prefetch(c + i * c_row + j, 1);
+    for (int64_t j = 0; j < cols; j += kLine) __builtin_prefetch(p + i * row + j, kWrite);
   }
 }
 
 template <typename E, typename C>
 inline void multiply_row_tile(const RightBlock<E>& right, int64_t rows, int64_t cols, int64_t depth, const E* a,
-                              int64_t a_row, int64_t a_col, C* c, int64_t c_row, bool accumulate, bool prefetches) {
+                              int64_t a_row, int64_t a_col, C* c, int64_t c_row, TileEnd<C> end, bool prefetches) {
   constexpr int64_t kPanel = kTileCols<E>;
   const GemmTile<E, C> wide = tile_of<E, C, kTileVectors>(rows);
   int64_t col = 0;
   const E* panel = right.panels;
   for (; col + kPanel <= right.whole; col += kPanel, panel += right.panel_step) {
-    if (prefetches) prefetch_rows(col + kPanel < cols ? c + col + kPanel : c + rows * c_row, c_row, rows, kPanel);
-    wide(depth, a, a_row, a_col, panel, right.row_step, c + col, c_row, kPanel, accumulate);
+    if (prefetches) prefetch_rows<1>(col + kPanel < cols ? c + col + kPanel : c + rows * c_row, c_row, rows, kPanel);
+    wide(depth, a, a_row, a_col, panel, right.row_step, c + col, c_row, kPanel, end);
+    if (end.addend != nullptr) end.addend += kPanel;
   }
   if (col == cols) return;
   const int64_t rest = cols - col;
   const GemmTile<E, C> last = rest > kLanes<E> ? wide : tile_of<E, C, 1>(rows);
-  if (prefetches) prefetch_rows(c + rows * c_row, c_row, rows, kPanel);
+  if (prefetches) prefetch_rows<1>(c + rows * c_row, c_row, rows, kPanel);
   const bool is_apart = right.tail != nullptr;
   last(depth, a, a_row, a_col, is_apart ? right.tail : panel, is_apart ? kPanel : right.row_step, c + col, c_row, rest,
-       accumulate);
+       end);
 }
 
 // One block of columns and at most kMatmulSweepRows rows, all of K.
@@ -79,8 +80,11 @@ void tile_sweep(const MatmulArgs<T>& args, const ItemPointers<T>& item, int64_t 
   E* right_buffer = reinterpret_cast<E*>(scratch);
   E* left_buffer = right_buffer + (block_depth * padded + 15) / 16 * 16;
   A* accumulators = reinterpret_cast<A*>(left_buffer + kLeftTogether * left_tile_size(block_depth));
-  const bool in_place = kIsAccumulator<T>;
-  const bool finish = has_epilogue(args), rounds_only = !in_place && !finish && blocks.count == 1;
+  // An addend is added to the sums while they are in registers; what is left of the epilogue comes afterwards.
+  const bool adds = can_add_in_tile(args) && (kIsAccumulator<T> || blocks.count == 1);
+  const bool finish = has_epilogue(args, adds), rounds_only = !finish && blocks.count == 1;
+  ItemPointers<T> rest = item;
+  if (adds) rest.addend = nullptr;
   const RowTiles tiles{rows_in_all, tile_count(rows_in_all)};
   const bool is_transposed = args.a_row == 1;
   const int64_t together = is_transposed ? kLeftTogether : 1;
@@ -99,6 +103,11 @@ void tile_sweep(const MatmulArgs<T>& args, const ItemPointers<T>& item, int64_t 
         const int64_t last = smaller(t + together, tiles.count);
         copy_left(a, args.a_row, args.a_col, tiles, t, last, range.depth, left_buffer);
       }
+      // The next tile's rows while this one is multiplied: a processor that meets a new row every kilobyte or two does
+      // not fetch ahead by itself.
+      if (args.a_col == 1 && t + 1 < tiles.count) {
+        prefetch_rows<0>(a + tiles.edge(t + 1) * args.a_row, args.a_row, rows, range.depth);
+      }
       const E* left = left_buffer + t % together * left_tile_size(depth);
       if (args.left_sums != nullptr && col == 0) add_tile_sums(left, depth, rows, args.left_sums + row);
       int64_t left_row = is_transposed ? 1 : depth, left_col = is_transposed ? kTileRows : 1;
@@ -107,23 +116,25 @@ void tile_sweep(const MatmulArgs<T>& args, const ItemPointers<T>& item, int64_t 
         left_row = args.a_row / kDepthOf<E>;
         left_col = 1;
       }
-      A* acc;
-      int64_t acc_row;
-      if constexpr (kIsAccumulator<T>) {
-        acc = item.c + row * args.c_row + col;
-        acc_row = args.c_row;
-      } else {
-        if (rounds_only) {
-          multiply_row_tile(right, rows, cols, depth, left, left_row, left_col, item.c + row * args.c_row + col,
-                            args.c_row, false, true);
-          continue;
-        }
-        acc = accumulators + (blocks.count == 1 ? 0 : first * padded);
-        acc_row = padded;
-        if (is_last) prefetch_rows(item.c + row * args.c_row + col, args.c_row, rows, cols);
+      TileEnd<T> end{index > 0};
+      if (adds && is_last) {
+        end.addend = item.addend + row * args.addend_row + col;
+        end.addend_row = args.addend_row;
       }
-      multiply_row_tile(right, rows, cols, depth, left, left_row, left_col, acc, acc_row, index > 0, in_place);
-      if (is_last && (finish || !in_place)) finish_rows(args, item, acc, acc_row, row, rows, col, cols);
+      if constexpr (kIsAccumulator<T>) {
+        T* c = item.c + row * args.c_row + col;
+        multiply_row_tile(right, rows, cols, depth, left, left_row, left_col, c, args.c_row, end, true);
+        if (is_last && finish) finish_rows(args, rest, c, args.c_row, row, rows, col, cols);
+      } else if (rounds_only) {
+        T* c = item.c + row * args.c_row + col;
+        multiply_row_tile(right, rows, cols, depth, left, left_row, left_col, c, args.c_row, end, true);
+      } else {
+        A* acc = accumulators + (blocks.count == 1 ? 0 : first * padded);
+        if (is_last) prefetch_rows<1>(item.c + row * args.c_row + col, args.c_row, rows, cols);
+        multiply_row_tile(right, rows, cols, depth, left, left_row, left_col, acc, padded, TileEnd<A>{index > 0},
+                          false);
+        if (is_last) finish_rows(args, item, acc, padded, row, rows, col, cols);
+      }
     }
   }
 }

@@ -29,9 +29,17 @@ inline ItemPointers<T> item_pointers(const MatmulArgs<T>& args, int64_t item) {
           args.addend == nullptr ? nullptr : args.addend + offset.addend};
 }
 
+// Can a tile add the addend to its sums as it is?
 template <typename T>
-inline bool has_epilogue(const MatmulArgs<T>& args) {
-  return args.addend != nullptr || args.alpha != 1 || args.activation != Activation::kNone || args.pre != nullptr;
+inline bool can_add_in_tile(const MatmulArgs<T>& args) {
+  return args.addend != nullptr && args.addend_col == 1 && args.alpha == 1 && args.beta == 1;
+}
+
+// Is there anything to do with a sum but to round it? `added`: the addend is in it already.
+template <typename T>
+inline bool has_epilogue(const MatmulArgs<T>& args, bool added = false) {
+  return (args.addend != nullptr && !added) || args.alpha != 1 || args.activation != Activation::kNone ||
+         args.pre != nullptr;
 }
 
 // --- epilogue: accumulators of one row range -> C ---

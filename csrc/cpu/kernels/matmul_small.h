@@ -146,14 +146,14 @@ void stream_rows(int64_t depth, const Acc<T>* a, int64_t a_row, int64_t a_col, c
   constexpr int64_t kWide = kVectors * kLanes<A>;
   int64_t col = 0;
   for (; col + kWide <= cols; col += kWide) {
-    gemm_tile<A, kRows, kVectors, T>(depth, a, a_row, a_col, b + col, b_row, c + col, c_row, kWide, accumulate);
+    gemm_tile<A, kRows, kVectors, T>(depth, a, a_row, a_col, b + col, b_row, c + col, c_row, kWide, {accumulate});
   }
   for (; col + kLanes<A> <= cols; col += kLanes<A>) {
-    gemm_tile<A, kRows, 1, T>(depth, a, a_row, a_col, b + col, b_row, c + col, c_row, kLanes<A>, accumulate);
+    gemm_tile<A, kRows, 1, T>(depth, a, a_row, a_col, b + col, b_row, c + col, c_row, kLanes<A>, {accumulate});
   }
   if (col == cols) return;
   for (int64_t k = 0; k < depth; ++k) store(tail + k * kLanes<A>, load(b + k * b_row + col, cols - col));
-  gemm_tile<A, kRows, 1>(depth, a, a_row, a_col, tail, kLanes<A>, c + col, c_row, cols - col, accumulate);
+  gemm_tile<A, kRows, 1>(depth, a, a_row, a_col, tail, kLanes<A>, c + col, c_row, cols - col, {accumulate});
 }
 
 template <typename T, int kRows = kMatmulStreamRows>
