@@ -97,7 +97,20 @@ GPU = [
     _case("matmul", "2048x2048x2048"),
 ]
 
+# Powers of two, primes beside them, and what lies between.
+_SIZES = (1, 2, 4, 8, 13, 16, 24, 31, 32, 48, 61, 64, 96, 127, 128, 192, 256, 257, 384, 509, 512, 768, 1021, 1024)
+_LONG = (*_SIZES, 2039, 2048, 4093, 4096)
+
+
+def _line(shape: str, sizes: tuple[int, ...], axis: str, dtype: torch.dtype = torch.float32) -> list[Case]:
+    """matmul over one of its sizes, n in `shape`."""
+    return [_case("matmul", shape.replace("n", str(n)), dtype, directions=(FORWARD,), size=n, axis=axis) for n in sizes]
+
+
 SWEEP = [
-    _case("matmul", f"{n}x{n}x{n}", size=float(n) ** 3)
-    for n in (8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)
+    *_line("nxnxn", _SIZES, "M = N = K"),
+    *_line("nx512x512", _LONG, "M (N = K = 512)"),
+    *_line("512x512xn", _LONG, "N (M = K = 512)"),
+    *_line("512xnx512", _LONG, "K (M = N = 512)"),
+    *_line("nxnxn", _SIZES, "M = N = K, bfloat16", _BF16),
 ]

@@ -60,7 +60,7 @@ class Row:
     @property
     def key(self) -> tuple[str, ...]:
         """What a newer row replaces."""
-        names = ("form", "shape", "layout", "dtype", "direction", "comparator", "isa")
+        names = ("form", "shape", "layout", "dtype", "direction", "comparator", "isa", "axis")
         return (*(getattr(self, name) for name in names), str(self.threads))
 
 
