@@ -52,13 +52,21 @@ def process_group(tmp_path: pathlib.Path) -> Iterator[None]:
 _LONG = (
     "test_sanitizer.py",
     "test_triton_interpreter.py",
+    "test_triton_compile.py",
     "test_emulation_ops.py",
     "test_examples.py",
     "test_large.py",
 )
 
 
+def _is_told_by_avx512(item: pytest.Item) -> bool:
+    """A test on avx512_bf16 of another type than bfloat16, whose kernels are those of avx512."""
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    return parameters.get("isa") == "avx512_bf16" and parameters.get("dtype", torch.bfloat16) is not torch.bfloat16
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items[:] = [item for item in items if not _is_told_by_avx512(item)]
     items.sort(key=lambda item: item.path.name not in _LONG)
 
 

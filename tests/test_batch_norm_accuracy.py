@@ -71,7 +71,7 @@ def _reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return references.batch_norm(x, None, None, weight, bias, 1e-5)
 
 
-@pytest.fixture(params=[1, 2])
+@pytest.fixture
 def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     """Native sums on each thread by itself, so its errors depend on how many there are; ours do not."""
     before = torch.get_num_threads()
@@ -80,9 +80,12 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("threads")
+# Few channels make long sums.
+@pytest.mark.parametrize(
+    ("image", "threads"), [*((image, 1) for image in IMAGES), ("NHWC, blocks", 2)], indirect=["threads"]
+)
 @pytest.mark.parametrize("kind", FINITE)
-@pytest.mark.parametrize("image", IMAGES)
+@pytest.mark.usefixtures("threads")
 def test_batch_norm(isa, image, kind):
     def problem() -> Problem:
         x = _image(image, kind=kind)
