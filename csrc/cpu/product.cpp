@@ -252,9 +252,9 @@ MatmulSplit split_matmul(int64_t items, int64_t M, int64_t N, int64_t depth, Mat
   if (path != MatmulPath::kTile) {
     return N >= M ? MatmulSplit{1, std::min(wanted, most_cols)} : MatmulSplit{std::min(wanted, most_rows), 1};
   }
-  // Whole column blocks first: a part of the rows packs its own copy of B. Not where C is much of what is moved: threads
-  // that write to neighbouring columns take lines from one another. By rows 512 x 16 x 512 takes 0.2x the time, 512 x 384
-  // x 512 0.9x.
+  // Whole column blocks first: a part of the rows packs its own copy of B. Not where C is much of what is moved:
+  // threads that write to neighbouring columns take lines from one another. By rows 512 x 16 x 512 takes 0.2x the time,
+  // 512 x 384 x 512 0.9x.
   constexpr int64_t kDeep = 384;
   const bool by_columns = depth > kDeep || M < 4 * kFewestRows;
   const int64_t blocks = by_columns ? std::min(wanted, (N + block_cols - 1) / block_cols) : 1;
