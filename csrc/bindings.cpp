@@ -5,7 +5,7 @@
 #include <map>
 
 #include "cpu/kernel_table.h"
-#include "cpu/product.h"
+#include "cpu/matmul_split.h"
 #include "cpu/roofline.h"
 #include "direct_call.h"
 #include "ops/gpu.h"
@@ -27,15 +27,13 @@ void add_direct_calls(pybind11::module_ m) {
   add<"linear_act", Tensor(const Tensor&, const Tensor&, const OptionalTensor&, c10::string_view)>(m);
 }
 
-// How run_product cuts a float32 product for threads: (row parts, column parts, stretches of K).
+// How a float32 product is cut for threads: (row parts, column parts, stretches of K).
 std::tuple<int64_t, int64_t, int64_t> split_matmul(int64_t items, int64_t rows, int64_t cols, int64_t depth,
                                                    bool packs) {
   using tilewright::MatmulPath;
-  const auto path = packs ? MatmulPath::kTile : MatmulPath::kStream;
-  const auto split = tilewright::split_matmul(items, rows, cols, depth, path, tilewright::kMatmulBlockN<float>);
-  const int64_t stretches = tilewright::depth_parts(items * split.row_parts * split.col_parts, rows, cols, depth);
-  if (stretches > 1) return {1, 1, stretches};
-  return {split.row_parts, split.col_parts, 1};
+  const auto split = tilewright::split_matmul(items, rows, cols, depth, packs ? MatmulPath::kTile : MatmulPath::kStream,
+                                              tilewright::kMatmulBlockN<float>, /*cuts_depth=*/true);
+  return {split.row_parts, split.col_parts, split.stretches};
 }
 
 // source(device) -> {op: dtype bits}, or None: no op is served on a GPU.

@@ -1,6 +1,7 @@
 #include "cpu/product.h"
 
 #include "cpu/kernel_table.h"
+#include "cpu/matmul_split.h"
 #include "cpu/scratch.h"
 #include "cpu/tensors.h"
 
@@ -176,13 +177,14 @@ void run_in_depth(const MatmulArgs<T>& args, int64_t items, int64_t parts) {
 template <typename T>
 void run_typed(const MatmulArgs<T>& args, int64_t items) {
   const int64_t depth = args.K * args.reduce_count;
-  const MatmulSplit split = split_matmul(items, args.M, args.N, depth, args.path, kMatmulBlockN<Acc<T>>);
+  constexpr bool kKeepsPartials = std::is_same_v<T, Acc<T>>;  // those of 16-bit types would be rounded
+  const MatmulSplit split = split_matmul(items, args.M, args.N, depth, args.path, kMatmulBlockN<Acc<T>>,
+                                         kKeepsPartials && args.reduce_count == 1);
+  if constexpr (kKeepsPartials) {
+    if (split.stretches > 1) return run_in_depth(args, items, split.stretches);
+  }
   const auto kernel = kernels<T>().matmul;
   const int64_t parts = split.row_parts * split.col_parts;
-  if constexpr (std::is_same_v<T, Acc<T>>) {  // partial sums of 16-bit types would be rounded
-    const int64_t stretches = args.reduce_count == 1 ? depth_parts(items * parts, args.M, args.N, args.K) : 1;
-    if (stretches > 1) return run_in_depth(args, items, stretches);
-  }
   // 16 multiplications are worth about one element read; an item costs some even where there is little to do.
   const int64_t cost = 32 + args.M * args.N * depth / parts / 16;
   if (parts == 1) {
@@ -240,34 +242,6 @@ MatrixOperand transposed(const MatrixOperand& operand) {
   MatrixOperand result = operand;
   std::swap(result.row, result.col);
   return result;
-}
-
-MatmulSplit split_matmul(int64_t items, int64_t M, int64_t N, int64_t depth, MatmulPath path, int64_t block_cols) {
-  constexpr int64_t kParts = 16, kWorthAPart = 1 << 19;  // multiplications
-  constexpr int64_t kFewestRows = 64, kFewestCols = 64;
-  const int64_t worthwhile = M * N * std::max<int64_t>(depth, 1) / kWorthAPart;
-  const int64_t wanted = std::min((kParts + items - 1) / items, worthwhile);
-  if (items >= kParts || wanted <= 1) return {1, 1};
-  const int64_t most_rows = std::max<int64_t>(M / kFewestRows, 1), most_cols = std::max<int64_t>(N / kFewestCols, 1);
-  if (path != MatmulPath::kTile) {
-    return N >= M ? MatmulSplit{1, std::min(wanted, most_cols)} : MatmulSplit{std::min(wanted, most_rows), 1};
-  }
-  // Whole column blocks first: a part of the rows packs its own copy of B. Not where C is much of what is moved:
-  // threads that write to neighbouring columns take lines from one another. By rows 512 x 16 x 512 takes 0.2x the time,
-  // 512 x 384 x 512 0.9x.
-  constexpr int64_t kDeep = 384;
-  const bool by_columns = depth > kDeep || M < 4 * kFewestRows;
-  const int64_t blocks = by_columns ? std::min(wanted, (N + block_cols - 1) / block_cols) : 1;
-  const int64_t rows = std::min((wanted + blocks - 1) / blocks, most_rows);
-  return {rows, std::min(std::max(blocks, (wanted + rows - 1) / rows), std::max(most_cols, blocks))};
-}
-
-int64_t depth_parts(int64_t parts_so_far, int64_t M, int64_t N, int64_t K) {
-  constexpr int64_t kParts = 8, kWorthAPart = 1 << 19, kShortest = 512, kMostPartials = 1 << 20;
-  // Where results are as large as the stretches, writing and adding them costs more than threads bring.
-  if (parts_so_far >= kParts / 2 || M * N >= kMostPartials || K < 8 * std::min(M, N)) return 1;
-  const int64_t worthwhile = M * N * K / kWorthAPart;
-  return std::max<int64_t>(1, std::min({kParts / parts_so_far, worthwhile, K / kShortest}));
 }
 
 bool run_product(const Product& product, at::ScalarType dtype, const char* op) {

@@ -30,8 +30,8 @@ struct Product {
   double alpha = 1, beta = 1;
   Activation activation = Activation::kNone;
   void* pre = nullptr;  // laid out like c
-  void* left_sums =
-      nullptr;  // [M] in the accumulation type, added to: the sums of A's rows over K, where they cost nothing
+  // [M] in the accumulation type, added to: the sums of A's rows over K, where they cost nothing. run_product says so.
+  void* left_sums = nullptr;
 };
 
 // The matrix in the last two dimensions of tensor, its batch dimensions aligned to the last of `batch_dims` and
@@ -40,17 +40,7 @@ MatrixOperand left_operand(const Tensor& tensor, size_t batch_dims);
 MatrixOperand right_operand(const Tensor& tensor, size_t batch_dims);
 MatrixOperand transposed(const MatrixOperand& operand);
 
-// Were left_sums made?
+// Returns whether left_sums were added to.
 bool run_product(const Product& product, at::ScalarType dtype, const char* op);
-
-// How one product is cut for threads: by items, then by columns and rows. A function of the shape alone.
-struct MatmulSplit {
-  int64_t row_parts, col_parts;
-};
-MatmulSplit split_matmul(int64_t items, int64_t M, int64_t N, int64_t depth, MatmulPath path, int64_t block_cols);
-
-// Into how many stretches K is cut on top of that, each with a result of its own: where M and N give too few parts for
-// threads but K is long. A function of the shape alone.
-int64_t depth_parts(int64_t parts_so_far, int64_t M, int64_t N, int64_t K);
 
 }  // namespace tilewright
