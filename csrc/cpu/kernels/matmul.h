@@ -106,7 +106,8 @@ void tile_sweep(const MatmulArgs<T>& args, const ItemPointers<T>& item, int64_t 
       // The next tile's rows while this one is multiplied: a processor that meets a new row every kilobyte or two does
       // not fetch ahead by itself.
       if (args.a_col == 1 && t + 1 < tiles.count) {
-        prefetch_rows<0>(a + tiles.edge(t + 1) * args.a_row, args.a_row, rows, range.depth);
+        const int64_t next = tiles.edge(t + 1);
+        prefetch_rows<0>(a + next * args.a_row, args.a_row, tiles.edge(t + 2) - next, range.depth);
       }
       const E* left = left_buffer + t % together * left_tile_size(depth);
       if (args.left_sums != nullptr && col == 0) add_tile_sums(left, depth, rows, args.left_sums + row);

@@ -43,16 +43,22 @@ inline bool has_epilogue(const MatmulArgs<T>& args, bool added = false) {
 }
 
 // --- epilogue: accumulators of one row range -> C ---
-// With an addend whose rows are not contiguous.
+// With an addend whose rows are one value each, or not contiguous.
 template <typename T>
 inline void finish_row(const MatmulArgs<T>& args, const Acc<T>* acc, const T* addend, T* pre, T* c, int64_t cols) {
   using A = Acc<T>;
   const int64_t addend_col = args.addend_col;
   for_each_vector<A>(cols, [&](int64_t j, int64_t n) TILEWRIGHT_INLINE {
     Vec<A> v = load(acc + j, n) * args.alpha;
-    A lanes[kLanes<A>] = {};
-    for (int64_t i = 0; i < n; ++i) lanes[i] = load(addend + (j + i) * addend_col, 1)[0];
-    v += load(lanes) * args.beta;
+    Vec<A> extra;
+    if (addend_col == 0) {
+      extra = broadcast<A>(load(addend, 1)[0]);
+    } else {
+      A lanes[kLanes<A>] = {};
+      for (int64_t i = 0; i < n; ++i) lanes[i] = load(addend + (j + i) * addend_col, 1)[0];
+      extra = load(lanes);
+    }
+    v += extra * args.beta;
     if (pre != nullptr) store(pre + j, v, n);
     store(c + j, activate<A>(args.activation, v), n);
   });
