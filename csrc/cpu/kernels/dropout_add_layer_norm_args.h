@@ -37,7 +37,7 @@ struct DropoutAddLayerNormBackwardArgs {
   Acc<T>* dweight;       // [cols], added to; or null together with dbias: not wanted
   Acc<T>* dbias;         // [cols], added to
   int64_t cols;
-  bool streams;  // dz and dx go past the caches
+  bool streams;  // all these outgrow the caches: dz and dx go past them
   DropoutRule rule;
 };
 

@@ -20,7 +20,7 @@ struct LayerNormForwardArgs {
   int64_t cols;
   int64_t x_stride;
   Acc<T> eps;
-  bool streams;  // y goes past the caches
+  bool streams;  // x and y outgrow the caches: y goes past them
 };
 
 template <typename T>
@@ -35,7 +35,7 @@ struct LayerNormBackwardArgs {
   Acc<T>* dbias;         // [cols], added to
   int64_t cols;
   int64_t x_stride;
-  bool streams;  // dx goes past the caches
+  bool streams;  // dy, x and dx outgrow the caches: dx goes past them
 };
 
 // What the backward's second sweep takes of a row: means over its columns, with xhat = (x - mean) * rstd and
