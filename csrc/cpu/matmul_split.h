@@ -11,32 +11,36 @@ struct MatmulSplit {
   int64_t row_parts = 1, col_parts = 1, stretches = 1;
 };
 
-constexpr int64_t kWorthAPart = 1 << 19;  // multiplications
+constexpr int64_t kWorthAPart = 1 << 18;  // multiplications: 4 us, waking a thread takes 1 to 3
 
-// K in stretches, where M and N give too few parts for threads but K is long.
-inline int64_t depth_parts(int64_t parts_so_far, int64_t M, int64_t N, int64_t K) {
-  constexpr int64_t kParts = 8, kShortest = 512, kMostPartials = 1 << 20;
+// K in stretches, where M and N give too few good parts for threads but K is long.
+inline int64_t depth_parts(int64_t items, int64_t M, int64_t N, int64_t K) {
+  constexpr int64_t kParts = 8, kShortest = 256, kMostPartials = 1 << 20;
+  // A thinner part waits for its own copy of B, or for A's rows: 96 x 4096 x 96 in 2 x 2 parts takes 1.2x the time.
+  constexpr int64_t kGoodRows = 128, kGoodCols = 64;
+  const int64_t good_parts = items * std::max<int64_t>(M / kGoodRows, 1) * std::max<int64_t>(N / kGoodCols, 1);
   // Where results are as large as the stretches, writing and adding them costs more than threads bring.
-  if (parts_so_far >= kParts / 2 || M * N >= kMostPartials || K < 8 * std::min(M, N)) return 1;
-  const int64_t worthwhile = M * N * K / kWorthAPart;
-  return std::max<int64_t>(1, std::min({kParts / parts_so_far, worthwhile, K / kShortest}));
+  if (good_parts >= kParts / 2 || M * N >= kMostPartials || K < 16 * std::max(M, N)) return 1;
+  return std::max<int64_t>(1, std::min({kParts / good_parts, M * N * K / kWorthAPart, K / kShortest}));
 }
 
 inline MatmulSplit split_rows_and_cols(int64_t items, int64_t M, int64_t N, int64_t K, MatmulPath path,
                                        int64_t block_cols) {
-  constexpr int64_t kParts = 16, kFewestRows = 64, kFewestCols = 64;
+  constexpr int64_t kParts = 16, kDeep = 384;
   const int64_t worthwhile = M * N * std::max<int64_t>(K, 1) / kWorthAPart;
   const int64_t wanted = std::min((kParts + items - 1) / items, worthwhile);
   if (items >= kParts || wanted <= 1) return {};
-  const int64_t most_rows = std::max<int64_t>(M / kFewestRows, 1), most_cols = std::max<int64_t>(N / kFewestCols, 1);
+  // Two high tiles of rows, one wide one of columns; where K is long enough for that, what makes copies worth it.
+  const int64_t fewest_rows = K > kDeep && M >= 128 ? 64 : 28, fewest_cols = K > kDeep && N >= 128 ? 64 : 32;
+  const int64_t most_rows = std::max<int64_t>(M / fewest_rows, 1), most_cols = std::max<int64_t>(N / fewest_cols, 1);
   if (path != MatmulPath::kTile) {
     return N >= M ? MatmulSplit{1, std::min(wanted, most_cols)} : MatmulSplit{std::min(wanted, most_rows), 1};
   }
   // Whole column blocks first: a part of the rows packs its own copy of B. Not where C is much of what is moved:
   // threads that write to neighbouring columns take lines from one another. By rows 512 x 16 x 512 takes 0.2x the time,
   // 512 x 384 x 512 0.9x.
-  constexpr int64_t kDeep = 384;
-  const bool by_columns = K > kDeep || M < 4 * kFewestRows;
+  constexpr int64_t kFewRows = 256;
+  const bool by_columns = K > kDeep || M < kFewRows;
   const int64_t blocks = by_columns ? std::min(wanted, (N + block_cols - 1) / block_cols) : 1;
   const int64_t rows = std::min((wanted + blocks - 1) / blocks, most_rows);
   return {rows, std::min(std::max(blocks, (wanted + rows - 1) / rows), std::max(most_cols, blocks))};
@@ -45,9 +49,8 @@ inline MatmulSplit split_rows_and_cols(int64_t items, int64_t M, int64_t N, int6
 // K: all that is summed over. cuts_depth: partial sums can be kept and added.
 inline MatmulSplit split_matmul(int64_t items, int64_t M, int64_t N, int64_t K, MatmulPath path, int64_t block_cols,
                                 bool cuts_depth) {
-  const MatmulSplit split = split_rows_and_cols(items, M, N, K, path, block_cols);
-  const int64_t stretches = cuts_depth ? depth_parts(items * split.row_parts * split.col_parts, M, N, K) : 1;
-  return stretches > 1 ? MatmulSplit{1, 1, stretches} : split;
+  const int64_t stretches = cuts_depth ? depth_parts(items, M, N, K) : 1;
+  return stretches > 1 ? MatmulSplit{1, 1, stretches} : split_rows_and_cols(items, M, N, K, path, block_cols);
 }
 
 }  // namespace tilewright

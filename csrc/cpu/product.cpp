@@ -185,8 +185,8 @@ void run_typed(const MatmulArgs<T>& args, int64_t items) {
   }
   const auto kernel = kernels<T>().matmul;
   const int64_t parts = split.row_parts * split.col_parts;
-  // 16 multiplications are worth about one element read; an item costs some even where there is little to do.
-  const int64_t cost = 32 + args.M * args.N * depth / parts / 16;
+  // 8 multiplications count as one element read; an item costs some even where there is little to do.
+  const int64_t cost = 32 + args.M * args.N * depth / parts / 8;
   if (parts == 1) {
     parallel_for_cost(items, cost, [&](int64_t begin, int64_t end) {
       kernel.products(args, begin, end, scratch_for(args, args.M, args.N));
