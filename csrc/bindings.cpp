@@ -32,7 +32,7 @@ std::tuple<int64_t, int64_t, int64_t> split_matmul(int64_t items, int64_t rows, 
                                                    bool packs) {
   using tilewright::MatmulPath;
   const auto split = tilewright::split_matmul(items, rows, cols, depth, packs ? MatmulPath::kTile : MatmulPath::kStream,
-                                              tilewright::kMatmulBlockN<float>, /*cuts_depth=*/true);
+                                              tilewright::kernels<float>().matmul.blocks.block_cols(depth), /*cuts_depth=*/true);
   return {split.row_parts, split.col_parts, split.stretches};
 }
 

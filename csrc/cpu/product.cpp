@@ -139,7 +139,8 @@ int64_t part_edge(int64_t size, int64_t parts, int64_t part, int64_t unit) {
 template <typename T>
 Acc<T>* scratch_for(const MatmulArgs<T>& args, int64_t rows, int64_t cols) {
   constexpr int kSlot = 0;
-  return static_cast<Acc<T>*>(thread_scratch(kSlot, matmul_scratch_elements(args, rows, cols) * sizeof(Acc<T>)));
+  return static_cast<Acc<T>*>(
+      thread_scratch(kSlot, matmul_scratch_elements(args, kernels<T>().matmul.blocks, rows, cols) * sizeof(Acc<T>)));
 }
 
 // Each stretch of K gives a partial sum; those of one item are then added in order, whoever computed them.
@@ -176,14 +177,14 @@ void run_in_depth(const MatmulArgs<T>& args, int64_t items, int64_t parts) {
 
 template <typename T>
 void run_typed(const MatmulArgs<T>& args, int64_t items) {
+  const auto& kernel = kernels<T>().matmul;
   const int64_t depth = args.K * args.reduce_count;
   constexpr bool kKeepsPartials = std::is_same_v<T, Acc<T>>;  // those of 16-bit types would be rounded
-  const MatmulSplit split = split_matmul(items, args.M, args.N, depth, args.path, kMatmulBlockN<Acc<T>>,
+  const MatmulSplit split = split_matmul(items, args.M, args.N, depth, args.path, kernel.blocks.block_cols(args.K),
                                          kKeepsPartials && args.reduce_count == 1);
   if constexpr (kKeepsPartials) {
     if (split.stretches > 1) return run_in_depth(args, items, split.stretches);
   }
-  const auto kernel = kernels<T>().matmul;
   const int64_t parts = split.row_parts * split.col_parts;
   // 8 multiplications count as one element read; an item costs some even where there is little to do.
   const int64_t cost = 32 + args.M * args.N * depth / parts / 8;

@@ -4,5 +4,10 @@ namespace tilewright {
 namespace {
 constexpr int kTileRows = 6;
 constexpr int kTileVectors = 2;
+
+// L2 has 256 KB on the oldest of these machines, 512 KB and more on most.
+template <typename E>
+constexpr MatmulBlocks kMatmulBlocks =
+    sizeof(E) == 4 ? MatmulBlocks{256, 256, 256 * 256, 1024} : MatmulBlocks{256, 256, 256 * 128, 1024};
 }  // namespace
 }  // namespace tilewright

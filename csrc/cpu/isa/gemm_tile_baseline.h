@@ -5,5 +5,10 @@ namespace tilewright {
 namespace {
 constexpr int kTileRows = 4;
 constexpr int kTileVectors = 2;
+
+// As on AVX2.
+template <typename E>
+constexpr MatmulBlocks kMatmulBlocks =
+    sizeof(E) == 4 ? MatmulBlocks{256, 256, 256 * 256, 1024} : MatmulBlocks{256, 256, 256 * 128, 1024};
 }  // namespace
 }  // namespace tilewright

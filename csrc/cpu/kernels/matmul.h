@@ -1,6 +1,6 @@
 // One product of a batch, on one core: C = act(alpha * A B + beta * addend). Three paths (matmul_args.h):
 //
-//   tile    for each block of kMatmulBlockN columns, for each block of K: the right block is packed once into panels
+//   tile    for each block of columns, for each block of K (kMatmulBlocks): the right block is packed once into panels
 //           (half of L2), then every row tile runs over all panels while its part of A lies in L1:
 //
 //              B block (L2)            for K block i of n:
@@ -68,15 +68,16 @@ inline void multiply_row_tile(const RightBlock<E>& right, int64_t rows, int64_t 
        end);
 }
 
-// One block of columns and at most kMatmulSweepRows rows, all of K.
+// One block of columns and at most kMatmulBlocks' rows of a sweep, all of K.
 template <typename T>
 void tile_sweep(const MatmulArgs<T>& args, const ItemPointers<T>& item, int64_t row_begin, int64_t rows_in_all,
                 int64_t col, int64_t cols, Acc<T>* scratch) {
   using A = Acc<T>;
   using E = ProductElement<T>;
   static_assert(sizeof(E) == sizeof(A));  // so that scratch has room for either
-  const DepthBlocks blocks = depth_blocks<E>(args, kMatmulBlockK);
-  const int64_t block_depth = smaller(args.K, kMatmulBlockK), padded = (cols + 31) / 32 * 32;
+  constexpr MatmulBlocks kBlocks = kMatmulBlocks<E>;
+  const DepthBlocks blocks = depth_blocks(args, kBlocks.depth_blocks(args.K));
+  const int64_t block_depth = kBlocks.block_depth(args.K), padded = (cols + 31) / 32 * 32;
   E* right_buffer = reinterpret_cast<E*>(scratch);
   E* left_buffer = right_buffer + (block_depth * padded + 15) / 16 * 16;
   A* accumulators = reinterpret_cast<A*>(left_buffer + kLeftTogether * left_tile_size(block_depth));
@@ -142,11 +143,11 @@ void tile_sweep(const MatmulArgs<T>& args, const ItemPointers<T>& item, int64_t 
 
 template <typename T>
 void tile_product(const MatmulArgs<T>& args, const ItemPointers<T>& item, const MatmulPart& part, Acc<T>* scratch) {
-  constexpr int64_t kBlock = kMatmulBlockN<Acc<T>>;
+  constexpr MatmulBlocks kBlocks = kMatmulBlocks<ProductElement<T>>;
   const int64_t cols = part.col_end - part.col_begin, rows = part.row_end - part.row_begin;
-  const int64_t col_blocks = (cols + kBlock - 1) / kBlock;
+  const int64_t block_cols = kBlocks.block_cols(args.K), col_blocks = (cols + block_cols - 1) / block_cols;
   // Accumulators in the output cost no scratch, so one sweep may cover all rows.
-  const int64_t sweep = kIsAccumulator<T> ? rows : kMatmulSweepRows;
+  const int64_t sweep = kIsAccumulator<T> ? rows : kBlocks.sweep_rows;
   for (int64_t i = 0, col = part.col_begin; i < col_blocks; ++i) {
     // Equal blocks, on panel edges.
     const int64_t end = i + 1 == col_blocks ? part.col_end : part.col_begin + cols * (i + 1) / col_blocks / 32 * 32;
@@ -193,7 +194,7 @@ void matmul_add_partials(const MatmulArgs<T>& args, Acc<T>* partials, int64_t pa
 
 template <typename T>
 void fill_matmul(TypedKernels<T>& table) {
-  table.matmul = {matmul_part<T>, matmul_items<T>, matmul_add_partials<T>};
+  table.matmul = {kMatmulBlocks<ProductElement<T>>, matmul_part<T>, matmul_items<T>, matmul_add_partials<T>};
 }
 
 }  // namespace

@@ -40,13 +40,30 @@ enum class MatmulPath {
   kStream,  // few rows, right operand with contiguous rows: right is read once, in place
 };
 
-// Blocks of the tile path: a right block of kMatmulBlockK x kMatmulBlockN accumulators is half a megabyte, about half
-// of L2; a left tile of at most 16 x kMatmulBlockK stays in L1.
-constexpr int64_t kMatmulBlockK = 384;
-template <typename A>
-constexpr int64_t kMatmulBlockN = sizeof(A) == 4 ? 384 : 192;
-// Rows that one sweep over the right blocks covers where accumulators cannot wait in the output (16-bit types).
-constexpr int64_t kMatmulSweepRows = 1024;
+// Blocks of the tile path, in elements (of which one holds `values` along K); each ISA's are in its
+// isa/gemm_tile_<isa>.h.
+struct MatmulBlocks {
+  // K is cut into equal blocks of at most K, but not at all up to whole_K. A left tile of a block lies in L1.
+  int64_t K, whole_K;
+  int64_t right;  // a right block has at most so many elements: half of L2 or somewhat more
+  // Rows that one sweep over the right blocks covers where accumulators cannot wait in the output (16-bit types).
+  int64_t sweep_rows;
+  int64_t values = 1;
+
+  TILEWRIGHT_INLINE constexpr int64_t depth_blocks(int64_t depth) const {
+    const int64_t elements = (depth + values - 1) / values;
+    return elements <= whole_K ? 1 : (elements + K - 1) / K;
+  }
+  // Elements of the longest block.
+  TILEWRIGHT_INLINE constexpr int64_t block_depth(int64_t depth) const {
+    const int64_t elements = (depth + values - 1) / values, count = depth_blocks(depth);
+    return (elements + count - 1) / count;
+  }
+  // Columns of a right block at most, a multiple of every panel.
+  TILEWRIGHT_INLINE constexpr int64_t block_cols(int64_t depth) const {
+    return right / (depth > 0 ? block_depth(depth) : 1) / 32 * 32;
+  }
+};
 
 // Most rows of the stream path.
 constexpr int64_t kMatmulStreamRows = 8;
@@ -85,6 +102,7 @@ struct MatmulPart {
 
 template <typename T>
 struct MatmulKernels {
+  MatmulBlocks blocks;
   // scratch: matmul_scratch_elements() accumulators, aligned to 64 bytes.
   void (*product)(const MatmulArgs<T>&, const MatmulPart&, Acc<T>* scratch);
   // Whole items [begin, end).
@@ -96,13 +114,13 @@ struct MatmulKernels {
 
 // Scratch of a part: the packed right block, four left tiles, accumulators of a sweep; see kernels/matmul.h.
 template <typename T>
-int64_t matmul_scratch_elements(const MatmulArgs<T>& args, int64_t rows, int64_t cols) {
+int64_t matmul_scratch_elements(const MatmulArgs<T>& args, const MatmulBlocks& blocks, int64_t rows, int64_t cols) {
   using A = Acc<T>;
-  const int64_t widest = kMatmulBlockN<A>, block_cols = (cols < widest ? cols : widest) + 64;
-  const int64_t depth = args.K < kMatmulBlockK ? args.K : kMatmulBlockK;
+  const int64_t widest = blocks.block_cols(args.K), block_cols = (cols < widest ? cols : widest) + 64;
+  const int64_t depth = blocks.block_depth(args.K);
   switch (args.path) {
     case MatmulPath::kTile: {
-      const int64_t sweep = sizeof(T) == sizeof(A) ? 0 : rows < kMatmulSweepRows ? rows : kMatmulSweepRows;
+      const int64_t sweep = sizeof(T) == sizeof(A) ? 0 : rows < blocks.sweep_rows ? rows : blocks.sweep_rows;
       return depth * (block_cols + 64) + sweep * block_cols + 64;
     }
     case MatmulPath::kDot:

@@ -116,10 +116,8 @@ inline int64_t elements_of(int64_t K) {
 struct DepthBlocks {
   int64_t per_item, count;
 };
-// block: elements of a block at most.
-template <typename E, typename T>
-inline DepthBlocks depth_blocks(const MatmulArgs<T>& args, int64_t block) {
-  const int64_t elements = elements_of<E>(args.K), per_item = elements <= block ? 1 : (elements + block - 1) / block;
+template <typename T>
+inline DepthBlocks depth_blocks(const MatmulArgs<T>& args, int64_t per_item) {
   return {per_item, per_item * args.reduce_count};
 }
 struct DepthRange {
