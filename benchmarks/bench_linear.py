@@ -85,6 +85,8 @@ CASES = [
     _case("2048x768", 3072, _BF16),
     _case("128x512", 1000, _BF16),
     _case("1x4096", 4096, _BF16, directions=(FORWARD,)),
+    _case("8x1024", 4096, _BF16, directions=(FORWARD,)),
+    _case("512x1024", 1024, torch.float64),
     _case("2048x256", 1024, activation="gelu", quick=True),
     _case("1024x768", 3072, activation="gelu"),
     _case("2048x256", 1024, activation="relu", quick=True),

@@ -45,7 +45,7 @@ def _case(
     return Case("matmul", form, shape, build, dtype, layout, **options)
 
 
-_BF16 = torch.bfloat16
+_BF16, _FP64 = torch.bfloat16, torch.float64
 
 CASES = [
     _case("bmm", "64x128x64x128", quick=True),
@@ -62,6 +62,12 @@ CASES = [
     _case("bmm", "64x128x64x128", _BF16, quick=True),
     _case("bmm", "96x197x64x197", _BF16),
     _case("bmm", "512x20x20x20", _BF16, quick=True),
+    _case("bmm", "2048x8x8x8", _BF16),
+    _case("bmm", "64x16x16x16", _BF16),
+    _case("bmm", "512x16x32x32", layout="second transposed"),
+    _case("bmm", "512x16x32x32", _BF16, layout="second transposed"),
+    _case("bmm", "64x4x1024x64"),
+    _case("bmm", "64x128x64x128", _FP64),
     _case("baddbmm", "64x128x64x128", quick=True),
     _case("baddbmm", "96x49x32x49"),
     _case("matmul", "128x128x128", quick=True),
@@ -78,7 +84,12 @@ CASES = [
     _case("matmul", "37x41x43"),
     _case("matmul", "512x512x512", _BF16, quick=True),
     _case("matmul", "1024x1024x1024", _BF16),
+    _case("matmul", "8x1024x1024", _BF16),
     _case("matmul", "8x256x256x256", layout="contiguous"),
+    _case("matmul", "256x256x256", _FP64),
+    _case("matmul", "512x512x512", _FP64, layout="second transposed"),
+    _case("matmul", "1000x1000x1000", _FP64),
+    _case("matmul", "64x4096x64", _FP64),
 ]
 
 GPU = [

@@ -82,12 +82,21 @@ void turn_column_into_row(Product& p, BatchDims& batch, BatchDims& reduce) {
   }
 }
 
-MatmulPath choose_path(const Product& p) {
+// `values`: how many along K an element of the tiles holds (MatmulBlocks).
+MatmulPath choose_path(const Product& p, int64_t values) {
   const bool left_along_depth = p.a.col == 1 || p.K == 1, right_along_depth = p.b.row == 1;
   if (p.N == 1 && p.M == 1) return MatmulPath::kDot;
-  if (p.M <= kMatmulStreamRows && p.b.col == 1) return MatmulPath::kStream;
-  if (right_along_depth && (left_along_depth ? p.M <= 16 || p.N <= 8 : p.M <= 4)) return MatmulPath::kDot;
-  if (left_along_depth && p.N <= 4 && p.M > 16) return MatmulPath::kDot;
+  // Tiles that multiply pairs do twice the work of a stream, which widens: with 3 rows that outweighs packing B.
+  constexpr int64_t kStreamRowsOfPairs = 2;
+  if (p.M <= (values == 1 ? kMatmulStreamRows : kStreamRowsOfPairs) && p.b.col == 1) return MatmulPath::kStream;
+  // Dot products pay for sums across lanes with every result, tiles for transposing an operand with every K: as
+  // measured, 32 (rows) and 16 (columns) of K a row or column are even. 512 x 16x32x32 takes 0.3x the time by tiles, 64
+  // x 2x256x128 0.5x by dot products.
+  const int64_t elements = p.K / values;
+  const int64_t most_rows = std::clamp<int64_t>(elements / 32, 1, left_along_depth ? 16 : 4);
+  const int64_t most_cols = std::clamp<int64_t>(elements / 16, 1, right_along_depth ? 8 : 4);
+  if (right_along_depth && p.M <= most_rows) return MatmulPath::kDot;
+  if (left_along_depth && p.N <= most_cols && (right_along_depth || p.M > 16)) return MatmulPath::kDot;
   return MatmulPath::kTile;
 }
 
@@ -128,7 +137,7 @@ void fill_args(MatmulArgs<T>& args, const Product& p, const BatchDims& batch, co
   args.reduce_count = count_items(reduce);
   fill_walk(args.batch, batch);
   fill_walk(args.reduce, reduce);
-  args.path = choose_path(p);
+  args.path = choose_path(p, kernels<T>().matmul.blocks.values);
   args.left_sums = batch.empty() && can_sum_left(args) ? static_cast<Acc<T>*>(p.left_sums) : nullptr;
 }
 
