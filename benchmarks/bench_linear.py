@@ -56,7 +56,8 @@ def _case(
         flops, operands, result = 2.0 * m * k * out, m * k + k * out, m * out
         forward = Work(flops, size * (operands + result))
         train = Work(3 * flops, forward.bytes + size * (2 * operands + 2 * result))
-        return Problem([x, *parameters], native, ours, {FORWARD: forward, TRAIN: train})
+        work = {FORWARD: forward, TRAIN: train}
+        return Problem([x, *parameters], native, ours, work, terms=max(m, k, out))
 
     form = "linear" if activation is None else "linear_act"
     detail = " ".join(filter(None, [activation, "" if bias else "no bias"])) or "contiguous"

@@ -40,7 +40,7 @@ def _case(
         functions: dict[str, Callable[..., Tensor]] = {"bmm": TF.bmm, "matmul": TF.matmul, "baddbmm": TF.baddbmm}
         ours, native = functions[form], getattr(torch, form)
         work = _work(batch[0] if batch else 1, m, k, n, element_size(dtype))
-        return Problem([*added, a, b], native, ours, work)
+        return Problem([*added, a, b], native, ours, work, terms=max(m, k, n))
 
     return Case("matmul", form, shape, build, dtype, layout, **options)
 

@@ -46,6 +46,7 @@ class Problem:
     mutable: tuple[int, ...] = ()
     masked: Function | None = None
     recover: Callable[..., Tensor] | None = None
+    terms: int = 1  # how many products the longest sum of a result or gradient has; the gate asks in float64
 
     def wanted(self) -> tuple[int, ...]:
         """Positions of the inputs that get gradients."""

@@ -18,7 +18,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "reproducible"))
 
 
 # The only kernels that avx512_bf16 does not share with avx512 are those of the products of bfloat16.
-_PRODUCTS = ("test_matmul.py", "test_linear.py")
+_PRODUCTS = ("test_attention.py", "test_attention_autograd.py", "test_linear.py", "test_matmul.py")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -32,8 +32,9 @@ inline MatmulSplit split_rows_and_cols(int64_t items, int64_t M, int64_t N, int6
   if (items >= kParts || wanted <= 1) return {};
   // Two high tiles of rows, one wide one of columns; where K is long enough for that, what makes copies worth it.
   const int64_t fewest_rows = K > kDeep && M >= 128 ? 64 : 28, fewest_cols = K > kDeep && N >= 128 ? 64 : 32;
-  const int64_t most_rows = std::max<int64_t>(M / fewest_rows, 1), most_cols = std::max<int64_t>(N / fewest_cols, 1);
+  const int64_t most_rows = std::max<int64_t>(M / fewest_rows, 1);
   if (path != MatmulPath::kTile) {
+    const int64_t most_cols = std::max<int64_t>(N / fewest_cols, 1);
     return N >= M ? MatmulSplit{1, std::min(wanted, most_cols)} : MatmulSplit{std::min(wanted, most_rows), 1};
   }
   // Whole column blocks first: a part of the rows packs its own copy of B. Not where C is much of what is moved:
@@ -43,7 +44,9 @@ inline MatmulSplit split_rows_and_cols(int64_t items, int64_t M, int64_t N, int6
   const bool by_columns = K > kDeep || M < kFewRows;
   const int64_t blocks = by_columns ? std::min(wanted, (N + block_cols - 1) / block_cols) : 1;
   const int64_t rows = std::min((wanted + blocks - 1) / blocks, most_rows);
-  return {rows, std::min(std::max(blocks, (wanted + rows - 1) / rows), std::max(most_cols, blocks))};
+  // Where rows give enough parts, columns are not made narrow for more: 512 x 512 x 96 in 8 x 2 takes 1.2x the time.
+  const int64_t narrowest = rows * blocks >= kParts / 2 ? 128 : fewest_cols;
+  return {rows, std::max(blocks, std::min((wanted + rows - 1) / rows, N / narrowest))};
 }
 
 // K: all that is summed over. cuts_depth: partial sums can be kept and added.

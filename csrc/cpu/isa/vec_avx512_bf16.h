@@ -48,6 +48,12 @@ inline void store_flushed(BF16* p, VecF32 v, int64_t n) {
   _mm256_mask_storeu_epi16(p, mask16(n), bit_cast<__m256i>(_mm512_cvtneps_pbh(v)));
 }
 
+// Pair i: even[i] and odd[i], rounded, denormals as 0.
+inline VecU32 pairs_across(VecF32 even, VecF32 odd) {
+  const auto rounded = [](VecF32 v) { return _mm512_cvtepu16_epi32(bit_cast<__m256i>(_mm512_cvtneps_pbh(v))); };
+  return bit_cast<VecU32>(_mm512_or_si512(rounded(even), _mm512_slli_epi32(rounded(odd), 16)));
+}
+
 // sums + the two products of each pair of pairs
 inline VecF32 fma(VecU32 a, VecU32 b, VecF32 sums) {
   return _mm512_dpbf16_ps(sums, bit_cast<__m512bh>(a), bit_cast<__m512bh>(b));

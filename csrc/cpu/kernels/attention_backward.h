@@ -8,8 +8,10 @@
 // beforehand:
 //   S, dP: queries x keys (right K^T, V^T)     dQ: queries x D (right K)     dV, dK: keys x Dv, D (right dO, Q; the
 //   left operands P^T and dS^T are read down the columns of P and dS)
+// Where products take pairs of bfloat16, P and dS are rounded first: dS along its rows for dQ, both across pairs of
+// rows for dK and dV, for which dO and Q are packed once more.
 #pragma once
-#include "cpu/kernels/attention_gradient_tile.h"
+#include "cpu/kernels/attention_backward_operands.h"
 
 namespace tilewright {
 namespace {
@@ -21,51 +23,59 @@ inline void clear_columns(int64_t rows, int64_t begin, int64_t end, A* s, int64_
   }
 }
 
-// grad[keys, size] += left^T right over the rows of one query block; left is P or dS. Causal: key k meets rows from
-// query k on only.
-template <typename A>
-inline void accumulate_key_gradient(int64_t n, int64_t rows, int64_t hidden_rows, const A* left, int64_t left_row,
-                                    const A* right, int64_t right_row, int64_t size, A* grad, int64_t grad_row) {
+// grad[keys, size] += left^T right over the rows of one query block; left is P or dS, element (key, row) at row *
+// left_row
+// + key. Causal: key k meets rows from query k on only.
+template <typename E>
+inline void accumulate_key_gradient(int64_t n, int64_t rows, int64_t hidden_rows, const E* left, int64_t left_row,
+                                    RightOperand<E> right, int64_t size, SumOf<E>* grad, int64_t grad_row) {
   const int64_t tiles = tile_count(n);
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t k = tile_start(t, tiles, n), tile_keys = tile_start(t + 1, tiles, n) - k;
-    const int64_t skipped = larger(0, hidden_rows + k);
-    if (skipped >= rows) continue;
-    multiply_tile<A>(tile_keys, size, rows - skipped, left + k + skipped * left_row, 1, left_row,
-                     {right + skipped * right_row, right_row, kTileCols<A>}, grad + k * grad_row, grad_row, true);
+    const int64_t skipped = larger(0, hidden_rows + k) / kDepthOf<E>;
+    if (skipped * kDepthOf<E> >= rows) continue;
+    multiply_tile<E>(tile_keys, size, rows - skipped * kDepthOf<E>, left + k + skipped * left_row, 1, left_row,
+                     right.from(skipped), grad + k * grad_row, grad_row, true);
   }
 }
 
-template <typename A>
+template <typename E, typename A = SumOf<E>>
 struct BackwardMemory {
-  QueryRows<A> queries;
-  KeyBlock<A> keys;
+  QueryRows<E> queries;
+  KeyBlock<E> keys;
   GradientTiles<A> tiles;
+  BackwardOperands<E> operands;
+  int64_t query_row, output_row;
   A *grad_query, *grad_key, *grad_value;  // [Sq][query_row], [chunk_keys][query_row], [chunk_keys][output_row]
   A* end;
 
   BackwardMemory(int64_t rows, int64_t head_size, int64_t value_size, int64_t chunk_keys, A* memory)
       : queries(rows, head_size, value_size, memory),
         keys(head_size, value_size, queries.end(rows)),
-        tiles(key_block_of(head_size, value_size), keys.end()),
-        grad_query(tiles.end()),
-        grad_key(grad_query + rows * queries.query_row),
-        grad_value(grad_key + chunk_keys * queries.query_row),
-        end(grad_value + chunk_keys * queries.output_row) {}
+        tiles(key_block_of(head_size, value_size), keys.end),
+        operands(rows, head_size, value_size, tiles.row, tiles.end()),
+        query_row(padded_row<A>(head_size)),
+        output_row(padded_row<A>(value_size)),
+        grad_query(operands.end),
+        grad_key(grad_query + rows * query_row),
+        grad_value(grad_key + chunk_keys * query_row),
+        end(grad_value + chunk_keys * output_row) {}
 };
 
 template <typename T>
 int64_t attention_backward_scratch(const AttentionProblem<T>& p, int64_t chunk_keys) {
-  using A = Acc<T>;
-  return BackwardMemory<A>(p.queries, p.head_size, p.value_size, chunk_keys, nullptr).end - static_cast<A*>(nullptr);
+  using Memory = BackwardMemory<ProductElement<T>>;
+  return Memory(p.queries, p.head_size, p.value_size, chunk_keys, nullptr).end - static_cast<Acc<T>*>(nullptr);
 }
 
 // One head's queries against keys [key, key + n).
 template <typename T>
-void backward_key_block(const AttentionProblem<T>& p, const AttentionHead<T>& head, const BackwardMemory<Acc<T>>& m,
-                        int64_t key, int64_t n, bool wants_query, Acc<T>* grad_key, Acc<T>* grad_value) {
+void backward_key_block(const AttentionProblem<T>& p, const AttentionHead<T>& head,
+                        const BackwardMemory<ProductElement<T>>& m, int64_t key, int64_t n, bool wants_query,
+                        Acc<T>* grad_key, Acc<T>* grad_value) {
   using A = Acc<T>;
-  const int64_t tiles = tile_count(p.queries), s_row = m.tiles.row, query_row = m.queries.query_row;
+  using E = ProductElement<T>;
+  const int64_t tiles = tile_count(p.queries), s_row = m.tiles.row;
   for (int64_t t = 0; t < tiles; t += kTilesPerBlock) {
     const int64_t tile_end = smaller(t + kTilesPerBlock, tiles);
     const int64_t row_begin = tile_start(t, tiles, p.queries), row_end = tile_start(tile_end, tiles, p.queries);
@@ -84,21 +94,24 @@ void backward_key_block(const AttentionProblem<T>& p, const AttentionHead<T>& he
         clear_columns(rows, round_up(visit.end, kLanes<A>), width, tile, s_row);
       }
       if (wants_query && visit.end > visit.begin) {
-        multiply_tile<A>(rows, p.head_size, visit.end - visit.begin, ds + visit.begin, s_row, 1,
-                         {m.keys.keys + visit.begin * query_row, query_row, kTileCols<A>},
-                         m.grad_query + row * query_row, query_row, true);
+        const int64_t visited = visit.end - visit.begin;
+        multiply_tile<E>(rows, p.head_size, visited, m.operands.along_rows(rows, visited, ds + visit.begin, s_row),
+                         s_row, 1, packed_operand(m.keys.keys, n).from(visit.begin / kDepthOf<E>),
+                         m.grad_query + row * m.query_row, m.query_row, true);
       }
     }
     if (!any) continue;
     const int64_t rows = row_end - row_begin, hidden = p.causal ? key - row_begin : -p.keys;
     if (grad_value != nullptr) {
-      accumulate_key_gradient(width, rows, hidden, m.tiles.probability, s_row,
-                              m.queries.grad_output + row_begin * m.queries.output_row, m.queries.output_row,
-                              p.value_size, grad_value, m.queries.output_row);
+      const E* left = m.operands.down_columns(rows, width, m.tiles.probability, s_row);
+      accumulate_key_gradient<E>(width, rows, hidden, left, s_row,
+                                 m.operands.grad_output(m.queries, t, row_begin, rows), p.value_size, grad_value,
+                                 m.output_row);
     }
     if (grad_key != nullptr) {
-      accumulate_key_gradient(width, rows, hidden, m.tiles.logit_gradient, s_row,
-                              m.queries.query + row_begin * query_row, query_row, p.head_size, grad_key, query_row);
+      const E* left = m.operands.down_columns(rows, width, m.tiles.logit_gradient, s_row);
+      accumulate_key_gradient<E>(width, rows, hidden, left, s_row, m.operands.query(m.queries, t, row_begin, rows),
+                                 p.head_size, grad_key, m.query_row);
     }
   }
 }
@@ -127,14 +140,15 @@ void attention_backward(const AttentionBackwardProblem<T>& problem, const Attent
                         T* grad_value, Acc<T>* scratch) {
   using A = Acc<T>;
   const AttentionProblem<T>& p = problem.forward;
-  const BackwardMemory<A> m(p.queries, p.head_size, p.value_size, end - begin, scratch);
-  const int64_t query_row = m.queries.query_row, output_row = m.queries.output_row, block = attention_key_block(p);
+  const BackwardMemory<ProductElement<T>> m(p.queries, p.head_size, p.value_size, end - begin, scratch);
+  const int64_t query_row = m.query_row, output_row = m.output_row, block = attention_key_block(p);
   clear(m.grad_key, (end - begin) * query_row);
   clear(m.grad_value, (end - begin) * output_row);
   for (int64_t g = 0; g < group; ++g) {
     const AttentionGradients<T>& at = gradients[g];
     const bool wants_query = at.grad_query != nullptr || at.query_part != nullptr;
     m.queries.prepare(p, heads[g], at.grad_output, problem.grad_output_row, at.delta, 0, p.queries);
+    m.operands.prepare(p, heads[g], at.grad_output, problem.grad_output_row);
     if (wants_query) clear(m.grad_query, p.queries * query_row);
     for (int64_t key = begin; key < end; key += block) {
       const int64_t n = smaller(block, end - key);

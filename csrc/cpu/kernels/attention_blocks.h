@@ -34,46 +34,55 @@ inline int64_t key_block_of(int64_t head_size, int64_t value_size) {
 
 // Row stride of a copied [rows, size] operand: whole tiles, plus a vector so that rows do not all fall into a few cache
 // sets where size is a power of two.
-template <typename A>
+template <typename E>
 inline int64_t padded_row(int64_t size) {
-  return round_up(size, kTileCols<A>) + kLanes<A>;
+  return round_up(elements_of<E>(size), kTileCols<E>) + kLanes<E>;
 }
 
 // First query of tile t: the queries are cut into equal tiles (see tile_count).
 inline int64_t tile_start(int64_t t, int64_t tiles, int64_t queries) { return queries * t / tiles; }
 
-// One right operand: element (k, n) at data + (n / kTileCols) * panel + k * row + n % kTileCols.
-template <typename A>
+// One right operand of elements E (gemm.h): element (k, n) at data + (n / kTileCols) * panel + k * row + n % kTileCols.
+template <typename E>
 struct RightOperand {
-  const A* data;
+  const E* data;
   int64_t row;
   int64_t panel;
+
+  // From element k on.
+  RightOperand from(int64_t k) const { return {data + k * row, row, panel}; }
 };
 
-// C[rows, N] (+)= left[rows, K] * right, for at most kTileRows rows.
-template <typename A>
-inline void multiply_piece(int64_t rows, int64_t N, int64_t K, const A* a, int64_t a_row, int64_t a_col,
-                           RightOperand<A> b, A* c, int64_t c_row, bool accumulate) {
-  const GemmTile<A> wide = tile_for_rows<A, kTileVectors>(rows);
+// What pack_right wrote, `depth` values along K.
+template <typename E>
+inline RightOperand<E> packed_operand(const E* panels, int64_t depth) {
+  return {panels, kTileCols<E>, kTileCols<E> * elements_of<E>(depth)};
+}
+
+// C[rows, N] (+)= left[rows, K] * right, for at most kTileRows rows. K in elements.
+template <typename E>
+inline void multiply_piece(int64_t rows, int64_t N, int64_t K, const E* a, int64_t a_row, int64_t a_col,
+                           RightOperand<E> b, SumOf<E>* c, int64_t c_row, bool accumulate) {
+  const GemmTile<E> wide = tile_for_rows<E, kTileVectors>(rows);
   int64_t col = 0;
-  for (; N - col > kLanes<A>; col += kTileCols<A>, b.data += b.panel) {
-    const int64_t n = N - col < kTileCols<A> ? N - col : kTileCols<A>;
+  for (; N - col > kLanes<E>; col += kTileCols<E>, b.data += b.panel) {
+    const int64_t n = N - col < kTileCols<E> ? N - col : kTileCols<E>;
     wide(K, a, a_row, a_col, b.data, b.row, c + col, c_row, n, {accumulate});
   }
   if (col < N) {
-    tile_for_rows<A, 1>(rows)(K, a, a_row, a_col, b.data, b.row, c + col, c_row, N - col, {accumulate});
+    tile_for_rows<E, 1>(rows)(K, a, a_row, a_col, b.data, b.row, c + col, c_row, N - col, {accumulate});
   }
 }
 
-// The same for any K. Chains of more than kMaxChain fmas are cut, because their rounding grows with their length.
-template <typename A>
-inline void multiply_tile(int64_t rows, int64_t N, int64_t K, const A* a, int64_t a_row, int64_t a_col,
-                          RightOperand<A> b, A* c, int64_t c_row, bool accumulate) {
-  const int64_t first = smaller(K, kMaxChain);
-  multiply_piece<A>(rows, N, first, a, a_row, a_col, b, c, c_row, accumulate);
+// The same for any K, in values. Chains of more than kMaxChain fmas are cut, because their rounding grows with their
+// length.
+template <typename E>
+inline void multiply_tile(int64_t rows, int64_t N, int64_t depth, const E* a, int64_t a_row, int64_t a_col,
+                          RightOperand<E> b, SumOf<E>* c, int64_t c_row, bool accumulate) {
+  const int64_t K = elements_of<E>(depth), first = smaller(K, kMaxChain);
+  multiply_piece<E>(rows, N, first, a, a_row, a_col, b, c, c_row, accumulate);
   for (int64_t k = first; k < K; k += kMaxChain) {
-    multiply_piece<A>(rows, N, smaller(K - k, kMaxChain), a + k * a_col, a_row, a_col,
-                      {b.data + k * b.row, b.row, b.panel}, c, c_row, true);
+    multiply_piece<E>(rows, N, smaller(K - k, kMaxChain), a + k * a_col, a_row, a_col, b.from(k), c, c_row, true);
   }
 }
 
@@ -94,6 +103,19 @@ inline void copy_rows(int64_t rows, int64_t size, const T* src, int64_t src_row,
     for (; c < dst_row; c += kLanes<A>) store(to + c, Vec<A>{});
   }
 }
+
+#if defined(TILEWRIGHT_ISA_HAS_BF16_DOT)
+// The same as pairs along a row.
+inline void copy_rows(int64_t rows, int64_t size, const BF16* src, int64_t src_row, BF16Pair* dst) {
+  const int64_t dst_row = padded_row<BF16Pair>(size);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < dst_row; c += kLanes<BF16Pair>) {
+      const int64_t left = larger(0, smaller(size - 2 * c, 2 * kLanes<BF16Pair>));
+      store(dst + r * dst_row + c, load_pairs(src + r * src_row + 2 * c, left));
+    }
+  }
+}
+#endif
 
 // v with lanes n and above replaced.
 template <typename A>

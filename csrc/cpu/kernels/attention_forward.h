@@ -14,15 +14,16 @@ namespace tilewright {
 namespace {
 
 // Packed keys: panels of the right operand K^T [D, Sk]; behind them packed values: per key block, panels of [keys, Dv].
-template <typename A>
+template <typename E>
 inline int64_t packed_keys_size(int64_t head_size, int64_t keys) {
-  return packed_size<A>(head_size, keys);
+  return packed_size<E>(elements_of<E>(head_size), keys);
 }
 
 template <typename T>
 int64_t attention_packed_size(const AttentionProblem<T>& p) {
-  using A = Acc<T>;
-  return packed_keys_size<A>(p.head_size, p.keys) + p.keys * round_up(p.value_size, kTileCols<A>);
+  using E = ProductElement<T>;
+  static_assert(sizeof(E) == sizeof(Acc<T>));  // memory is counted in accumulators
+  return packed_keys_size<E>(p.head_size, p.keys) + elements_of<E>(p.keys) * round_up(p.value_size, kTileCols<E>);
 }
 
 template <typename T>
@@ -33,13 +34,14 @@ int64_t attention_key_block(const AttentionProblem<T>& p) {
 template <typename T>
 void attention_pack(const AttentionProblem<T>& p, const T* key, const T* value, int64_t begin, int64_t end,
                     Acc<T>* packed) {
-  using A = Acc<T>;
-  const int64_t block = attention_key_block(p), values_row = round_up(p.value_size, kTileCols<A>);
-  A* values = packed + packed_keys_size<A>(p.head_size, p.keys);
+  using E = ProductElement<T>;
+  const int64_t block = attention_key_block(p), values_row = round_up(p.value_size, kTileCols<E>);
+  E* keys = reinterpret_cast<E*>(packed);
+  E* values = keys + packed_keys_size<E>(p.head_size, p.keys);
   for (int64_t at = begin; at < end; at += block) {
     const int64_t n = smaller(block, end - at);
-    pack_right(p.head_size, n, key + at * p.key_row, 1, p.key_row, packed + at * p.head_size);
-    pack_right(n, p.value_size, value + at * p.value_row, p.value_row, 1, values + at * values_row);
+    pack_right(p.head_size, n, key + at * p.key_row, 1, p.key_row, keys + at * elements_of<E>(p.head_size));
+    pack_right(n, p.value_size, value + at * p.value_row, p.value_row, 1, values + at / kDepthOf<E> * values_row);
   }
 }
 
@@ -63,22 +65,22 @@ inline Vec<A> log2_of_sum(Vec<A> x) {
   return fma(series, f, __builtin_convertvector(exponent, Vec<A>));
 }
 
-// Working memory of one block of queries.
-template <typename A>
+// Working memory of one block of queries, for products of elements E.
+template <typename E, typename A = SumOf<E>>
 struct ForwardBlock {
   int64_t query_row, output_row, logit_row;
-  A* query;   // [kQueryBlock][query_row]
+  E* query;   // [kQueryBlock][query_row]
   A* output;  // [kQueryBlock][output_row]
   A* logits;  // [kTileRows][logit_row]
   A* max;     // [kQueryBlock + lanes]: largest s so far
   A* sum;     // [kQueryBlock + lanes]: sum of the exponentials relative to max so far
 
   ForwardBlock(int64_t head_size, int64_t value_size, A* memory)
-      : query_row(padded_row<A>(head_size)),
+      : query_row(padded_row<E>(head_size)),
         output_row(padded_row<A>(value_size)),
         logit_row(key_block_of(head_size, value_size) + kLanes<A>),
-        query(memory),
-        output(query + kQueryBlock * query_row),
+        query(reinterpret_cast<E*>(memory)),
+        output(memory + kQueryBlock * query_row),
         logits(output + kQueryBlock * output_row),
         max(logits + kTileRows * logit_row),
         sum(max + kQueryBlock + kLanes<A>) {}
@@ -87,7 +89,7 @@ struct ForwardBlock {
 
 template <typename T>
 int64_t attention_forward_scratch(const AttentionProblem<T>& p) {
-  return ForwardBlock<Acc<T>>(p.head_size, p.value_size, nullptr).end() - static_cast<Acc<T>*>(nullptr);
+  return ForwardBlock<ProductElement<T>>(p.head_size, p.value_size, nullptr).end() - static_cast<Acc<T>*>(nullptr);
 }
 
 template <typename A>
@@ -103,9 +105,11 @@ inline A row_max(const A* s, int64_t n) {
   return reduce_max<A>(max(max0, max1));
 }
 
-// s = exponential(s) over whole vectors; returns the sum.
-template <bool kScaled, typename A>
-inline A exponentials_of(A* s, int64_t n, A factor_of_s, A base_of_row) {
+// weights = exponential(s) over whole vectors, as the row of a left operand of elements E, which may lie where s does;
+// returns the sum.
+template <bool kScaled, typename E, typename A>
+inline A exponentials_of(const A* s, int64_t n, A factor_of_s, A base_of_row, E* weights) {
+  using Traits = ElementTraits<E>;
   constexpr int64_t kStep = kLanes<A>;
   const Vec<A> factor = broadcast<A>(factor_of_s), base = broadcast<A>(base_of_row);
   Vec<A> sum0{}, sum1{};
@@ -113,14 +117,14 @@ inline A exponentials_of(A* s, int64_t n, A factor_of_s, A base_of_row) {
   for (; c + kStep < n; c += 2 * kStep) {
     const Vec<A> p0 = exponential<kScaled, A>(load(s + c), factor, base);
     const Vec<A> p1 = exponential<kScaled, A>(load(s + c + kStep), factor, base);
-    store(s + c, p0);
-    store(s + c + kStep, p1);
+    Traits::store_along(weights, c, p0);
+    Traits::store_along(weights, c + kStep, p1);
     sum0 += p0;
     sum1 += p1;
   }
   if (c < n) {
     const Vec<A> p0 = exponential<kScaled, A>(load(s + c), factor, base);
-    store(s + c, p0);
+    Traits::store_along(weights, c, p0);
     sum0 += p0;
   }
   return reduce_add<A>(sum0 + sum1);
@@ -128,16 +132,18 @@ inline A exponentials_of(A* s, int64_t n, A factor_of_s, A base_of_row) {
 
 // The exponentials of s relative to max; returns their sum. A max so large that its product with factor is rounded to
 // more than an exponent can take is subtracted first.
-template <typename A>
-inline A exponentials(A* s, int64_t n, bool scaled, A factor, A max) {
+template <typename E, typename A>
+inline A exponentials(const A* s, int64_t n, bool scaled, A factor, A max, E* weights) {
   const A base = max * factor;
   const bool rounded_away = !(base < kLargeLogit<A> && base > -kLargeLogit<A>);
-  return scaled || rounded_away ? exponentials_of<true>(s, n, factor, max) : exponentials_of<false>(s, n, factor, base);
+  return scaled || rounded_away ? exponentials_of<true>(s, n, factor, max, weights)
+                                : exponentials_of<false>(s, n, factor, base, weights);
 }
 
 // Turns the masked logits of a tile into probabilities relative to each row's max, and brings max, sum and output of
-// the rows up to date. first: nothing has been summed yet. factor: from s to logits in base 2.
-template <typename A>
+// the rows up to date. first: nothing has been summed yet. factor: from s to logits in base 2. W: what the
+// probabilities are stored as, in place: E, or A where they have to be dropped first.
+template <typename W, typename A>
 inline void softmax_tile(int64_t rows, int64_t n, A* s, int64_t s_row, bool scaled, A factor, A* max, A* sum, A* output,
                          int64_t output_row, int64_t value_size, bool first) {
   A shrink[kTileRows + kLanes<A>], base[kTileRows + kLanes<A>];
@@ -152,7 +158,7 @@ inline void softmax_tile(int64_t rows, int64_t n, A* s, int64_t s_row, bool scal
     store(shrink + r, exp2<A>((before - origin) * factor));
   }
   for (int64_t r = 0; r < rows; ++r) {
-    const A row_sum = exponentials(s + r * s_row, n, scaled, factor, base[r]);
+    const A row_sum = exponentials(s + r * s_row, n, scaled, factor, base[r], reinterpret_cast<W*>(s + r * s_row));
     sum[r] = first ? row_sum : sum[r] * shrink[r] + row_sum;
     if (first || shrink[r] == A(1)) continue;
     A* out = output + r * output_row;
@@ -160,19 +166,22 @@ inline void softmax_tile(int64_t rows, int64_t n, A* s, int64_t s_row, bool scal
   }
 }
 
-template <typename A>
+template <typename E, typename A>
 inline void drop_probabilities(const TileKeepBits& keep, int64_t rows, int64_t n, A* s, int64_t s_row) {
   const Vec<A> one = broadcast<A>(1);
   for (int64_t r = 0; r < rows; ++r) {
-    A* p = s + r * s_row;
-    for (int64_t c = 0; c < n; c += kLanes<A>) store(p + c, load(p + c) * lanes_where(keep.at(r, c), one));
+    const A* p = s + r * s_row;
+    E* kept = reinterpret_cast<E*>(s + r * s_row);
+    for (int64_t c = 0; c < n; c += kLanes<A>) {
+      ElementTraits<E>::store_along(kept, c, load(p + c) * lanes_where(keep.at(r, c), one));
+    }
   }
 }
 
 // output = O / sum; logsumexp.
 template <typename T>
 inline void finish_rows(const AttentionProblem<T>& p, const AttentionHead<T>& head, int64_t row, int64_t rows,
-                        const ForwardBlock<Acc<T>>& block) {
+                        const ForwardBlock<ProductElement<T>>& block) {
   using A = Acc<T>;
   for (int64_t r = 0; r < rows; r += kLanes<A>) {
     const int64_t n = smaller(kLanes<A>, rows - r);
@@ -192,12 +201,14 @@ inline void finish_rows(const AttentionProblem<T>& p, const AttentionHead<T>& he
 
 template <typename T>
 void attention_forward_block(const AttentionProblem<T>& p, const AttentionHead<T>& head, int64_t tile_begin,
-                             int64_t tile_end, const Acc<T>* packed, const ForwardBlock<Acc<T>>& block) {
+                             int64_t tile_end, const Acc<T>* packed, const ForwardBlock<ProductElement<T>>& block) {
   using A = Acc<T>;
+  using E = ProductElement<T>;
   const int64_t tiles = tile_count(p.queries), row_begin = tile_start(tile_begin, tiles, p.queries);
   const int64_t block_rows = tile_start(tile_end, tiles, p.queries) - row_begin;
-  const int64_t values_row = round_up(p.value_size, kTileCols<A>), key_block = attention_key_block(p);
-  const A* values = packed + packed_keys_size<A>(p.head_size, p.keys);
+  const int64_t values_row = round_up(p.value_size, kTileCols<E>), key_block = attention_key_block(p);
+  const E* keys = reinterpret_cast<const E*>(packed);
+  const E* values = keys + packed_keys_size<E>(p.head_size, p.keys);
   copy_rows(block_rows, p.head_size, head.query + row_begin * p.query_row, p.query_row, block.query);
   bool started[kTilesPerBlock] = {};
   for (int64_t r = 0; r < block_rows + kLanes<A>; ++r) {
@@ -217,20 +228,21 @@ void attention_forward_block(const AttentionProblem<T>& p, const AttentionHead<T
       const int64_t n = visit.end - visit.begin, first_key = key + visit.begin;
       if (n == 0) continue;
       bool& has_started = started[t - tile_begin];
-      multiply_tile<A>(rows, n, p.head_size, block.query + r * block.query_row, block.query_row, 1,
-                       {packed + first_key * p.head_size, kTileCols<A>, kTileCols<A> * p.head_size}, block.logits,
+      multiply_tile<E>(rows, n, p.head_size, block.query + r * block.query_row, block.query_row, 1,
+                       packed_operand(keys + first_key * elements_of<E>(p.head_size), p.head_size), block.logits,
                        block.logit_row, false);
       mask_tile(p, head.mask, row, rows, first_key, n, block.logits, block.logit_row);
-      softmax_tile(rows, n, block.logits, block.logit_row, scaled, factor, block.max + r, block.sum + r,
-                   block.output + r * block.output_row, block.output_row, p.value_size, !has_started);
+      const auto softmax = p.dropout ? softmax_tile<A, A> : softmax_tile<E, A>;
+      softmax(rows, n, block.logits, block.logit_row, scaled, factor, block.max + r, block.sum + r,
+              block.output + r * block.output_row, block.output_row, p.value_size, !has_started);
       if (p.dropout) {
         keep.fill(p, head.index, row, rows, first_key, n);
-        drop_probabilities(keep, rows, n, block.logits, block.logit_row);
+        drop_probabilities<E>(keep, rows, n, block.logits, block.logit_row);
       }
-      const RightOperand<A> right{values + key * values_row + visit.begin * kTileCols<A>, kTileCols<A>,
-                                  kTileCols<A> * block_keys};
-      multiply_tile<A>(rows, p.value_size, n, block.logits, block.logit_row, 1, right,
-                       block.output + r * block.output_row, block.output_row, has_started);
+      const RightOperand<E> right = packed_operand(values + key / kDepthOf<E> * values_row, block_keys);
+      multiply_tile<E>(rows, p.value_size, n, reinterpret_cast<const E*>(block.logits), block.logit_row, 1,
+                       right.from(visit.begin / kDepthOf<E>), block.output + r * block.output_row, block.output_row,
+                       has_started);
       has_started = true;
     }
   }
@@ -247,7 +259,7 @@ void attention_forward_block(const AttentionProblem<T>& p, const AttentionHead<T
 template <typename T>
 void attention_forward(const AttentionProblem<T>& p, const AttentionHead<T>& head, int64_t tile_begin, int64_t tile_end,
                        const Acc<T>* packed, Acc<T>* scratch) {
-  const ForwardBlock<Acc<T>> block(p.head_size, p.value_size, scratch);
+  const ForwardBlock<ProductElement<T>> block(p.head_size, p.value_size, scratch);
   for (int64_t t = tile_begin; t < tile_end; t += kTilesPerBlock) {
     attention_forward_block(p, head, t, smaller(t + kTilesPerBlock, tile_end), packed, block);
   }

@@ -6,44 +6,43 @@
 namespace tilewright {
 namespace {
 
-// Keys and values of one block, as right operands.
-template <typename A>
+// Keys and values of one block, as right operands of elements E.
+template <typename E>
 struct KeyBlock {
-  int64_t key_row;
-  A* keys_transposed;    // panels of [D, keys]
-  A* values_transposed;  // panels of [Dv, keys]
-  A* keys;               // [keys][key_row]
+  E* keys_transposed;    // panels of [D, keys]
+  E* values_transposed;  // panels of [Dv, keys]
+  E* keys;               // panels of [keys, D]
+  SumOf<E>* end;
 
-  KeyBlock(int64_t head_size, int64_t value_size, A* memory)
-      : key_row(padded_row<A>(head_size)),
-        keys_transposed(memory),
-        values_transposed(keys_transposed + head_size * kMaxKeyBlock),
-        keys(values_transposed + value_size * kMaxKeyBlock) {}
-  A* end() const { return keys + kMaxKeyBlock * key_row; }
+  KeyBlock(int64_t head_size, int64_t value_size, SumOf<E>* memory)
+      : keys_transposed(reinterpret_cast<E*>(memory)),
+        values_transposed(keys_transposed + elements_of<E>(head_size) * kMaxKeyBlock),
+        keys(values_transposed + elements_of<E>(value_size) * kMaxKeyBlock),
+        end(reinterpret_cast<SumOf<E>*>(keys + packed_size<E>(elements_of<E>(kMaxKeyBlock), head_size))) {}
 
   template <typename T>
   void pack(const AttentionProblem<T>& p, const AttentionHead<T>& head, int64_t key, int64_t n) const {
     const T* from = head.key + key * p.key_row;
     pack_right(p.head_size, n, from, 1, p.key_row, keys_transposed);
     pack_right(p.value_size, n, head.value + key * p.value_row, 1, p.value_row, values_transposed);
-    copy_rows(n, p.head_size, from, p.key_row, keys);
+    pack_right(n, p.head_size, from, p.key_row, 1, keys);
   }
 };
 
-// Queries [begin, begin + rows) of one head.
-template <typename A>
+// Queries [begin, begin + rows) of one head, as left operands of elements E.
+template <typename E, typename A = SumOf<E>>
 struct QueryRows {
   int64_t query_row, output_row;
-  A* query;        // [rows][query_row]
-  A* grad_output;  // [rows][output_row]
+  E* query;        // [rows][query_row]
+  E* grad_output;  // [rows][output_row]
   A* delta;        // [rows]
 
   QueryRows(int64_t rows, int64_t head_size, int64_t value_size, A* memory)
-      : query_row(padded_row<A>(head_size)),
-        output_row(padded_row<A>(value_size)),
-        query(memory),
+      : query_row(padded_row<E>(head_size)),
+        output_row(padded_row<E>(value_size)),
+        query(reinterpret_cast<E*>(memory)),
         grad_output(query + rows * query_row),
-        delta(grad_output + rows * output_row) {}
+        delta(memory + rows * (query_row + output_row)) {}
   A* end(int64_t rows) const { return delta + round_up(rows, kLanes<A>); }
 
   // saved_delta: of all queries, or null.
@@ -57,7 +56,7 @@ struct QueryRows {
         delta[r] = saved_delta[begin + r];
         continue;
       }
-      const A* d = grad_output + r * output_row;
+      const T* d = dout + (begin + r) * dout_row;
       const T* out = head.output + (begin + r) * p.output_row;
       delta[r] = sum_terms<A>(
           p.value_size, [=](int64_t c, int64_t n) TILEWRIGHT_INLINE { return load(d + c, n) * load(out + c, n); });
@@ -113,22 +112,23 @@ inline void logit_gradients(int64_t rows, int64_t n, A* s, A* dp, int64_t s_row,
 // Returns the columns that may differ from zero; the others, up to n in whole vectors, are not written.
 template <typename T>
 inline ColumnRange gradient_tile(const AttentionProblem<T>& p, const AttentionHead<T>& head,
-                                 const QueryRows<Acc<T>>& queries, int64_t first_row, const KeyBlock<Acc<T>>& keys,
-                                 int64_t row, int64_t rows, int64_t key, int64_t n, Acc<T>* s, Acc<T>* dp,
-                                 int64_t s_row) {
+                                 const QueryRows<ProductElement<T>>& queries, int64_t first_row,
+                                 const KeyBlock<ProductElement<T>>& keys, int64_t row, int64_t rows, int64_t key,
+                                 int64_t n, Acc<T>* s, Acc<T>* dp, int64_t s_row) {
   using A = Acc<T>;
+  using E = ProductElement<T>;
   const ColumnRange visit = columns_to_visit(p, head.mask, row, rows, key, n);
   const int64_t width = visit.end - visit.begin, r = row - first_row;
   if (width == 0) return visit;
   s += visit.begin;
   dp += visit.begin;
-  multiply_tile<A>(rows, width, p.head_size, queries.query + r * queries.query_row, queries.query_row, 1,
-                   {keys.keys_transposed + visit.begin * p.head_size, kTileCols<A>, kTileCols<A> * p.head_size}, s,
+  multiply_tile<E>(rows, width, p.head_size, queries.query + r * queries.query_row, queries.query_row, 1,
+                   packed_operand(keys.keys_transposed + visit.begin * elements_of<E>(p.head_size), p.head_size), s,
                    s_row, false);
   mask_tile(p, head.mask, row, rows, key + visit.begin, width, s, s_row);
-  multiply_tile<A>(rows, width, p.value_size, queries.grad_output + r * queries.output_row, queries.output_row, 1,
-                   {keys.values_transposed + visit.begin * p.value_size, kTileCols<A>, kTileCols<A> * p.value_size}, dp,
-                   s_row, false);
+  multiply_tile<E>(rows, width, p.value_size, queries.grad_output + r * queries.output_row, queries.output_row, 1,
+                   packed_operand(keys.values_transposed + visit.begin * elements_of<E>(p.value_size), p.value_size),
+                   dp, s_row, false);
   // The product left the columns behind width unwritten; P there is 0 and must not meet a NaN.
   if (width % kLanes<A> != 0) {
     const int64_t last = width / kLanes<A> * kLanes<A>;

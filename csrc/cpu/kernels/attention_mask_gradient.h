@@ -7,22 +7,22 @@
 namespace tilewright {
 namespace {
 
-template <typename A>
+template <typename E, typename A = SumOf<E>>
 struct MaskGradientMemory {
-  QueryRows<A> queries;
-  KeyBlock<A> keys;
+  QueryRows<E> queries;
+  KeyBlock<E> keys;
   GradientTiles<A> tiles;
 
   MaskGradientMemory(int64_t rows, int64_t head_size, int64_t value_size, A* memory)
       : queries(rows, head_size, value_size, memory),
         keys(head_size, value_size, queries.end(rows)),
-        tiles(key_block_of(head_size, value_size), keys.end()) {}
+        tiles(key_block_of(head_size, value_size), keys.end) {}
 };
 
 template <typename T>
 int64_t attention_mask_scratch(const AttentionProblem<T>& p, int64_t chunk_queries) {
   using A = Acc<T>;
-  return MaskGradientMemory<A>(chunk_queries, p.head_size, p.value_size, nullptr).tiles.end() -
+  return MaskGradientMemory<ProductElement<T>>(chunk_queries, p.head_size, p.value_size, nullptr).tiles.end() -
          static_cast<A*>(nullptr);
 }
 
@@ -32,9 +32,8 @@ template <typename T, typename Step>
 inline void for_each_gradient_row(const AttentionBackwardProblem<T>& problem, const AttentionHead<T>& head,
                                   const T* grad_output, const Acc<T>* delta, int64_t begin, int64_t end,
                                   Acc<T>* scratch, const Step& step) {
-  using A = Acc<T>;
   const AttentionProblem<T>& p = problem.forward;
-  const MaskGradientMemory<A> m(end - begin, p.head_size, p.value_size, scratch);
+  const MaskGradientMemory<ProductElement<T>> m(end - begin, p.head_size, p.value_size, scratch);
   const int64_t block = attention_key_block(p), s_row = m.tiles.row, tiles = tile_count(end - begin);
   m.queries.prepare(p, head, grad_output, problem.grad_output_row, delta, begin, end - begin);
   for (int64_t key = 0; key < p.keys; key += block) {

@@ -97,7 +97,7 @@ inline void stream_query(const AttentionProblem<T>& p, const AttentionHead<T>& h
   const A origin = after == -kInfinity<A> ? A(0) : after;
   const A factor = base_2_factor(p), shrink = exp2<A>(broadcast<A>((before - origin) * factor))[0];
   part[0] = after;
-  part[1] = part[1] * shrink + exponentials(s, n, has_scaled_logits(p), factor, origin);
+  part[1] = part[1] * shrink + exponentials(s, n, has_scaled_logits(p), factor, origin, s);
   A* output = part + 2;
   if (shrink != A(1)) {
     for_each_vector<A>(p.value_size, [=](int64_t c, int64_t lanes) TILEWRIGHT_INLINE {
@@ -107,7 +107,7 @@ inline void stream_query(const AttentionProblem<T>& p, const AttentionHead<T>& h
   if (p.dropout) {
     TileKeepBits keep;
     keep.fill(p, head.index, row, 1, key, n);
-    drop_probabilities(keep, 1, n, s, kStreamKeys);
+    drop_probabilities<A>(keep, 1, n, s, kStreamKeys);
   }
   stream_values(s, head.value + key * p.value_row, p.value_row, n, p.value_size, output);
 }

@@ -36,6 +36,8 @@ struct ElementTraits {
   }
   // sum with the element's values added
   static TILEWRIGHT_INLINE Vec<E> add_to(Vec<E> sum, Vec<E> element) { return sum + element; }
+  // Sums as values c, c + 1, ... of a left operand's row.
+  static TILEWRIGHT_INLINE void store_along(E* row, int64_t c, Vec<E> sums) { store(row + c, sums); }
   // Of sums, all or the first n.
   template <typename C>
   static TILEWRIGHT_INLINE void store_sums(C* p, Vec<E> sums) {
@@ -50,6 +52,11 @@ template <typename E>
 using SumOf = typename ElementTraits<E>::Sum;
 template <typename E>
 constexpr int64_t kDepthOf = ElementTraits<E>::kDepth;
+// Elements of E that hold K values.
+template <typename E>
+inline int64_t elements_of(int64_t K) {
+  return (K + kDepthOf<E> - 1) / kDepthOf<E>;
+}
 
 // The elements that products of T are computed from.
 template <typename T>

@@ -20,6 +20,9 @@ struct ElementTraits<BF16Pair> {
     constexpr uint32_t kOnes = 0x3f803f80u;  // a pair of bfloat16
     return fma(element, VecU32{} + kOnes, sum);
   }
+  static TILEWRIGHT_INLINE void store_along(BF16Pair* row, int64_t c, VecF32 sums) {
+    store_flushed(reinterpret_cast<BF16*>(row) + c, sums);
+  }
   static TILEWRIGHT_INLINE void store_sums(float* p, VecF32 sums) { store(p, sums); }
   static TILEWRIGHT_INLINE void store_sums(float* p, VecF32 sums, int64_t n) { store(p, sums, n); }
   static TILEWRIGHT_INLINE void store_sums(BF16* p, VecF32 sums) { store_flushed(p, sums); }

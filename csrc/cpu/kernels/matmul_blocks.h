@@ -106,12 +106,6 @@ void finish_rows(const MatmulArgs<T>& args, const ItemPointers<T>& item, const A
   }
 }
 
-// Elements of E that hold K values.
-template <typename E>
-inline int64_t elements_of(int64_t K) {
-  return (K + kDepthOf<E> - 1) / kDepthOf<E>;
-}
-
 // --- K blocks: every reduce item's K, cut into equal blocks of whole elements of E ---
 struct DepthBlocks {
   int64_t per_item, count;

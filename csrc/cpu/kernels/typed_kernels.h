@@ -32,7 +32,9 @@
   X(winograd)
 
 // Those whose bfloat16 kernels differ where the processor multiplies bfloat16.
-#define TILEWRIGHT_BF16_FAMILIES(X) X(matmul)
+#define TILEWRIGHT_BF16_FAMILIES(X) \
+  X(attention)                      \
+  X(matmul)
 
 namespace tilewright {
 
