@@ -31,8 +31,9 @@ void add_direct_calls(pybind11::module_ m) {
 std::tuple<int64_t, int64_t, int64_t> split_matmul(int64_t items, int64_t rows, int64_t cols, int64_t depth,
                                                    bool packs) {
   using tilewright::MatmulPath;
-  const auto split = tilewright::split_matmul(items, rows, cols, depth, packs ? MatmulPath::kTile : MatmulPath::kStream,
-                                              tilewright::kernels<float>().matmul.blocks.block_cols(depth), /*cuts_depth=*/true);
+  const auto split =
+      tilewright::split_matmul(items, rows, cols, depth, packs ? MatmulPath::kTile : MatmulPath::kStream,
+                               tilewright::kernels<float>().matmul.blocks.block_cols(depth), /*cuts_depth=*/true);
   return {split.row_parts, split.col_parts, split.stretches};
 }
 

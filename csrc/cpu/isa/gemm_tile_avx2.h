@@ -5,8 +5,8 @@ namespace {
 constexpr int kTileRows = 6;
 constexpr int kTileVectors = 2;
 
-// L2 has 256 KB on the oldest of these machines, 512 KB and more on most: a right block takes 256 KB. With 384 x 384, as
-// AVX-512 once had it, 1024^3 was 3 % slower.
+// L2 has 256 KB on the oldest of these machines, 512 KB and more on most: a right block takes 256 KB. With 384 x 384,
+// as AVX-512 once had it, 1024^3 was 3 % slower.
 template <typename E>
 constexpr MatmulBlocks kMatmulBlocks =
     sizeof(E) == 4 ? MatmulBlocks{256, 256, 256 * 256, 1024} : MatmulBlocks{256, 256, 256 * 128, 1024};
