@@ -282,3 +282,15 @@ def test_bad_input_raises_what_native_raises(kind):
 def test_unknown_activation():
     with pytest.raises(ValueError, match="none, relu, gelu, gelu_tanh, silu, got 'tanh'"):
         TF.linear_act(torch.randn(2, 3), torch.randn(4, 3), activation="tanh")
+
+
+@pytest.mark.parametrize(("rows", "outputs"), [(1000, 14), (2048, 256), (10000, 7), (33, 5)])
+def test_bias_gradient_of_equal_rows(isa, rows, outputs):
+    """Equal values round the same way at every step of a chain: its length shows in the bias gradient."""
+    x, weight, bias = torch.randn(rows, 15), torch.randn(outputs, 15), torch.randn(outputs, requires_grad=True)
+    for wants_weight in (True, False):
+        weight.requires_grad_(wants_weight)
+        dy = (torch.rand(1, outputs) + 0.1).expand(rows, outputs)
+        gradient = torch.autograd.grad(TF.linear(x, weight, bias), bias, dy)[0]
+        error = (gradient.double() / dy.double().sum(0) - 1).abs().max().item()
+        assert error < 24 * 2**-24

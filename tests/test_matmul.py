@@ -51,7 +51,10 @@ def test_every_row_and_column_tail(isa, dtype, depth):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(1, 800, 70), (5, 1151, 33), (17, 385, 401), (61, 1021, 127), (1100, 390, 35)])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 800, 70), (5, 1151, 33), (17, 385, 401), (61, 1021, 127), (64, 384, 64), (64, 768, 64), (1100, 390, 35)],
+)
 def test_several_blocks(isa, dtype, shape):
     rows, depth, cols = shape
     for a in _layouts(rows, depth, dtype).values():

@@ -9,14 +9,15 @@ namespace {
 constexpr int64_t kMinQueries = 128;  // of a task that takes a stretch of queries
 
 // delta as the sum over keys of P * dP, [heads, Sq]; undefined where rowsum(dO * O) serves. They differ by the rounding
-// of O, which a learned mask beside 16-bit tensors would show.
+// of O to 16 bits: native's fused kernel has it too, but what that does not compute (a learned mask, dropout, values of
+// another size) native computes in float32, and exactly.
 template <typename T>
 Tensor row_deltas(const AttentionBackwardProblem<T>& problem, const std::vector<AttentionHead<T>>& heads,
                   const Tensor& dout, bool wants_mask) {
   using A = Acc<T>;
   const AttentionProblem<T>& p = problem.forward;
-  const bool is_rounded = sizeof(T) < sizeof(A);
-  if (!is_rounded || !wants_mask) return Tensor();
+  const bool is_rounded = sizeof(T) < sizeof(A), native_is_exact = p.dropout || p.head_size != p.value_size;
+  if (!is_rounded || !(wants_mask || native_is_exact)) return Tensor();
   const AttentionKernels<T>& kernel = kernels<T>().attention;
   const auto total = static_cast<int64_t>(heads.size());
   const Tensor deltas = at::zeros({total, p.queries}, c10::CppTypeToScalarType<A>::value);

@@ -47,22 +47,35 @@ std::tuple<Tensor, Tensor> linear_forward_cpu(const Tensor& input, const Tensor&
   return {output, pre};
 }
 
-// The sum over rows as a product with a row of ones: one chain per column, whatever the number of threads.
+// The sum over rows as products with a row of ones: of 32 rows each, then of 32 of those sums, and so on. One long
+// chain of nearly equal values rounds the same way each time (10000 rows: 34 roundings). The 16-bit types have one
+// rounding that outweighs that.
 Tensor sum_of_rows(const Tensor& rows) {
-  const Tensor one = at::ones({1}, rows.options());
-  Tensor sum = empty_cpu({rows.size(1)}, rows.scalar_type());
-  if (sum.numel() == 0) return sum;
+  constexpr int64_t kRun = 32;
+  const int64_t count = rows.size(0), cols = rows.size(1);
+  const bool cuts = count >= 2 * kRun && accumulation_dtype(rows.scalar_type()) == rows.scalar_type();
+  const int64_t run = cuts ? kRun : count, runs = cuts ? count / run : 1, rest = count - runs * run;
+  const Tensor one = at::ones({run}, rows.options());
+  Tensor sums = empty_cpu({runs + (rest > 0 ? 1 : 0), cols}, rows.scalar_type());
+  if (sums.numel() == 0) return sums.select(0, 0);
   Product product;
+  product.batch_sizes = {runs};
+  product.is_reduced = {false};
   product.M = 1;
-  product.N = rows.size(1);
-  product.K = rows.size(0);
+  product.N = cols;
+  product.K = run;
   product.a.data = one.const_data_ptr();
-  product.b = left_operand(rows, 0);
-  product.c.data = sum.mutable_data_ptr();
-  product.c.row = product.N;
+  product.a.batch = {0};
+  product.b = left_operand(rows, 1);
+  product.b.batch = {run * product.b.row};
+  product.c.data = sums.mutable_data_ptr();
+  product.c.row = cols;
   product.c.col = 1;
+  product.c.batch = {cols};
   run_product(product, rows.scalar_type(), "linear_backward");
-  return sum;
+  if (!cuts) return sums.select(0, 0);
+  if (rest > 0) sums.select(0, runs).copy_(sum_of_rows(rows.narrow(0, runs * run, rest)));
+  return sum_of_rows(sums);
 }
 
 std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& grad_output, const OptionalTensor& input_opt,

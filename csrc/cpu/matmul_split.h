@@ -1,4 +1,5 @@
-// How a product is cut for threads: a pure function of its shape, so that the bits do not depend on their number.
+// How a product is cut for threads: a pure function of its shape, its path and the ISA's blocks, never of the number of
+// threads. Only the stretches touch the bits, and they depend on the shape alone.
 #pragma once
 #include <algorithm>
 

@@ -8,6 +8,9 @@
 namespace tilewright {
 namespace {
 
+// So many multiplications count as one element read, where work is shared out to threads.
+constexpr int64_t kMultiplicationsARead = 8;
+
 // A batch dimension that has not been folded away yet.
 struct BatchDim {
   int64_t size, a, b, c, addend;
@@ -160,7 +163,7 @@ void run_in_depth(const MatmulArgs<T>& args, int64_t items, int64_t parts) {
   const int64_t sums_size = args.left_sums != nullptr ? args.M : 0;
   const auto left_sums = std::make_unique<T[]>(static_cast<size_t>(parts * sums_size));
   const auto kernel = kernels<T>().matmul;
-  parallel_for_cost(items * parts, 32 + size * args.K / parts / 16, [&](int64_t begin, int64_t end) {
+  parallel_for_cost(items * parts, 32 + size * args.K / parts / kMultiplicationsARead, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t part = unit % parts, first = args.K * part / parts;
       const MatmulWalk::Step at = args.batch.at(unit / parts);
@@ -195,8 +198,8 @@ void run_typed(const MatmulArgs<T>& args, int64_t items) {
     if (split.stretches > 1) return run_in_depth(args, items, split.stretches);
   }
   const int64_t parts = split.row_parts * split.col_parts;
-  // 8 multiplications count as one element read; an item costs some even where there is little to do.
-  const int64_t cost = 32 + args.M * args.N * depth / parts / 8;
+  // An item costs some even where there is little to do.
+  const int64_t cost = 32 + args.M * args.N * depth / parts / kMultiplicationsARead;
   if (parts == 1) {
     parallel_for_cost(items, cost, [&](int64_t begin, int64_t end) {
       kernel.products(args, begin, end, scratch_for(args, args.M, args.N));

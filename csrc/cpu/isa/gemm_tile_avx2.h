@@ -1,5 +1,7 @@
 // Register tile on AVX2: 6 rows x 2 vectors = 12 accumulators, 2 registers of B and 2 of broadcast A: all 16.
 #pragma once
+#include "cpu/kernels/matmul_args.h"
+
 namespace tilewright {
 namespace {
 constexpr int kTileRows = 6;

@@ -2,6 +2,8 @@
 // and one port's throughput, so 28 chains are enough too.
 #pragma once
 #include "cpu/isa/gemm_tile_avx512.h"
+#include "cpu/isa/vec_avx512_bf16.h"
+
 namespace tilewright {
 namespace {
 // Those of float32 by the byte. Up to 1024 values of K in one block: their sums are rounded from registers. Longer ones

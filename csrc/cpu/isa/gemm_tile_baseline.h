@@ -1,6 +1,8 @@
 // Register tile on 16 registers without a fused multiply-add: 4 rows x 2 vectors = 8 accumulators leave room for the
 // products.
 #pragma once
+#include "cpu/kernels/matmul_args.h"
+
 namespace tilewright {
 namespace {
 constexpr int kTileRows = 4;

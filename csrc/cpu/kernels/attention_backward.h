@@ -23,9 +23,8 @@ inline void clear_columns(int64_t rows, int64_t begin, int64_t end, A* s, int64_
   }
 }
 
-// grad[keys, size] += left^T right over the rows of one query block; left is P or dS, element (key, row) at row *
-// left_row
-// + key. Causal: key k meets rows from query k on only.
+// grad[keys, size] += left^T right over the rows of one query block; left is P or dS, one element of a key and kDepthOf
+// rows at left[i * left_row + key]. Causal: key k meets rows from query k on only (`skipped` elements less).
 template <typename E>
 inline void accumulate_key_gradient(int64_t n, int64_t rows, int64_t hidden_rows, const E* left, int64_t left_row,
                                     RightOperand<E> right, int64_t size, SumOf<E>* grad, int64_t grad_row) {

@@ -43,25 +43,23 @@ enum class MatmulPath {
 // Blocks of the tile path, in elements (of which one holds `values` along K); each ISA's are in its
 // isa/gemm_tile_<isa>.h.
 struct MatmulBlocks {
-  // K is cut into equal blocks of at most K, but not at all up to whole_K. A left tile of a block lies in L1.
-  int64_t K, whole_K;
+  // K is cut into equal blocks of at most `depth`, but not at all up to `whole_depth`. A left tile of them lies in L1.
+  int64_t depth, whole_depth;
   int64_t right;  // a right block has at most so many elements: half of L2 or somewhat more
   // Rows that one sweep over the right blocks covers where accumulators cannot wait in the output (16-bit types).
   int64_t sweep_rows;
   int64_t values = 1;
 
-  TILEWRIGHT_INLINE constexpr int64_t depth_blocks(int64_t depth) const {
-    const int64_t elements = (depth + values - 1) / values;
-    return elements <= whole_K ? 1 : (elements + K - 1) / K;
+  TILEWRIGHT_INLINE constexpr int64_t elements(int64_t K) const { return (K + values - 1) / values; }
+  // Blocks of K values.
+  TILEWRIGHT_INLINE constexpr int64_t count(int64_t K) const {
+    return elements(K) <= whole_depth ? 1 : (elements(K) + depth - 1) / depth;
   }
   // Elements of the longest block.
-  TILEWRIGHT_INLINE constexpr int64_t block_depth(int64_t depth) const {
-    const int64_t elements = (depth + values - 1) / values, count = depth_blocks(depth);
-    return (elements + count - 1) / count;
-  }
+  TILEWRIGHT_INLINE constexpr int64_t block_depth(int64_t K) const { return (elements(K) + count(K) - 1) / count(K); }
   // Columns of a right block at most, a multiple of every panel.
-  TILEWRIGHT_INLINE constexpr int64_t block_cols(int64_t depth) const {
-    return right / (depth > 0 ? block_depth(depth) : 1) / 32 * 32;
+  TILEWRIGHT_INLINE constexpr int64_t block_cols(int64_t K) const {
+    return right / (K > 0 ? block_depth(K) : 1) / 32 * 32;
   }
 };
 
@@ -120,7 +118,10 @@ int64_t matmul_scratch_elements(const MatmulArgs<T>& args, const MatmulBlocks& b
   const int64_t depth = blocks.block_depth(args.K);
   switch (args.path) {
     case MatmulPath::kTile: {
-      const int64_t sweep = sizeof(T) == sizeof(A) ? 0 : rows < blocks.sweep_rows ? rows : blocks.sweep_rows;
+      // Between blocks of K the accumulators of a sweep wait; else those of one row tile are enough.
+      constexpr int64_t kTile = 16;
+      const int64_t waiting = args.reduce_count * blocks.count(args.K) > 1 ? blocks.sweep_rows : kTile;
+      const int64_t sweep = sizeof(T) == sizeof(A) ? 0 : rows < waiting ? rows : waiting;
       return depth * (block_cols + 64) + sweep * block_cols + 64;
     }
     case MatmulPath::kDot:

@@ -111,7 +111,7 @@ struct DepthBlocks {
   int64_t per_item, count;
 };
 template <typename T>
-inline DepthBlocks depth_blocks(const MatmulArgs<T>& args, int64_t per_item) {
+inline DepthBlocks blocks_of_items(const MatmulArgs<T>& args, int64_t per_item) {
   return {per_item, per_item * args.reduce_count};
 }
 struct DepthRange {

@@ -115,21 +115,27 @@ inline void copy_left(const BF16* a, int64_t a_row, int64_t a_col, const RowTile
 #endif
 
 // sums[i] += row i of a tile that copy_left has left transposed. What stands behind the tile's rows is added to lanes
-// that are not stored.
+// that are not stored. In chains of 32, because rows of nearly equal values round the same way each time.
 template <typename E>
 void add_tile_sums(const E* tile, int64_t elements, int64_t rows, SumOf<E>* sums) {
   using A = SumOf<E>;
   using Traits = ElementTraits<E>;
   for (int64_t i = 0; i < rows; i += kLanes<E>) {
-    Vec<A> even{}, odd{};
-    int64_t k = 0;
-    for (; k + 2 <= elements; k += 2) {
-      even = Traits::add_to(even, load(tile + k * kTileRows + i));
-      odd = Traits::add_to(odd, load(tile + (k + 1) * kTileRows + i));
-    }
-    if (k < elements) even = Traits::add_to(even, load(tile + k * kTileRows + i));
+    constexpr int64_t kRun = 64;
     const int64_t n = smaller(rows - i, kLanes<E>);
-    store(sums + i, load(sums + i, n) + (even + odd), n);
+    Vec<A> total = load(sums + i, n);
+    for (int64_t first = 0; first < elements; first += kRun) {
+      const int64_t end = smaller(first + kRun, elements);
+      Vec<A> even{}, odd{};
+      int64_t k = first;
+      for (; k + 2 <= end; k += 2) {
+        even = Traits::add_to(even, load(tile + k * kTileRows + i));
+        odd = Traits::add_to(odd, load(tile + (k + 1) * kTileRows + i));
+      }
+      if (k < end) even = Traits::add_to(even, load(tile + k * kTileRows + i));
+      total += even + odd;
+    }
+    store(sums + i, total, n);
   }
 }
 

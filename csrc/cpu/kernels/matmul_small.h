@@ -179,7 +179,7 @@ void stream_product(const MatmulArgs<T>& args, const ItemPointers<T>& item, cons
     acc = item.c + part.row_begin * args.c_row + part.col_begin;
     acc_row = args.c_row;
   }
-  const DepthBlocks blocks = depth_blocks(args, args.K == 0 ? 1 : (args.K + kStreamDepth - 1) / kStreamDepth);
+  const DepthBlocks blocks = blocks_of_items(args, args.K == 0 ? 1 : (args.K + kStreamDepth - 1) / kStreamDepth);
   for (int64_t index = 0; index < blocks.count; ++index) {
     const DepthRange range = depth_range<A>(args, blocks, index);
     const T* a = item.a + range.offset.a + part.row_begin * args.a_row + range.begin * args.a_col;
