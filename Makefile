@@ -19,9 +19,10 @@ $(VENV)/.built: $(BIN)/python $(SOURCES)
 
 build: $(VENV)/.built
 
-# One thread for each of the test processes: two spinning thread teams on two cores take ten times as long.
+# One thread for each of the test processes: two spinning thread teams on two cores take ten times as long. Work is stolen,
+# because xdist otherwise gives the first eighth of all tests, and with it every long one, to one process.
 test: build  ## builds from scratch in a clean checkout and runs every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist worksteal
 
 demo: build  ## trains two real models, native and accelerated side by side
 	$(BIN)/python -m tilewright demo

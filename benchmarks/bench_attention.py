@@ -132,4 +132,21 @@ GPU = [
     _case("2x12x1024x64"),
 ]
 
-SWEEP = [_case(f"1x8x{s}x64", size=8.0 * s * s * 64 * 2) for s in (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024)]
+# Queries = keys, powers of two and primes; two heads where eight would take minutes. The gate's float64 takes 4096.
+_SHORT = (16, 31, 32, 61, 64, 127, 128, 192, 256, 383, 512, 769, 1024, 2048)
+_LONG = (4096, 8192, 16384)
+
+
+def _length(heads: int, s: int, kind: str = "", dtype: torch.dtype = torch.float32) -> Case:
+    gate_on = _case(f"1x{heads}x4096x64", dtype, kind).build if s > 4096 else None
+    name = f"S, {kind or 'whole'}, {heads} heads"
+    return _case(f"1x{heads}x{s}x64", dtype, kind, size=s, axis=name, gate_on=gate_on)
+
+
+SWEEP = [
+    *(_length(8, s) for s in _SHORT),
+    *(_length(2, s) for s in _LONG),
+    *(_length(8, s, "causal") for s in _SHORT),
+    *(_length(2, s, "causal") for s in _LONG),
+    *(_length(8, s, dtype=_BF16) for s in _SHORT),
+]
