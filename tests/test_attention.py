@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tilewright.functional import scaled_dot_product_attention
 from tilewright.testing import DTYPES, assert_as_accurate, ops_called, references
 
 from .attention_cases import MASKS, SHAPES, check, inputs_of, mask_of, native_sdpa, run, sdpa
@@ -291,3 +292,19 @@ def test_drawn_cases(case):
     torch.manual_seed(seed)
     # Drawn tensors may have one element: how small native's error on them happens to be is luck, so sizes set the bar.
     check(inputs_of(shape, dtype), mask_of(kind, shape, dtype), by_size=True, is_causal=kind == "causal")
+
+
+def test_bfloat16_gradients_where_native_computes_in_float32(isa):
+    """Values of another size: delta must not carry the output's rounding, which sharp logits would multiply."""
+    q, k, v = 9 * torch.randn(1, 4, 64, 64), 3 * torch.randn(1, 4, 256, 64), 3 * torch.randn(1, 4, 256, 32)
+    dy = torch.randn(1, 4, 64, 32).bfloat16()
+
+    def gradients(function, dtype):
+        tensors = [t.bfloat16().to(dtype).requires_grad_() for t in (q, k, v)]
+        return torch.autograd.grad(function(*tensors), tensors, dy.to(dtype))
+
+    native = torch.nn.functional.scaled_dot_product_attention
+    exact, expected = gradients(native, torch.float64), gradients(native, torch.bfloat16)
+    ours = gradients(scaled_dot_product_attention, torch.bfloat16)
+    for name, ours_, native_, reference in zip("qkv", ours, expected, exact, strict=True):
+        assert_as_accurate(ours_, native_, reference, what=f"d{name}")
