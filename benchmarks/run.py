@@ -21,7 +21,8 @@ OPS = ("layer_norm", "batch_norm", "conv2d", "matmul", "linear", "dropout", "att
 
 # What caps each library to an ISA, so that --isa compares both sides as on a machine without the wider one.
 _ISA_ENVIRONMENT = {
-    "avx512_bf16": {"TILEWRIGHT_ISA": "avx512_bf16"},
+    "amx_bf16": {"TILEWRIGHT_ISA": "amx_bf16"},
+    "avx512_bf16": {"TILEWRIGHT_ISA": "avx512_bf16", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
     "avx512": {"TILEWRIGHT_ISA": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"},
     "avx2": {
         "TILEWRIGHT_ISA": "avx2",

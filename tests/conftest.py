@@ -17,14 +17,15 @@ settings.register_profile("reproducible", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "reproducible"))
 
 
-# The only kernels that avx512_bf16 does not share with avx512 are those of the products of bfloat16.
+# The only kernels that these do not share with avx512 are those of the products of bfloat16.
+_BF16_ISAS = ("avx512_bf16", "amx_bf16")
 _PRODUCTS = ("test_attention.py", "test_attention_autograd.py", "test_linear.py", "test_matmul.py")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "isa" in metafunc.fixturenames:
         products = metafunc.definition.path.name in _PRODUCTS
-        isas = [name for name in available_isas() if products or name != "avx512_bf16"]
+        isas = [name for name in available_isas() if products or name not in _BF16_ISAS]
         metafunc.parametrize("isa", isas, indirect=True)
 
 
@@ -60,9 +61,9 @@ _LONG = (
 
 
 def _is_told_by_avx512(item: pytest.Item) -> bool:
-    """A test on avx512_bf16 of another type than bfloat16, whose kernels are those of avx512."""
+    """A test on such an ISA of another type than bfloat16, whose kernels are those of avx512."""
     parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    return parameters.get("isa") == "avx512_bf16" and parameters.get("dtype", torch.bfloat16) is not torch.bfloat16
+    return parameters.get("isa") in _BF16_ISAS and parameters.get("dtype", torch.bfloat16) is not torch.bfloat16
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -52,7 +52,7 @@ def _active_isa(cap: str | None) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("cap", [None, "avx512_bf16", "avx512", "avx2", "baseline"])
+@pytest.mark.parametrize("cap", [None, "amx_bf16", "avx512_bf16", "avx512", "avx2", "baseline"])
 def test_environment_caps_the_isa(cap):
     isas = available_isas()
     expected = cap if cap in isas else isas[-1]
@@ -62,7 +62,7 @@ def test_environment_caps_the_isa(cap):
 def test_unknown_cap_is_refused_with_a_sentence():
     result = _active_isa("sse9")
     assert result.returncode != 0
-    assert "TILEWRIGHT_ISA must be avx512_bf16, avx512, avx2 or baseline, got 'sse9'" in result.stderr
+    assert "TILEWRIGHT_ISA must be amx_bf16, avx512_bf16, avx512, avx2 or baseline, got 'sse9'" in result.stderr
 
 
 def test_force_isa_switches_and_returns():

@@ -1,8 +1,17 @@
 #include "cpu/kernel_table.h"
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdlib>
 #include <stdexcept>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #define TILEWRIGHT_DECLARE_2(family, isa) extern "C" void tilewright_fill_##family##_##isa(tilewright::KernelTable*);
 #define TILEWRIGHT_DECLARE_1(isa, family) TILEWRIGHT_DECLARE_2(family, isa)
@@ -10,16 +19,37 @@
 #define TILEWRIGHT_DECLARE_avx2(family) TILEWRIGHT_DECLARE_1(avx2, family)
 #define TILEWRIGHT_DECLARE_avx512(family) TILEWRIGHT_DECLARE_1(avx512, family)
 #define TILEWRIGHT_DECLARE_avx512_bf16(family) TILEWRIGHT_DECLARE_1(avx512_bf16, family)
+#define TILEWRIGHT_DECLARE_amx_bf16(family) TILEWRIGHT_DECLARE_1(amx_bf16, family)
 #define TILEWRIGHT_FAMILIES_OF_baseline TILEWRIGHT_FAMILIES
 #define TILEWRIGHT_FAMILIES_OF_avx2 TILEWRIGHT_FAMILIES
 #define TILEWRIGHT_FAMILIES_OF_avx512 TILEWRIGHT_FAMILIES
 #define TILEWRIGHT_FAMILIES_OF_avx512_bf16 TILEWRIGHT_BF16_FAMILIES
+#define TILEWRIGHT_FAMILIES_OF_amx_bf16 TILEWRIGHT_BF16_FAMILIES
 #define X(isa) TILEWRIGHT_FAMILIES_OF_##isa(TILEWRIGHT_DECLARE_##isa)
 TILEWRIGHT_ISA_LIST
 #undef X
 
 namespace tilewright {
 namespace {
+
+#if defined(__x86_64__)
+// CPUID leaf 7, EDX: bit 22 AMX-BF16, bit 24 AMX-TILE. By hand because compilers' names for them are young.
+bool has_amx_bf16() {
+  constexpr unsigned kBits = 1u << 22 | 1u << 24;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kBits) == kBits;
+}
+
+// Linux saves the tile registers of processes that have asked for it, and refuses where it can't save them.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 // __builtin_cpu_supports also asks the operating system (XGETBV) whether it saves the wide registers.
 bool cpu_runs(const std::string& isa) {
@@ -33,6 +63,7 @@ bool cpu_runs(const std::string& isa) {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   }
   if (isa == "avx512_bf16") return cpu_runs("avx512") && __builtin_cpu_supports("avx512bf16");
+  if (isa == "amx_bf16") return cpu_runs("avx512_bf16") && has_amx_bf16() && may_use_tiles();
 #endif
   return isa == "baseline";
 }
@@ -41,6 +72,7 @@ bool cpu_runs(const std::string& isa) {
 #define TILEWRIGHT_FILL_avx2(family) tilewright_fill_##family##_avx2(&table);
 #define TILEWRIGHT_FILL_avx512(family) tilewright_fill_##family##_avx512(&table);
 #define TILEWRIGHT_FILL_avx512_bf16(family) tilewright_fill_##family##_avx512_bf16(&table);
+#define TILEWRIGHT_FILL_amx_bf16(family) tilewright_fill_##family##_amx_bf16(&table);
 
 // Tables of the ISAs that this machine runs, in the order of CMakeLists.txt: slowest first. What an ISA's units leave
 // out is that of the ISA below it.
@@ -72,8 +104,10 @@ const KernelTable* choose_table() {
   const char* cap = std::getenv("TILEWRIGHT_ISA");
   const std::string name = cap == nullptr ? "" : cap;
   if (name.empty()) return &tables().back();
-  if (name != "avx512_bf16" && name != "avx512" && name != "avx2" && name != "baseline") {
-    throw std::runtime_error("TILEWRIGHT_ISA must be avx512_bf16, avx512, avx2 or baseline, got '" + name + "'");
+  constexpr std::array kNames{"amx_bf16", "avx512_bf16", "avx512", "avx2", "baseline"};
+  if (std::find(kNames.begin(), kNames.end(), name) == kNames.end()) {
+    throw std::runtime_error("TILEWRIGHT_ISA must be amx_bf16, avx512_bf16, avx512, avx2 or baseline, got '" + name +
+                             "'");
   }
   const KernelTable* table = find_table(name);
   return table != nullptr ? table : &tables().back();

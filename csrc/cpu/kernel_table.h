@@ -1,7 +1,7 @@
 // The kernels of the instruction set this process uses, chosen once.
 //
 // One table per ISA, filled by that ISA's units (isa/unit.cpp); inside it one struct of function pointers per element
-// type. TILEWRIGHT_ISA=avx512_bf16|avx512|avx2|baseline caps the choice; force_isa() serves tests.
+// type. TILEWRIGHT_ISA=amx_bf16|avx512_bf16|avx512|avx2|baseline caps the choice; force_isa() serves tests.
 #pragma once
 #include <string>
 #include <type_traits>

@@ -19,7 +19,7 @@
 
 extern "C" void TILEWRIGHT_EXPORT(tilewright::KernelTable* table) {
   tilewright::TILEWRIGHT_FILL(table->bf16);
-#if !defined(TILEWRIGHT_ISA_HAS_BF16_DOT)  // the others are then those of the ISA below
+#if !defined(TILEWRIGHT_ISA_HAS_BF16_DOT)  // the others are then those of AVX-512
   tilewright::TILEWRIGHT_FILL(table->f32);
   tilewright::TILEWRIGHT_FILL(table->f64);
   tilewright::TILEWRIGHT_FILL(table->f16);

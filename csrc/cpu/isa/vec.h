@@ -116,6 +116,13 @@ inline VecF32 sqrt(VecF32 v);
 inline VecF64 sqrt(VecF64 v);
 inline VecF32 scale_by_power_of_two(VecF32 v, VecF32 n);  // v * 2^n for a whole n
 inline VecF64 scale_by_power_of_two(VecF64 v, VecF64 n);
+// x as a fraction in [0, 1] and what scale_by_power_of_two takes for the rest. Infinities and NaN are safe.
+template <typename V>
+struct PowerParts {
+  V fraction, whole;
+};
+inline PowerParts<VecF32> split_power(VecF32 x);
+inline PowerParts<VecF64> split_power(VecF64 x);
 
 inline VecF32 load(const BF16* p) {
   VecU16Half bits;
@@ -171,10 +178,32 @@ inline A reduce_max(Vec<A> v) {
   return fold_lanes<A>(v, [](Vec<A> a, Vec<A> b) TILEWRIGHT_INLINE { return max(a, b); });
 }
 
-// --- 2^x ---
-// x = n + r with n whole and |r| <= 1/2; 2^r by a polynomial through Chebyshev nodes (relative error 2.6e-9 at degree 6
-// for float32, 5.7e-20 at degree 12 for float64: rounding dominates), 2^n exactly. Overflows to Inf, underflows through
-// denormals to 0, NaN stays NaN.
+// Lane r is what combine makes of all lanes of rows[r]: as many rows as lanes, halved in number and in width with each
+// round, so 2 (n - 1) shuffles where rows one by one take n log2(n).
+template <typename A, int kWidth = kLanes<A> / 2, typename Combine>
+inline TILEWRIGHT_INLINE Vec<A> fold_rows(Vec<A>* rows, const Combine& combine) {
+  constexpr int kCount = kLanes<A>;
+  decltype(rows[0] == rows[0]) low, high;
+#pragma GCC unroll 16
+  for (int lane = 0; lane < kCount; ++lane) {
+    low[lane] = (lane & kWidth) == 0 ? lane : kCount + lane - kWidth;
+    high[lane] = (lane & kWidth) == 0 ? lane + kWidth : kCount + lane;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; ++i) {
+    const Vec<A> upper = rows[i], lower = rows[i + kWidth];
+    rows[i] = combine(__builtin_shuffle(upper, lower, low), __builtin_shuffle(upper, lower, high));
+  }
+  if constexpr (kWidth == 1) {
+    return rows[0];
+  } else {
+    return fold_rows<A, kWidth / 2>(rows, combine);
+  }
+}
+
+// --- powers of two: 2^x = 2^fraction * 2^whole ---
+// 2^r, |r| <= 1/2, by a polynomial through Chebyshev nodes (relative error 2.6e-9 at degree 6 for float32, 5.7e-20 at
+// degree 12 for float64: rounding dominates).
 template <typename V, typename A, int kTerms>
 inline V polynomial(V r, const A (&coefficients)[kTerms]) {
   V sum = V{} + coefficients[kTerms - 1];
@@ -217,17 +246,6 @@ template <typename A>
 inline TILEWRIGHT_INLINE Vec<A> rounded_to_whole(Vec<A> x) {
   constexpr A kRound = sizeof(A) == 4 ? A(12582912.0) : A(6755399441055744.0);
   return (x + kRound) - kRound;
-}
-
-template <typename A>
-inline TILEWRIGHT_INLINE Vec<A> exp2(Vec<A> x) {
-  constexpr bool kFloat = sizeof(A) == 4;
-  // Beyond these 2^x has left the format's denormals or its finite range.
-  constexpr A kLow = kFloat ? A(-160) : A(-1100), kHigh = kFloat ? A(160) : A(1100);
-  // In this order of arguments NaN passes.
-  x = min(broadcast<A>(kHigh), max(broadcast<A>(kLow), x));
-  const Vec<A> n = rounded_to_whole<A>(x);
-  return scale_by_power_of_two(exp2_of_fraction<A>(x - n), n);
 }
 
 }  // namespace

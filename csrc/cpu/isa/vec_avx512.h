@@ -67,6 +67,13 @@ inline VecF32 sqrt(VecF32 v) { return _mm512_sqrt_ps(v); }
 inline VecF64 sqrt(VecF64 v) { return _mm512_sqrt_pd(v); }
 inline VecF32 scale_by_power_of_two(VecF32 v, VecF32 n) { return _mm512_scalef_ps(v, n); }
 inline VecF64 scale_by_power_of_two(VecF64 v, VecF64 n) { return _mm512_scalef_pd(v, n); }
+// The reduction gives 0 for infinities, and scaling rounds its exponent down by itself.
+inline PowerParts<VecF32> split_power(VecF32 x) {
+  return {_mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC), x};
+}
+inline PowerParts<VecF64> split_power(VecF64 x) {
+  return {_mm512_reduce_pd(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC), x};
+}
 
 }  // namespace
 }  // namespace tilewright

@@ -46,5 +46,15 @@ inline VecF64 scale_by_power_of_two(VecF64 v, VecF64 n) {
   return v * bit_cast<VecF64>((half + 1023) << 52) * bit_cast<VecF64>((whole - half + 1023) << 52);
 }
 
+// Beyond the limit 2^x has left the format's denormals or its finite range. In this order of arguments NaN passes.
+template <typename A>
+inline PowerParts<Vec<A>> split_limited_power(Vec<A> x, A limit) {
+  x = min(broadcast<A>(limit), max(broadcast<A>(-limit), x));
+  const Vec<A> whole = rounded_to_whole<A>(x - A(0.5));
+  return {x - whole, whole};
+}
+inline PowerParts<VecF32> split_power(VecF32 x) { return split_limited_power<float>(x, 160.0f); }
+inline PowerParts<VecF64> split_power(VecF64 x) { return split_limited_power<double>(x, 1100.0); }
+
 }  // namespace
 }  // namespace tilewright

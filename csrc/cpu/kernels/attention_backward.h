@@ -23,18 +23,19 @@ inline void clear_columns(int64_t rows, int64_t begin, int64_t end, A* s, int64_
   }
 }
 
-// grad[keys, size] += left^T right over the rows of one query block; left is P or dS, one element of a key and kDepthOf
-// rows at left[i * left_row + key]. Causal: key k meets rows from query k on only (`skipped` elements less).
+// grad[keys, size] += left right over the rows of one query block; left is P^T or dS^T. Causal: key k meets rows from
+// query k on only (`skipped` elements less).
 template <typename E>
-inline void accumulate_key_gradient(int64_t n, int64_t rows, int64_t hidden_rows, const E* left, int64_t left_row,
+inline void accumulate_key_gradient(int64_t n, int64_t rows, int64_t hidden_rows, LeftOperand<E> left,
                                     RightOperand<E> right, int64_t size, SumOf<E>* grad, int64_t grad_row) {
+  constexpr int64_t kValues = kDepthOf<E> * kStepOf<E>;
   const int64_t tiles = tile_count(n);
   for (int64_t t = 0; t < tiles; ++t) {
-    const int64_t k = tile_start(t, tiles, n), tile_keys = tile_start(t + 1, tiles, n) - k;
-    const int64_t skipped = larger(0, hidden_rows + k) / kDepthOf<E>;
+    const int64_t k = tile_edge(t, tiles, n), tile_keys = tile_edge(t + 1, tiles, n) - k;
+    const int64_t skipped = larger(0, hidden_rows + k) / kValues * kStepOf<E>;
     if (skipped * kDepthOf<E> >= rows) continue;
-    multiply_tile<E>(tile_keys, size, rows - skipped * kDepthOf<E>, left + k + skipped * left_row, 1, left_row,
-                     right.from(skipped), grad + k * grad_row, grad_row, true);
+    multiply_tile<E>(tile_keys, size, rows - skipped * kDepthOf<E>, left.data + k * left.row + skipped * left.col,
+                     left.row, left.col, right.from(skipped), grad + k * grad_row, grad_row, true);
   }
 }
 
@@ -77,15 +78,15 @@ void backward_key_block(const AttentionProblem<T>& p, const AttentionHead<T>& he
   const int64_t tiles = tile_count(p.queries), s_row = m.tiles.row;
   for (int64_t t = 0; t < tiles; t += kTilesPerBlock) {
     const int64_t tile_end = smaller(t + kTilesPerBlock, tiles);
-    const int64_t row_begin = tile_start(t, tiles, p.queries), row_end = tile_start(tile_end, tiles, p.queries);
+    const int64_t row_begin = tile_edge(t, tiles, p.queries), row_end = tile_edge(tile_end, tiles, p.queries);
     const int64_t width = p.causal ? smaller(n, row_end - key) : n;
     if (width <= 0) continue;
     bool any = false;
     for (int64_t i = t; i < tile_end; ++i) {
-      const int64_t row = tile_start(i, tiles, p.queries), rows = tile_start(i + 1, tiles, p.queries) - row;
+      const int64_t row = tile_edge(i, tiles, p.queries), rows = tile_edge(i + 1, tiles, p.queries) - row;
       A* s = m.tiles.probability + (row - row_begin) * s_row;
       A* ds = m.tiles.logit_gradient + (row - row_begin) * s_row;
-      const ColumnRange visit = gradient_tile(p, head, m.queries, 0, m.keys, row, rows, key, width, s, ds, s_row);
+      const ColumnRange visit = gradient_tile<E>(p, head, m.queries, 0, m.keys, row, rows, key, width, s, ds, s_row);
       any |= visit.end > visit.begin;
       A* const written[] = {s, ds};
       for (A* tile : written) {
@@ -102,15 +103,14 @@ void backward_key_block(const AttentionProblem<T>& p, const AttentionHead<T>& he
     if (!any) continue;
     const int64_t rows = row_end - row_begin, hidden = p.causal ? key - row_begin : -p.keys;
     if (grad_value != nullptr) {
-      const E* left = m.operands.down_columns(rows, width, m.tiles.probability, s_row);
-      accumulate_key_gradient<E>(width, rows, hidden, left, s_row,
+      accumulate_key_gradient<E>(width, rows, hidden, m.operands.down_columns(rows, width, m.tiles.probability, s_row),
                                  m.operands.grad_output(m.queries, t, row_begin, rows), p.value_size, grad_value,
                                  m.output_row);
     }
     if (grad_key != nullptr) {
-      const E* left = m.operands.down_columns(rows, width, m.tiles.logit_gradient, s_row);
-      accumulate_key_gradient<E>(width, rows, hidden, left, s_row, m.operands.query(m.queries, t, row_begin, rows),
-                                 p.head_size, grad_key, m.query_row);
+      accumulate_key_gradient<E>(width, rows, hidden,
+                                 m.operands.down_columns(rows, width, m.tiles.logit_gradient, s_row),
+                                 m.operands.query(m.queries, t, row_begin, rows), p.head_size, grad_key, m.query_row);
     }
   }
 }
@@ -138,6 +138,7 @@ void attention_backward(const AttentionBackwardProblem<T>& problem, const Attent
                         const AttentionGradients<T>* gradients, int64_t group, int64_t begin, int64_t end, T* grad_key,
                         T* grad_value, Acc<T>* scratch) {
   using A = Acc<T>;
+  const TileUnitScope unit;
   const AttentionProblem<T>& p = problem.forward;
   const BackwardMemory<ProductElement<T>> m(p.queries, p.head_size, p.value_size, end - begin, scratch);
   const int64_t query_row = m.query_row, output_row = m.output_row, block = attention_key_block(p);

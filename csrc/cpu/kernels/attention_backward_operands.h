@@ -16,7 +16,7 @@ struct BackwardOperands {
   void prepare(const AttentionProblem<T>&, const AttentionHead<T>&, const T*, int64_t) const {}
 
   const E* along_rows(int64_t, int64_t, const E* s, int64_t) const { return s; }
-  const E* down_columns(int64_t, int64_t, E* s, int64_t) const { return s; }
+  LeftOperand<E> down_columns(int64_t, int64_t, E* s, int64_t s_row) const { return {s, 1, s_row}; }
   // Queries [row, row + rows), the tiles from `tile` on.
   RightOperand<E> query(const QueryRows<E>& queries, int64_t, int64_t row, int64_t) const {
     return {queries.query + row * queries.query_row, queries.query_row, kTileCols<E>};
@@ -31,6 +31,7 @@ template <>
 struct BackwardOperands<BF16Pair> {
   int64_t query_size, output_size;  // elements of a packed block of queries
   BF16Pair* rounded;                // [kTileRows][s_row]: dS of one tile
+  BF16Pair* transposed;             // [kMaxKeyBlock][pairs of a block's rows], for a tile unit
   BF16Pair* queries;                // per block of queries: panels of [rows, D]
   BF16Pair* grad_outputs;           // per block of queries: panels of [rows, Dv]
   float* end;
@@ -40,7 +41,8 @@ struct BackwardOperands<BF16Pair> {
         output_size(packed_size<BF16Pair>(pairs_of(kQueryBlock), value_size)) {
     const int64_t blocks = (tile_count(rows) + kTilesPerBlock - 1) / kTilesPerBlock;
     rounded = reinterpret_cast<BF16Pair*>(memory);
-    queries = rounded + kTileRows * s_row;
+    transposed = rounded + kTileRows * s_row;
+    queries = transposed + (kHasTileUnit ? kMaxKeyBlock * pairs_of(kQueryBlock) : 0);
     grad_outputs = queries + blocks * query_size;
     end = reinterpret_cast<float*>(grad_outputs + blocks * output_size);
   }
@@ -49,8 +51,8 @@ struct BackwardOperands<BF16Pair> {
                int64_t dout_row) const {
     const int64_t tiles = tile_count(p.queries);
     for (int64_t tile = 0; tile < tiles; tile += kTilesPerBlock) {
-      const int64_t row = tile_start(tile, tiles, p.queries), block = tile / kTilesPerBlock;
-      const int64_t rows = tile_start(smaller(tile + kTilesPerBlock, tiles), tiles, p.queries) - row;
+      const int64_t row = tile_edge(tile, tiles, p.queries), block = tile / kTilesPerBlock;
+      const int64_t rows = tile_edge(smaller(tile + kTilesPerBlock, tiles), tiles, p.queries) - row;
       pack_right(rows, p.head_size, head.query + row * p.query_row, p.query_row, 1, queries + block * query_size);
       pack_right(rows, p.value_size, dout + row * dout_row, dout_row, 1, grad_outputs + block * output_size);
     }
@@ -62,11 +64,14 @@ struct BackwardOperands<BF16Pair> {
       for (int64_t c = 0; c < n; c += kLanes<float>) {
         ElementTraits<BF16Pair>::store_along(rounded + r * s_row, c, load(s + r * s_row + c));
       }
+      clear_behind(rounded + r * s_row, n);
     }
     return rounded;
   }
-  // In place: pair i takes the place of row i, whose values were read as part of a pair before.
-  const BF16Pair* down_columns(int64_t rows, int64_t n, float* s, int64_t s_row) const {
+  // In place: pair i takes the place of row i, whose values were read as part of a pair before. A tile unit takes pairs
+  // along rows only.
+  LeftOperand<BF16Pair> down_columns(int64_t rows, int64_t n, float* s, int64_t s_row) const {
+    if constexpr (kHasTileUnit) return transposed_columns(rows, n, s, s_row);
     BF16Pair* pairs = reinterpret_cast<BF16Pair*>(s);
     for (int64_t r = 0; r < rows; r += 2) {
       for (int64_t c = 0; c < n; c += kLanes<float>) {
@@ -74,7 +79,24 @@ struct BackwardOperands<BF16Pair> {
         store(pairs + r / 2 * s_row + c, pairs_across(load(s + r * s_row + c), odd));
       }
     }
-    return pairs;
+    return {pairs, 1, s_row};
+  }
+  LeftOperand<BF16Pair> transposed_columns(int64_t rows, int64_t n, const float* s, int64_t s_row) const {
+    constexpr int64_t kStep = kLanes<float>, kRow = kQueryBlock / 2;
+    for (int64_t c = 0; c < n; c += kStep) {
+      for (int64_t r = 0; r < rows; r += 2 * kStep) {
+        VecF32 block[kStep];  // float32 for transpose, which moves lanes and computes nothing
+        for (int64_t i = 0; i < kStep; ++i) {
+          const int64_t row = r + 2 * i;
+          const VecF32 even = row < rows ? load(s + row * s_row + c) : VecF32{};
+          const VecF32 odd = row + 1 < rows ? load(s + (row + 1) * s_row + c) : VecF32{};
+          block[i] = bit_cast<VecF32>(pairs_across(even, odd));
+        }
+        transpose<float>(block);
+        for (int64_t i = 0; i < kStep; ++i) store(transposed + (c + i) * kRow + r / 2, bit_cast<VecU32>(block[i]));
+      }
+    }
+    return {transposed, kRow, 1};
   }
   RightOperand<BF16Pair> query(const QueryRows<BF16Pair>&, int64_t tile, int64_t, int64_t rows) const {
     return packed_operand(queries + tile / kTilesPerBlock * query_size, rows);

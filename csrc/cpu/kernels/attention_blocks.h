@@ -3,7 +3,7 @@
 // Logits are in base 2: queries are multiplied with scale * log2(e) while they are copied, so a probability is one
 // exp2. A tile is up to kTileRows queries by up to key_block keys; its logits stay in L1 between the two products.
 #pragma once
-#include "cpu/kernels/gemm.h"
+#include "cpu/kernels/exp2.h"
 #include "cpu/kernels/keep_bits.h"
 #include "cpu/kernels/rows.h"
 #include "cpu/kernels/typed_kernels.h"
@@ -39,8 +39,13 @@ inline int64_t padded_row(int64_t size) {
   return round_up(elements_of<E>(size), kTileCols<E>) + kLanes<E>;
 }
 
-// First query of tile t: the queries are cut into equal tiles (see tile_count).
-inline int64_t tile_start(int64_t t, int64_t tiles, int64_t queries) { return queries * t / tiles; }
+// One left operand of elements E: element (i, k) at data + i * row + k * col.
+template <typename E>
+struct LeftOperand {
+  const E* data;
+  int64_t row;
+  int64_t col;
+};
 
 // One right operand of elements E (gemm.h): element (k, n) at data + (n / kTileCols) * panel + k * row + n % kTileCols.
 template <typename E>
@@ -255,9 +260,9 @@ inline Acc<T> base_2_factor(const AttentionProblem<T>& p) {
 
 // e^(factor * (s - base)) for kScaled, where the difference is taken first because a mask may hold the lowest finite
 // value; else e^(factor * s - base). factor and, in the second case, base are given in units of log2(e).
-template <bool kScaled, typename A>
+template <bool kScaled, typename E, typename A = SumOf<E>>
 inline TILEWRIGHT_INLINE Vec<A> exponential(Vec<A> s, Vec<A> factor, Vec<A> base) {
-  return exp2<A>(kScaled ? (s - base) * factor : fma(s, factor, -base));
+  return exp2_for<E>(kScaled ? (s - base) * factor : fma(s, factor, -base));
 }
 
 // Masks the logits s of queries [row, row + rows) and keys [key, key + n); columns from n up to a whole vector become

@@ -93,7 +93,7 @@ int64_t attention_forward_scratch(const AttentionProblem<T>& p) {
 }
 
 template <typename A>
-inline A row_max(const A* s, int64_t n) {
+inline Vec<A> lanes_of_max(const A* s, int64_t n) {
   constexpr int64_t kStep = kLanes<A>;
   Vec<A> max0 = broadcast<A>(-kInfinity<A>), max1 = max0;
   int64_t c = 0;
@@ -102,67 +102,79 @@ inline A row_max(const A* s, int64_t n) {
     max1 = max(load(s + c + kStep), max1);
   }
   if (c < n) max0 = max(load(s + c), max0);
-  return reduce_max<A>(max(max0, max1));
+  return max(max0, max1);
 }
 
 // weights = exponential(s) over whole vectors, as the row of a left operand of elements E, which may lie where s does;
-// returns the sum.
-template <bool kScaled, typename E, typename A>
-inline A exponentials_of(const A* s, int64_t n, A factor_of_s, A base_of_row, E* weights) {
+// returns the lanes of their sum. P: what the exponentials are as good as (exp2_for).
+template <bool kScaled, typename P, typename E, typename A>
+inline Vec<A> exponentials_of(const A* s, int64_t n, A factor_of_s, A base_of_row, E* weights) {
   using Traits = ElementTraits<E>;
   constexpr int64_t kStep = kLanes<A>;
   const Vec<A> factor = broadcast<A>(factor_of_s), base = broadcast<A>(base_of_row);
   Vec<A> sum0{}, sum1{};
   int64_t c = 0;
   for (; c + kStep < n; c += 2 * kStep) {
-    const Vec<A> p0 = exponential<kScaled, A>(load(s + c), factor, base);
-    const Vec<A> p1 = exponential<kScaled, A>(load(s + c + kStep), factor, base);
+    const Vec<A> p0 = exponential<kScaled, P>(load(s + c), factor, base);
+    const Vec<A> p1 = exponential<kScaled, P>(load(s + c + kStep), factor, base);
     Traits::store_along(weights, c, p0);
     Traits::store_along(weights, c + kStep, p1);
     sum0 += p0;
     sum1 += p1;
   }
   if (c < n) {
-    const Vec<A> p0 = exponential<kScaled, A>(load(s + c), factor, base);
+    const Vec<A> p0 = exponential<kScaled, P>(load(s + c), factor, base);
     Traits::store_along(weights, c, p0);
     sum0 += p0;
   }
-  return reduce_add<A>(sum0 + sum1);
+  clear_behind(weights, n);
+  return sum0 + sum1;
 }
 
-// The exponentials of s relative to max; returns their sum. A max so large that its product with factor is rounded to
-// more than an exponent can take is subtracted first.
-template <typename E, typename A>
-inline A exponentials(const A* s, int64_t n, bool scaled, A factor, A max, E* weights) {
+// The exponentials of s relative to max; returns the lanes of their sum. A max so large that its product with factor is
+// rounded to more than an exponent can take is subtracted first.
+template <typename P, typename E, typename A>
+inline Vec<A> exponentials(const A* s, int64_t n, bool scaled, A factor, A max, E* weights) {
   const A base = max * factor;
   const bool rounded_away = !(base < kLargeLogit<A> && base > -kLargeLogit<A>);
-  return scaled || rounded_away ? exponentials_of<true>(s, n, factor, max, weights)
-                                : exponentials_of<false>(s, n, factor, base, weights);
+  return scaled || rounded_away ? exponentials_of<true, P>(s, n, factor, max, weights)
+                                : exponentials_of<false, P>(s, n, factor, base, weights);
 }
 
 // Turns the masked logits of a tile into probabilities relative to each row's max, and brings max, sum and output of
-// the rows up to date. first: nothing has been summed yet. factor: from s to logits in base 2. W: what the
-// probabilities are stored as, in place: E, or A where they have to be dropped first.
-template <typename W, typename A>
+// the rows up to date. first: nothing has been summed yet. factor: from s to logits in base 2. P: elements of the
+// product that the probabilities enter. W: what they are stored as, in place: P, or A where they have to be dropped
+// first.
+template <typename P, typename W, typename A>
 inline void softmax_tile(int64_t rows, int64_t n, A* s, int64_t s_row, bool scaled, A factor, A* max, A* sum, A* output,
                          int64_t output_row, int64_t value_size, bool first) {
-  A shrink[kTileRows + kLanes<A>], base[kTileRows + kLanes<A>];
-  for (int64_t r = 0; r < rows; ++r) base[r] = row_max(s + r * s_row, n);
-  for (int64_t r = 0; r < rows; r += kLanes<A>) {
-    const Vec<A> before = load(max + r, smaller(kLanes<A>, rows - r));
-    const Vec<A> after = tilewright::max(load(base + r), before);
+  constexpr int64_t kStep = kLanes<A>;
+  for (int64_t row = 0; row < rows; row += kStep) {
+    const int64_t group = smaller(kStep, rows - row);
+    A shrink[kStep], origins[kStep];
+    Vec<A> lanes[kStep] = {};
+    for (int64_t r = 0; r < group; ++r) lanes[r] = lanes_of_max(s + (row + r) * s_row, n);
+    const Vec<A> before = load(max + row, group);
+    const Vec<A> block_max =
+        fold_rows<A>(lanes, [](Vec<A> a, Vec<A> b) TILEWRIGHT_INLINE { return tilewright::max(a, b); });
+    const Vec<A> after = tilewright::max(block_max, before);
     // A row with nothing attended to yet keeps -Inf as its max; measured from 0 its probabilities are 0, not NaN.
-    const Vec<A> origin = after == -kInfinity<A> ? Vec<A>{} : after;
-    store(max + r, after, smaller(kLanes<A>, rows - r));
-    store(base + r, origin);
-    store(shrink + r, exp2<A>((before - origin) * factor));
-  }
-  for (int64_t r = 0; r < rows; ++r) {
-    const A row_sum = exponentials(s + r * s_row, n, scaled, factor, base[r], reinterpret_cast<W*>(s + r * s_row));
-    sum[r] = first ? row_sum : sum[r] * shrink[r] + row_sum;
-    if (first || shrink[r] == A(1)) continue;
-    A* out = output + r * output_row;
-    for (int64_t c = 0; c < value_size; c += kLanes<A>) store(out + c, load(out + c) * shrink[r]);
+    const Vec<A> origin = after == -kInfinity<A> ? Vec<A>{} : after, shrinks = exp2<A>((before - origin) * factor);
+    store(max + row, after, group);
+    store(origins, origin);
+    store(shrink, shrinks);
+    for (int64_t r = 0; r < group; ++r) {
+      A* at = s + (row + r) * s_row;
+      lanes[r] = exponentials<P>(at, n, scaled, factor, origins[r], reinterpret_cast<W*>(at));
+    }
+    Vec<A> sums = fold_rows<A>(lanes, [](Vec<A> a, Vec<A> b) TILEWRIGHT_INLINE { return a + b; });
+    if (!first) sums = fma(load(sum + row, group), shrinks, sums);
+    store(sum + row, sums, group);
+    for (int64_t r = 0; !first && r < group; ++r) {
+      if (shrink[r] == A(1)) continue;
+      A* out = output + (row + r) * output_row;
+      for (int64_t c = 0; c < value_size; c += kStep) store(out + c, load(out + c) * shrink[r]);
+    }
   }
 }
 
@@ -175,6 +187,7 @@ inline void drop_probabilities(const TileKeepBits& keep, int64_t rows, int64_t n
     for (int64_t c = 0; c < n; c += kLanes<A>) {
       ElementTraits<E>::store_along(kept, c, load(p + c) * lanes_where(keep.at(r, c), one));
     }
+    clear_behind(kept, n);
   }
 }
 
@@ -199,13 +212,21 @@ inline void finish_rows(const AttentionProblem<T>& p, const AttentionHead<T>& he
   }
 }
 
+// Probabilities may be as rough as the product they enter, but where a mask finer than it wants its gradient.
+template <typename E, typename T>
+inline auto softmax_for(const AttentionProblem<T>& p) {
+  using A = Acc<T>;
+  if (p.mask_kind == MaskKind::kAccumulator) return p.dropout ? softmax_tile<A, A, A> : softmax_tile<A, E, A>;
+  return p.dropout ? softmax_tile<E, A, A> : softmax_tile<E, E, A>;
+}
+
 template <typename T>
 void attention_forward_block(const AttentionProblem<T>& p, const AttentionHead<T>& head, int64_t tile_begin,
                              int64_t tile_end, const Acc<T>* packed, const ForwardBlock<ProductElement<T>>& block) {
   using A = Acc<T>;
   using E = ProductElement<T>;
-  const int64_t tiles = tile_count(p.queries), row_begin = tile_start(tile_begin, tiles, p.queries);
-  const int64_t block_rows = tile_start(tile_end, tiles, p.queries) - row_begin;
+  const int64_t tiles = tile_count(p.queries), row_begin = tile_edge(tile_begin, tiles, p.queries);
+  const int64_t block_rows = tile_edge(tile_end, tiles, p.queries) - row_begin;
   const int64_t values_row = round_up(p.value_size, kTileCols<E>), key_block = attention_key_block(p);
   const E* keys = reinterpret_cast<const E*>(packed);
   const E* values = keys + packed_keys_size<E>(p.head_size, p.keys);
@@ -222,7 +243,7 @@ void attention_forward_block(const AttentionProblem<T>& p, const AttentionHead<T
   for (int64_t key = 0; key < key_end; key += key_block) {
     const int64_t block_keys = smaller(key_block, p.keys - key);
     for (int64_t t = tile_begin; t < tile_end; ++t) {
-      const int64_t row = tile_start(t, tiles, p.queries), rows = tile_start(t + 1, tiles, p.queries) - row;
+      const int64_t row = tile_edge(t, tiles, p.queries), rows = tile_edge(t + 1, tiles, p.queries) - row;
       const int64_t r = row - row_begin;
       const ColumnRange visit = columns_to_visit(p, head.mask, row, rows, key, block_keys);
       const int64_t n = visit.end - visit.begin, first_key = key + visit.begin;
@@ -232,7 +253,7 @@ void attention_forward_block(const AttentionProblem<T>& p, const AttentionHead<T
                        packed_operand(keys + first_key * elements_of<E>(p.head_size), p.head_size), block.logits,
                        block.logit_row, false);
       mask_tile(p, head.mask, row, rows, first_key, n, block.logits, block.logit_row);
-      const auto softmax = p.dropout ? softmax_tile<A, A> : softmax_tile<E, A>;
+      const auto softmax = softmax_for<E>(p);
       softmax(rows, n, block.logits, block.logit_row, scaled, factor, block.max + r, block.sum + r,
               block.output + r * block.output_row, block.output_row, p.value_size, !has_started);
       if (p.dropout) {
@@ -248,8 +269,8 @@ void attention_forward_block(const AttentionProblem<T>& p, const AttentionHead<T
   }
   for (int64_t t = tile_begin; t < tile_end; ++t) {
     if (started[t - tile_begin]) continue;
-    const int64_t r = tile_start(t, tiles, p.queries) - row_begin;
-    const int64_t rows = tile_start(t + 1, tiles, p.queries) - row_begin - r;
+    const int64_t r = tile_edge(t, tiles, p.queries) - row_begin;
+    const int64_t rows = tile_edge(t + 1, tiles, p.queries) - row_begin - r;
     A* out = block.output + r * block.output_row;
     for (int64_t c = 0; c < rows * block.output_row; c += kLanes<A>) store(out + c, Vec<A>{});
   }
@@ -259,6 +280,7 @@ void attention_forward_block(const AttentionProblem<T>& p, const AttentionHead<T
 template <typename T>
 void attention_forward(const AttentionProblem<T>& p, const AttentionHead<T>& head, int64_t tile_begin, int64_t tile_end,
                        const Acc<T>* packed, Acc<T>* scratch) {
+  const TileUnitScope unit;
   const ForwardBlock<ProductElement<T>> block(p.head_size, p.value_size, scratch);
   for (int64_t t = tile_begin; t < tile_end; t += kTilesPerBlock) {
     attention_forward_block(p, head, t, smaller(t + kTilesPerBlock, tile_end), packed, block);

@@ -77,7 +77,7 @@ struct GradientTiles {
 };
 
 // P and dS from S and dP, whole vectors; columns hidden by masks have S = -Inf, so P = dS = 0.
-template <bool kDropout, typename A>
+template <typename P, bool kDropout, typename A>
 inline void logit_gradients(int64_t rows, int64_t n, A* s, A* dp, int64_t s_row, A factor, const A* logsumexp,
                             const A* delta, const TileKeepBits& keep, A keep_scale) {
   const Vec<A> scale = broadcast<A>(keep_scale);
@@ -95,7 +95,7 @@ inline void logit_gradients(int64_t rows, int64_t n, A* s, A* dp, int64_t s_row,
     for (int64_t c = 0; c < n; c += kLanes<A>) {
       // The difference first: a large logsumexp must not be rounded once more. It is +Inf where nothing is attended to,
       // so -Inf never meets -Inf.
-      const Vec<A> p = exp2<A>(fma(load(p_at + c), scale_of_s, -base) * static_cast<A>(kLog2E));
+      const Vec<A> p = exp2_for<P>(fma(load(p_at + c), scale_of_s, -base) * static_cast<A>(kLog2E));
       if constexpr (kDropout) {
         const Vec<A> kept = lanes_where(keep.at(r, c), scale);
         store(p_at + c, p * kept);
@@ -109,8 +109,9 @@ inline void logit_gradients(int64_t rows, int64_t n, A* s, A* dp, int64_t s_row,
 }
 
 // P and dS of queries [row, row + rows), one tile, and keys [key, key + n); row 0 of the query rows is query first_row.
-// Returns the columns that may differ from zero; the others, up to n in whole vectors, are not written.
-template <typename T>
+// Returns the columns that may differ from zero; the others, up to n in whole vectors, are not written. P: what P and
+// dS are as good as (exp2_for).
+template <typename P, typename T>
 inline ColumnRange gradient_tile(const AttentionProblem<T>& p, const AttentionHead<T>& head,
                                  const QueryRows<ProductElement<T>>& queries, int64_t first_row,
                                  const KeyBlock<ProductElement<T>>& keys, int64_t row, int64_t rows, int64_t key,
@@ -138,7 +139,7 @@ inline ColumnRange gradient_tile(const AttentionProblem<T>& p, const AttentionHe
   }
   TileKeepBits keep;
   if (p.dropout) keep.fill(p, head.index, row, rows, key + visit.begin, width);
-  const auto finish = p.dropout ? logit_gradients<true, A> : logit_gradients<false, A>;
+  const auto finish = p.dropout ? logit_gradients<P, true, A> : logit_gradients<P, false, A>;
   finish(rows, width, s, dp, s_row, logit_factor(p), head.logsumexp + row, queries.delta + r, keep,
          static_cast<A>(p.dropout ? p.rule.scale : 1.0));
   return visit;

@@ -32,6 +32,7 @@ template <typename T, typename Step>
 inline void for_each_gradient_row(const AttentionBackwardProblem<T>& problem, const AttentionHead<T>& head,
                                   const T* grad_output, const Acc<T>* delta, int64_t begin, int64_t end,
                                   Acc<T>* scratch, const Step& step) {
+  const TileUnitScope unit;
   const AttentionProblem<T>& p = problem.forward;
   const MaskGradientMemory<ProductElement<T>> m(end - begin, p.head_size, p.value_size, scratch);
   const int64_t block = attention_key_block(p), s_row = m.tiles.row, tiles = tile_count(end - begin);
@@ -40,10 +41,10 @@ inline void for_each_gradient_row(const AttentionBackwardProblem<T>& problem, co
     const int64_t n = smaller(block, p.keys - key);
     m.keys.pack(p, head, key, n);
     for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t row = begin + tile_start(t, tiles, end - begin);
-      const int64_t rows = begin + tile_start(t + 1, tiles, end - begin) - row;
-      const ColumnRange visit = gradient_tile(p, head, m.queries, begin, m.keys, row, rows, key, n, m.tiles.probability,
-                                              m.tiles.logit_gradient, s_row);
+      const int64_t row = begin + tile_edge(t, tiles, end - begin);
+      const int64_t rows = begin + tile_edge(t + 1, tiles, end - begin) - row;
+      const ColumnRange visit = gradient_tile<Acc<T>>(p, head, m.queries, begin, m.keys, row, rows, key, n,
+                                                      m.tiles.probability, m.tiles.logit_gradient, s_row);
       for (int64_t r = 0; r < rows; ++r) {
         step(row + r, key + visit.begin, visit.end - visit.begin, m.tiles.logit_gradient + r * s_row + visit.begin);
       }

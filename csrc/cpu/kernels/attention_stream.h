@@ -93,11 +93,12 @@ inline void stream_query(const AttentionProblem<T>& p, const AttentionHead<T>& h
   if (n <= 0) return;
   stream_logits(query, head.key + key * p.key_row, p.key_row, p.head_size, n, s);
   mask_tile(p, head.mask, row, 1, key, n, s, kStreamKeys);
-  const A before = part[0], block_max = row_max(s, n), after = block_max > before ? block_max : before;
+  const A before = part[0], block_max = reduce_max<A>(lanes_of_max(s, n)),
+          after = block_max > before ? block_max : before;
   const A origin = after == -kInfinity<A> ? A(0) : after;
   const A factor = base_2_factor(p), shrink = exp2<A>(broadcast<A>((before - origin) * factor))[0];
   part[0] = after;
-  part[1] = part[1] * shrink + exponentials(s, n, has_scaled_logits(p), factor, origin, s);
+  part[1] = part[1] * shrink + reduce_add<A>(exponentials<A>(s, n, has_scaled_logits(p), factor, origin, s));
   A* output = part + 2;
   if (shrink != A(1)) {
     for_each_vector<A>(p.value_size, [=](int64_t c, int64_t lanes) TILEWRIGHT_INLINE {

@@ -26,6 +26,8 @@ template <typename E>
 struct ElementTraits {
   using Sum = E;
   static constexpr int64_t kDepth = 1;
+  // Operands hold a multiple of so many elements along K, zeros behind what is there.
+  static constexpr int64_t kStep = 1;
   template <typename T>
   static TILEWRIGHT_INLINE Vec<E> load_along(const T* p) {
     return load(p);
@@ -52,10 +54,23 @@ template <typename E>
 using SumOf = typename ElementTraits<E>::Sum;
 template <typename E>
 constexpr int64_t kDepthOf = ElementTraits<E>::kDepth;
+template <typename E>
+constexpr int64_t kStepOf = ElementTraits<E>::kStep;
 // Elements of E that hold K values.
 template <typename E>
 inline int64_t elements_of(int64_t K) {
-  return (K + kDepthOf<E> - 1) / kDepthOf<E>;
+  constexpr int64_t kValues = kDepthOf<E> * kStepOf<E>;
+  return (K + kValues - 1) / kValues * kStepOf<E>;
+}
+
+// Zeros behind the n values of a left operand's row, which store_along has filled in whole vectors.
+template <typename E>
+inline void clear_behind(E* row, int64_t n) {
+  if constexpr (kStepOf<E> > 1) {
+    constexpr int64_t kStored = kLanes<SumOf<E>>;
+    const int64_t stored = (n + kStored - 1) / kStored * kStored;
+    if (stored < elements_of<E>(n) * kDepthOf<E>) ElementTraits<E>::store_along(row, stored, Vec<SumOf<E>>{});
+  }
 }
 
 // The elements that products of T are computed from.
@@ -132,11 +147,24 @@ struct TileSums {
   }
 };
 
+#if defined(TILEWRIGHT_ISA_HAS_TILE_UNIT)
+constexpr bool kHasTileUnit = true;
+template <int kRows, int kVectors, typename C>
+void multiply_on_tile_unit(int64_t K, const BF16Pair* a, int64_t a_row, const BF16Pair* b, int64_t b_row, C* c,
+                           int64_t c_row, int64_t n, const TileEnd<C>& end);
+#else
+constexpr bool kHasTileUnit = false;
+struct [[maybe_unused]] TileUnitScope {};
+#endif
+
 // K elements. b has kVectors whole vectors in every row. B is E, or a 16-bit type that is widened on load: for a right
 // operand that is read once, in place.
 template <typename E, int kRows, int kVectors, typename B = E, typename C = SumOf<E>>
 void gemm_tile(int64_t K, const E* a, int64_t a_row, int64_t a_col, const B* b, int64_t b_row, C* c, int64_t c_row,
                int64_t n, const TileEnd<C>& end) {
+#if defined(TILEWRIGHT_ISA_HAS_TILE_UNIT)
+  if constexpr (kStepOf<E> > 1) return multiply_on_tile_unit<kRows, kVectors>(K, a, a_row, b, b_row, c, c_row, n, end);
+#endif
   TileSums<E, kRows, kVectors> sums;
   for (int64_t k = 0; k < K; ++k) sums.add(a + k * a_col, a_row, b + k * b_row);
   sums.store_to(c, c_row, n, end);
@@ -156,8 +184,14 @@ inline GemmTile<A> tile_for_rows(int64_t rows) {
   }
 }
 
-// Rows are cut into equal tiles rather than full ones and a thin last one: 30 rows are 10 + 10 + 10, not 14 + 14 + 2.
 inline int64_t tile_count(int64_t M) { return (M + kTileRows - 1) / kTileRows; }
+
+// First row of tile t. Rows are cut into equal tiles rather than full ones and a thin last one: 30 rows are 10 + 10 +
+// 10, not 14 + 14 + 2. A tile unit takes as long for 17 rows as for 32.
+inline int64_t tile_edge(int64_t t, int64_t tiles, int64_t M) {
+  if constexpr (kHasTileUnit) return t * kTileRows < M ? t * kTileRows : M;
+  return M * t / tiles;
+}
 
 // C[M, N] (+)= left[M, K] * panels, for one K block whose panels were written by pack_right.
 template <typename A>
@@ -165,7 +199,7 @@ void gemm_panels(int64_t M, int64_t N, int64_t K, const A* a, int64_t a_row, int
                  int64_t c_row, bool accumulate) {
   const int64_t tiles = tile_count(M);
   for (int64_t t = 0; t < tiles; ++t) {
-    const int64_t row = M * t / tiles, rows = M * (t + 1) / tiles - row;
+    const int64_t row = tile_edge(t, tiles, M), rows = tile_edge(t + 1, tiles, M) - row;
     const GemmTile<A> wide = tile_for_rows<A, kTileVectors>(rows), narrow = tile_for_rows<A, 1>(rows);
     for (int64_t col = 0; col < N; col += kTileCols<A>) {
       const int64_t n = N - col < kTileCols<A> ? N - col : kTileCols<A>;
@@ -288,4 +322,7 @@ void pack_right(int64_t K, int64_t N, const T* src, int64_t row, int64_t col, Ac
 
 #if defined(TILEWRIGHT_ISA_HAS_BF16_DOT)
 #include "cpu/kernels/gemm_pairs.h"
+#endif
+#if defined(TILEWRIGHT_ISA_HAS_TILE_UNIT)
+#include "cpu/kernels/gemm_tile_unit.h"
 #endif

@@ -1,5 +1,6 @@
 // Operands of bfloat16 for processors that multiply two bfloat16 and add both to a float32: their elements are pairs of
-// values that follow each other along K. The last pair of an odd K ends in a 0.
+// values that follow each other along K. The last pair of an odd K ends in a 0; a tile unit takes 16 pairs at once, so
+// there zeros fill the last 16.
 //
 //   right operand, packed                       one vector
 //   [panel][K / 2][kTileCols]                   | k, n | k + 1, n | k, n + 1 | k + 1, n + 1 | ...
@@ -14,6 +15,11 @@ template <>
 struct ElementTraits<BF16Pair> {
   using Sum = float;
   static constexpr int64_t kDepth = 2;
+#if defined(TILEWRIGHT_ISA_HAS_TILE_UNIT)
+  static constexpr int64_t kStep = 16;
+#else
+  static constexpr int64_t kStep = 1;
+#endif
   static TILEWRIGHT_INLINE VecU32 load_along(const BF16* p) { return load_pairs(p); }
   static TILEWRIGHT_INLINE VecU32 load_along(const BF16* p, int64_t n) { return load_pairs(p, n); }
   static TILEWRIGHT_INLINE VecF32 add_to(VecF32 sum, VecU32 element) {
@@ -35,7 +41,7 @@ struct ProductElementOf<BF16> {
   using type = BF16Pair;
 };
 
-inline int64_t pairs_of(int64_t K) { return (K + 1) / 2; }
+inline int64_t pairs_of(int64_t K) { return elements_of<BF16Pair>(K); }
 
 // Panels first, first + 1, ... (kPanels of them) of an operand with contiguous rows: N columns from src on, fewer than
 // the panels have in the last one. Four at once where there are as many: see pack_two_panels.
@@ -44,13 +50,13 @@ void pack_pair_rows(int64_t K, int64_t N, const BF16* src, int64_t row, BF16Pair
   constexpr int64_t kPanel = kTileCols<BF16Pair>, kStep = kLanes<BF16Pair>;
   const int64_t pairs = pairs_of(K);
   for (int64_t k = 0; k < pairs; ++k) {
-    const BF16* even = src + 2 * k * row;
-    const BF16* odd = 2 * k + 1 < K ? even + row : nullptr;
+    const BF16* even = 2 * k < K ? src + 2 * k * row : nullptr;
+    const BF16* odd = 2 * k + 1 < K ? src + (2 * k + 1) * row : nullptr;
 #pragma GCC unroll 8
     for (int64_t j = 0; j < kPanels * kPanel; j += kStep) {
       const int64_t width = N - j < kStep ? (N - j > 0 ? N - j : 0) : kStep;
       store(panels + (j / kPanel * pairs + k) * kPanel + j % kPanel,
-            load_pairs_across(even + j, odd == nullptr ? nullptr : odd + j, width));
+            load_pairs_across(even == nullptr ? nullptr : even + j, odd == nullptr ? nullptr : odd + j, width));
     }
   }
 }
@@ -58,15 +64,16 @@ void pack_pair_rows(int64_t K, int64_t N, const BF16* src, int64_t row, BF16Pair
 // One vector of a panel's columns, n of them at most, from an operand whose columns are contiguous.
 inline void pack_pair_columns(int64_t K, int64_t n, const BF16* src, int64_t stride, BF16Pair* dst) {
   constexpr int64_t kStep = kLanes<BF16Pair>;
+  const int64_t pairs = pairs_of(K);
   for (int64_t k = 0; k < K; k += 2 * kStep) {
     VecF32 block[kStep];  // float32 for transpose, which moves lanes and computes nothing
     for (int64_t j = 0; j < kStep; ++j) {
       const BF16* from = src + j * stride + k;
-      const VecU32 pairs = j >= n ? VecU32{} : K - k >= 2 * kStep ? load_pairs(from) : load_pairs(from, K - k);
-      block[j] = bit_cast<VecF32>(pairs);
+      const VecU32 column = j >= n ? VecU32{} : K - k >= 2 * kStep ? load_pairs(from) : load_pairs(from, K - k);
+      block[j] = bit_cast<VecF32>(column);
     }
     transpose<float>(block);
-    for (int64_t i = 0; i < kStep && k + 2 * i < K; ++i) {
+    for (int64_t i = 0; i < kStep && k / 2 + i < pairs; ++i) {
       store(dst + (k / 2 + i) * kTileCols<BF16Pair>, bit_cast<VecU32>(block[i]));
     }
   }
@@ -92,7 +99,7 @@ inline void pack_right(int64_t K, int64_t N, const BF16* src, int64_t row, int64
       for (int64_t i = 0; i < pairs * kPanel; ++i) {
         const int64_t k = i / kPanel * 2, column = n + i % kPanel;
         const BF16* from = src + k * row + column * col;
-        panel[i] = {column < N ? from[0] : BF16{}, column < N && k + 1 < K ? from[row] : BF16{}};
+        panel[i] = {column < N && k < K ? from[0] : BF16{}, column < N && k + 1 < K ? from[row] : BF16{}};
       }
     }
   }

@@ -23,18 +23,19 @@
 namespace tilewright {
 namespace {
 
-template <typename E, typename C, int kVectors, int... kRows>
+// A table of the tiles for 1 ... kLeft rows and those in kRows, which follow.
+template <typename E, typename C, int kVectors, int kLeft, int... kRows>
 inline GemmTile<E, C> tile_from_table(int64_t rows) {
-  static constexpr GemmTile<E, C> table[] = {gemm_tile<E, kRows, kVectors, E, C>...};
-  return table[rows - 1];
+  if constexpr (kLeft > 0) {
+    return tile_from_table<E, C, kVectors, kLeft - 1, kLeft, kRows...>(rows);
+  } else {
+    static constexpr GemmTile<E, C> table[] = {gemm_tile<E, kRows, kVectors, E, C>...};
+    return table[rows - 1];
+  }
 }
 template <typename E, typename C, int kVectors>
 inline GemmTile<E, C> tile_of(int64_t rows) {
-  static_assert(kTileRows == 14 || kTileRows == 6 || kTileRows == 4);
-  if constexpr (kTileRows == 14)
-    return tile_from_table<E, C, kVectors, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14>(rows);
-  if constexpr (kTileRows == 6) return tile_from_table<E, C, kVectors, 1, 2, 3, 4, 5, 6>(rows);
-  return tile_from_table<E, C, kVectors, 1, 2, 3, 4>(rows);
+  return tile_from_table<E, C, kVectors, kTileRows>(rows);
 }
 
 // Asks for what will be written next while there is something to multiply: a result beyond L2 is else waited for line
@@ -56,8 +57,8 @@ template <typename E, typename C>
 inline TILEWRIGHT_INLINE void multiply_panel(GemmTile<E, C> tile, int64_t depth, const E* a, int64_t a_row,
                                              int64_t a_col, const E* panel, int64_t row_step, C* c, int64_t c_row,
                                              int64_t n, const TileEnd<C>& end) {
-  // What C rounds to can't be added to.
-  constexpr bool kCuts = sizeof(C) == sizeof(SumOf<E>);
+  // What C rounds to can't be added to. A tile unit's products are of 16-bit types, whose results are rounded by more.
+  constexpr bool kCuts = sizeof(C) == sizeof(SumOf<E>) && kStepOf<E> == 1;
   const int64_t chains = kCuts && depth > kLongestChain ? (depth + kLongestChain - 1) / kLongestChain : 1;
   TileEnd<C> between{end.accumulate};
   for (int64_t i = 0, k = 0; i + 1 < chains; ++i) {
@@ -112,17 +113,17 @@ void tile_sweep(const MatmulArgs<T>& args, const ItemPointers<T>& item, int64_t 
   ItemPointers<T> rest = item;
   if (adds) rest.addend = nullptr;
   const RowTiles tiles{rows_in_all, tile_count(rows_in_all)};
-  const bool is_transposed = args.a_row == 1;
+  const bool is_transposed = args.a_row == 1, stays_transposed = is_transposed && !kHasTileUnit;
   const int64_t together = is_transposed ? kLeftTogether : 1;
   for (int64_t index = 0; index < blocks.count; ++index) {
     const DepthRange range = depth_range<E>(args, blocks, index);
     const int64_t depth = elements_of<E>(range.depth);
+    const T* a = item.a + range.offset.a + row_begin * args.a_row + range.begin * args.a_col;
     const bool copies_left =
-        !left_is_in_place<T>(args.a_row, args.a_col, range.depth, /*is_shared=*/rows_in_all > 1 && cols > 32);
+        !left_is_in_place<T>(a, args.a_row, args.a_col, range.depth, /*is_shared=*/rows_in_all > 1 && cols > 32);
     const T* b = item.b + range.offset.b + range.begin * args.b_row + col * args.b_col;
     const RightBlock<E> right = right_block(b, args.b_row, args.b_col, range.depth, cols, tiles.count, right_buffer);
     const bool is_last = index + 1 == blocks.count;
-    const T* a = item.a + range.offset.a + row_begin * args.a_row + range.begin * args.a_col;
     for (int64_t t = 0; t < tiles.count; ++t) {
       const int64_t first = tiles.edge(t), rows = tiles.edge(t + 1) - first, row = row_begin + first;
       if (copies_left && t % together == 0) {
@@ -137,7 +138,7 @@ void tile_sweep(const MatmulArgs<T>& args, const ItemPointers<T>& item, int64_t 
       }
       const E* left = left_buffer + t % together * left_tile_size(depth);
       if (args.left_sums != nullptr && col == 0) add_tile_sums(left, depth, rows, args.left_sums + row);
-      int64_t left_row = is_transposed ? 1 : depth, left_col = is_transposed ? kTileRows : 1;
+      int64_t left_row = stays_transposed ? 1 : depth, left_col = stays_transposed ? kTileRows : 1;
       if (!copies_left) {
         left = reinterpret_cast<const E*>(a + first * args.a_row);
         left_row = args.a_row / kDepthOf<E>;
@@ -193,11 +194,13 @@ inline void compute_part(const MatmulArgs<T>& args, const MatmulPart& part, Acc<
 
 template <typename T>
 void matmul_part(const MatmulArgs<T>& args, const MatmulPart& part, Acc<T>* scratch) {
+  const TileUnitScope unit;
   compute_part(args, part, scratch);
 }
 
 template <typename T>
 void matmul_items(const MatmulArgs<T>& args, int64_t begin, int64_t end, Acc<T>* scratch) {
+  const TileUnitScope unit;
   for (int64_t item = begin; item < end; ++item) compute_part(args, {item, 0, args.M, 0, args.N}, scratch);
 }
 

@@ -49,14 +49,18 @@ struct MatmulBlocks {
   // Rows that one sweep over the right blocks covers where accumulators cannot wait in the output (16-bit types).
   int64_t sweep_rows;
   int64_t values = 1;
+  int64_t step = 1;  // operands hold a multiple of so many elements along K, zeros behind what is there
 
-  TILEWRIGHT_INLINE constexpr int64_t elements(int64_t K) const { return (K + values - 1) / values; }
+  TILEWRIGHT_INLINE constexpr int64_t round_up(int64_t elements) const { return (elements + step - 1) / step * step; }
+  TILEWRIGHT_INLINE constexpr int64_t elements(int64_t K) const { return round_up((K + values - 1) / values); }
   // Blocks of K values.
   TILEWRIGHT_INLINE constexpr int64_t count(int64_t K) const {
     return elements(K) <= whole_depth ? 1 : (elements(K) + depth - 1) / depth;
   }
   // Elements of the longest block.
-  TILEWRIGHT_INLINE constexpr int64_t block_depth(int64_t K) const { return (elements(K) + count(K) - 1) / count(K); }
+  TILEWRIGHT_INLINE constexpr int64_t block_depth(int64_t K) const {
+    return round_up((elements(K) + count(K) - 1) / count(K));
+  }
   // Columns of a right block at most, a multiple of every panel.
   TILEWRIGHT_INLINE constexpr int64_t block_cols(int64_t K) const {
     return right / (K > 0 ? block_depth(K) : 1) / 32 * 32;
@@ -110,7 +114,7 @@ struct MatmulKernels {
   void (*add_partials)(const MatmulArgs<T>&, Acc<T>* partials, int64_t parts, int64_t begin, int64_t end);
 };
 
-// Scratch of a part: the packed right block, four left tiles, accumulators of a sweep; see kernels/matmul.h.
+// Scratch of a part: the packed right block, left tiles of 64 rows, accumulators of a sweep; see kernels/matmul.h.
 template <typename T>
 int64_t matmul_scratch_elements(const MatmulArgs<T>& args, const MatmulBlocks& blocks, int64_t rows, int64_t cols) {
   using A = Acc<T>;
@@ -119,7 +123,7 @@ int64_t matmul_scratch_elements(const MatmulArgs<T>& args, const MatmulBlocks& b
   switch (args.path) {
     case MatmulPath::kTile: {
       // Between blocks of K the accumulators of a sweep wait; else those of one row tile are enough.
-      constexpr int64_t kTile = 16;
+      constexpr int64_t kTile = 32;
       const int64_t waiting = args.reduce_count * blocks.count(args.K) > 1 ? blocks.sweep_rows : kTile;
       const int64_t sweep = sizeof(T) == sizeof(A) ? 0 : rows < waiting ? rows : waiting;
       return depth * (block_cols + 64) + sweep * block_cols + 64;

@@ -121,8 +121,10 @@ struct DepthRange {
 template <typename E, typename T>
 inline DepthRange depth_range(const MatmulArgs<T>& args, const DepthBlocks& blocks, int64_t index) {
   const int64_t part = index % blocks.per_item, elements = elements_of<E>(args.K);
-  const int64_t begin = elements * part / blocks.per_item * kDepthOf<E>;
-  const int64_t depth = smaller(args.K, elements * (part + 1) / blocks.per_item * kDepthOf<E>) - begin;
+  constexpr int64_t kValues = kStepOf<E> * kDepthOf<E>;
+  const int64_t steps = elements / kStepOf<E>;
+  const int64_t begin = steps * part / blocks.per_item * kValues;
+  const int64_t depth = smaller(args.K, steps * (part + 1) / blocks.per_item * kValues) - begin;
   if (args.reduce_count == 1) return {begin, depth, {0, 0, 0, 0}};
   return {begin, depth, args.reduce.at(index / blocks.per_item)};
 }

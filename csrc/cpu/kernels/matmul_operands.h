@@ -8,27 +8,28 @@ namespace {
 // Rows a power of two apart fall into the same cache sets: a tile's rows would evict each other.
 inline bool is_aliasing(int64_t stride_bytes) { return stride_bytes % 2048 == 0; }
 
-// Rows of A are cut into equal tiles.
 struct RowTiles {
   int64_t rows, count;
-  int64_t edge(int64_t tile) const { return rows * tile / count; }
+  int64_t edge(int64_t tile) const { return tile_edge(tile, count, rows); }
 };
 
 // Tiles of a transposed A are copied by the handful: a column of one tile is less than a line, which would be fetched,
 // and evicted, several times over (5-20 cycles a column alone, 5 together).
-constexpr int64_t kLeftTogether = 4;
+constexpr int64_t kLeftRows = kTileRows <= 16 ? 16 : 32, kLeftTogether = 64 / kLeftRows;
 // Elements from one copied tile to the next; depth in elements.
-inline int64_t left_tile_size(int64_t depth) { return 16 * depth; }
+inline int64_t left_tile_size(int64_t depth) { return kLeftRows * depth; }
 
 // Can tiles read a block of A, `depth` values along K, where it lies? `is_shared`: several rows are read by several
 // panels.
 template <typename T>
-inline bool left_is_in_place(int64_t a_row, int64_t a_col, int64_t depth, bool is_shared) {
+inline bool left_is_in_place(const T* a, int64_t a_row, int64_t a_col, int64_t depth, bool is_shared) {
   using E = ProductElement<T>;
-  constexpr int64_t kDepth = kDepthOf<E>;
-  if constexpr (sizeof(E) != kDepth * sizeof(T)) return false;
-  return a_col == 1 && a_row % kDepth == 0 && depth % kDepth == 0 &&
-         !(is_shared && is_aliasing(a_row * static_cast<int64_t>(sizeof(T))));
+  constexpr int64_t kDepth = kDepthOf<E> * kStepOf<E>, kSize = sizeof(T);
+  if constexpr (sizeof(E) != kDepthOf<E> * sizeof(T)) return false;
+  if (a_col != 1 || a_row % kDepthOf<E> != 0 || depth % kDepth != 0) return false;
+  if (!is_shared) return true;
+  const bool crosses_lines = kHasTileUnit && (a_row * kSize | reinterpret_cast<int64_t>(a)) % 64 != 0;
+  return !crosses_lines && !is_aliasing(a_row * kSize);
 }
 
 // Tiles [first, last) of A as accumulators in `buffer`. Transposed operands stay transposed, so nothing is shuffled: a
@@ -77,11 +78,39 @@ void copy_left(const T* a, int64_t a_row, int64_t a_col, const RowTiles& tiles, 
 }
 
 #if defined(TILEWRIGHT_ISA_HAS_BF16_DOT)
+// A transposed operand's tile for a tile unit, which takes pairs along rows only: element (i, k) at i * elements + k.
+inline void copy_left_transposed(const BF16* a, int64_t a_col, int64_t rows, int64_t depth, BF16Pair* buffer) {
+  constexpr int64_t kStep = kLanes<BF16Pair>;
+  const int64_t elements = pairs_of(depth);
+  for (int64_t i = 0; i < rows; i += kStep) {
+    for (int64_t k = 0; k < elements; k += kStep) {
+      VecF32 block[kStep];  // float32 for transpose, which moves lanes and computes nothing
+      for (int64_t j = 0; j < kStep; ++j) {
+        const int64_t value = 2 * (k + j);
+        const BF16* even = value < depth ? a + value * a_col + i : nullptr;
+        const BF16* odd = value + 1 < depth ? a + (value + 1) * a_col + i : nullptr;
+        block[j] = bit_cast<VecF32>(load_pairs_across(even, odd, rows - i < kStep ? rows - i : kStep));
+      }
+      transpose<float>(block);
+      for (int64_t j = 0; j < kStep && i + j < rows; ++j) {
+        store(buffer + (i + j) * elements + k, bit_cast<VecU32>(block[j]));
+      }
+    }
+  }
+}
+
 // The same as pairs. A transposed operand's element (i, k) is at k * kTileRows + i, otherwise at i * elements + k.
 inline void copy_left(const BF16* a, int64_t a_row, int64_t a_col, const RowTiles& tiles, int64_t first, int64_t last,
                       int64_t depth, BF16Pair* buffer) {
   const int64_t elements = pairs_of(depth);
-  if (a_row == 1) {
+  if (kHasTileUnit && a_row == 1 && a_col != 1) {
+    for (int64_t t = first; t < last; ++t) {
+      copy_left_transposed(a + tiles.edge(t), a_col, tiles.edge(t + 1) - tiles.edge(t), depth,
+                           buffer + (t - first) * left_tile_size(elements));
+    }
+    return;
+  }
+  if (!kHasTileUnit && a_row == 1) {
     for (int64_t k = 0; k < elements; ++k) {
       const BF16* even = a + 2 * k * a_col;
       for (int64_t t = first; t < last; ++t) {
@@ -102,6 +131,7 @@ inline void copy_left(const BF16* a, int64_t a_row, int64_t a_col, const RowTile
         for (int64_t k = 0; k < depth; k += 2) {
           to[k / 2] = {from[k * a_col], k + 1 < depth ? from[(k + 1) * a_col] : BF16{}};
         }
+        for (int64_t k = (depth + 1) / 2; k < elements; ++k) to[k] = {};
         continue;
       }
       constexpr int64_t kStep = 2 * kLanes<BF16Pair>;
@@ -120,6 +150,14 @@ template <typename E>
 void add_tile_sums(const E* tile, int64_t elements, int64_t rows, SumOf<E>* sums) {
   using A = SumOf<E>;
   using Traits = ElementTraits<E>;
+  if constexpr (kHasTileUnit) {  // a chain for each pair of lanes is shorter than that
+    for (int64_t i = 0; i < rows; ++i) {
+      Vec<A> total{};
+      for (int64_t k = 0; k < elements; k += kLanes<E>) total = Traits::add_to(total, load(tile + i * elements + k));
+      sums[i] += reduce_add<A>(total);
+    }
+    return;
+  }
   for (int64_t i = 0; i < rows; i += kLanes<E>) {
     constexpr int64_t kRun = 64;
     const int64_t n = smaller(rows - i, kLanes<E>);

@@ -134,7 +134,7 @@ void dot_product(const MatmulArgs<T>& args, const ItemPointers<T>& item, const M
 constexpr int64_t kStreamDepth = 64;
 
 constexpr int stream_vectors(int rows) {
-  const int fit = kTileRows * kTileVectors / rows;
+  const int fit = (kHasTileUnit ? 28 : kTileRows * kTileVectors) / rows;  // vectors, also beside a tile unit
   return fit >= 8 ? 8 : fit >= 4 ? 4 : fit >= 2 ? 2 : 1;
 }
 
