@@ -117,6 +117,15 @@ void multiply_on_tile_unit(int64_t K, const BF16Pair* a, int64_t a_row, const BF
     }
   }
   multiply_tiles<kTall, kWide>(K, a, a_row, b, b_row, sums, kWidth, end.accumulate);
+  if (n == kWidth && end.addend == nullptr) {
+    for (int64_t i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+      for (int64_t v = 0; v < kWidth; v += kLanes<float>) {
+        Traits::store_sums(c + i * c_row + v, load(sums + i * kWidth + v));
+      }
+    }
+    return;
+  }
   for (int64_t i = 0; i < kRows; ++i) {
 #pragma GCC unroll 2
     for (int64_t v = 0; v < kWidth; v += kLanes<float>) {

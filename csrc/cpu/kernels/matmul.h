@@ -172,8 +172,9 @@ void tile_product(const MatmulArgs<T>& args, const ItemPointers<T>& item, const 
   constexpr MatmulBlocks kBlocks = kMatmulBlocks<ProductElement<T>>;
   const int64_t cols = part.col_end - part.col_begin, rows = part.row_end - part.row_begin;
   const int64_t block_cols = kBlocks.block_cols(args.K), col_blocks = (cols + block_cols - 1) / block_cols;
-  // Accumulators in the output cost no scratch, so one sweep may cover all rows.
-  const int64_t sweep = kIsAccumulator<T> ? rows : kBlocks.sweep_rows;
+  // Where no accumulators wait in scratch for the next block of K, one sweep may cover all rows.
+  const bool waits = !kIsAccumulator<T> && args.reduce_count * kBlocks.count(args.K) > 1;
+  const int64_t sweep = waits ? kBlocks.sweep_rows : rows;
   for (int64_t i = 0, col = part.col_begin; i < col_blocks; ++i) {
     // Equal blocks, on panel edges.
     const int64_t end = i + 1 == col_blocks ? part.col_end : part.col_begin + cols * (i + 1) / col_blocks / 32 * 32;
