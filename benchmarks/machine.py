@@ -44,7 +44,10 @@ def _generation(info: dict[str, str]) -> str:
     family, model = int(info.get("cpu family", "0")), int(info.get("model", "0"))
     if info.get("vendor_id") == "AuthenticAMD":
         return _AMD_ZEN.get((family, model & 0xF0)) or _AMD_ZEN.get((family, 0x00), "")
-    return _INTEL.get(model, "") if family == 6 else ""
+    if family != 6:
+        return ""
+    # Cloud machines may hide the model number; a tile unit came with Sapphire Rapids.
+    return _INTEL.get(model) or ("amx" if "amx_bf16" in info.get("flags", "").split() else "")
 
 
 def cpu_name() -> str:

@@ -34,7 +34,8 @@
 // Those whose bfloat16 kernels differ where the processor multiplies bfloat16.
 #define TILEWRIGHT_BF16_FAMILIES(X) \
   X(attention)                      \
-  X(matmul)
+  X(matmul)                         \
+  X(roofline)
 
 namespace tilewright {
 
