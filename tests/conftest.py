@@ -19,7 +19,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "reproducible"))
 
 # The only kernels that these do not share with avx512 are those of the products of bfloat16.
 _BF16_ISAS = ("avx512_bf16", "amx_bf16")
-_PRODUCTS = ("test_attention.py", "test_attention_autograd.py", "test_linear.py", "test_matmul.py")
+_PRODUCTS = (
+    "test_attention_decode.py",
+    "test_attention.py",
+    "test_attention_autograd.py",
+    "test_linear.py",
+    "test_matmul.py",
+)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
