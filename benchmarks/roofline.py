@@ -1,8 +1,8 @@
 """The two limits of a machine, measured in the run whose rows are held against them.
 
 Multiply-add peak: register-only chains of our own (csrc/cpu/kernels/roofline.h), for bfloat16 the dot-product
-instruction or the tile unit where the ISA in use has one. Copy bandwidth: ``a.copy_(b)`` at the case's own size, so that a case in cache is
-held against the cache.
+instruction or the tile unit where the ISA in use has one. Copy bandwidth: ``a.copy_(b)`` at the case's own size, so
+that a case in cache is held against the cache.
 """
 
 import time

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from . import comparators, harness, machine, pictures, report, results, saved
+from . import comparators, harness, machine, memory, pictures, report, results, saved
 from .cases import TRAIN, Case, Function
 from .roofline import Roofline
 
@@ -85,6 +85,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("ops", nargs="*", metavar="op", help=f"what to run (all): {', '.join(OPS)}")
     parser.add_argument("--quick", action="store_true", help="a subset of the cases, under five minutes")
     parser.add_argument("--sweep", action="store_true", help="speed over size for each op, as a picture")
+    parser.add_argument("--memory", action="store_true", help="attention's peak memory over length, as a picture")
     parser.add_argument("--json", action="store_true", help="rows as JSON on stdout instead of tables")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of both sides (all cores)")
     parser.add_argument("--isa", choices=list(_ISA_ENVIRONMENT), help="cap both sides to an instruction set")
@@ -112,6 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(stderr=arguments.json)
     if not console.is_terminal:
         console.width = 100
+    if arguments.memory:
+        memory.run(arguments.results / machine.describe().slug, console)
+        return 0
     ops = arguments.ops or list(OPS)
     pairs = select(ops, quick=arguments.quick, sweep=arguments.sweep)
     pairs = [(case, direction) for case, direction in pairs if comparators.applies(arguments.comparator, case)]
