@@ -140,7 +140,8 @@ void fill_args(MatmulArgs<T>& args, const Product& p, const BatchDims& batch, co
   args.reduce_count = count_items(reduce);
   fill_walk(args.batch, batch);
   fill_walk(args.reduce, reduce);
-  args.path = choose_path(p, kernels<T>().matmul.blocks.values);
+  args.blocks = kernels<T>().matmul.blocks;
+  args.path = choose_path(p, args.blocks.values);
   args.left_sums = batch.empty() && can_sum_left(args) ? static_cast<Acc<T>*>(p.left_sums) : nullptr;
 }
 
@@ -151,8 +152,7 @@ int64_t part_edge(int64_t size, int64_t parts, int64_t part, int64_t unit) {
 template <typename T>
 Acc<T>* scratch_for(const MatmulArgs<T>& args, int64_t rows, int64_t cols) {
   constexpr int kSlot = 0;
-  return static_cast<Acc<T>*>(
-      thread_scratch(kSlot, matmul_scratch_elements(args, kernels<T>().matmul.blocks, rows, cols) * sizeof(Acc<T>)));
+  return static_cast<Acc<T>*>(thread_scratch(kSlot, matmul_scratch_elements(args, rows, cols) * sizeof(Acc<T>)));
 }
 
 // Each stretch of K gives a partial sum; those of one item are then added in order, whoever computed them.
@@ -192,7 +192,7 @@ void run_typed(const MatmulArgs<T>& args, int64_t items) {
   const auto& kernel = kernels<T>().matmul;
   const int64_t depth = args.K * args.reduce_count;
   constexpr bool kKeepsPartials = std::is_same_v<T, Acc<T>>;  // those of 16-bit types would be rounded
-  const MatmulSplit split = split_matmul(items, args.M, args.N, depth, args.path, kernel.blocks.block_cols(args.K),
+  const MatmulSplit split = split_matmul(items, args.M, args.N, depth, args.path, args.blocks.block_cols(args.K),
                                          kKeepsPartials && args.reduce_count == 1);
   if constexpr (kKeepsPartials) {
     if (split.stretches > 1) return run_in_depth(args, items, split.stretches);

@@ -93,17 +93,16 @@ inline void multiply_row_tile(const RightBlock<E>& right, int64_t rows, int64_t 
                  c + col, c_row, rest, end);
 }
 
-// One block of columns and at most kMatmulBlocks' rows of a sweep, all of K.
+// One block of columns and at most the rows of a sweep, all of K.
 template <typename T>
 void tile_sweep(const MatmulArgs<T>& args, const ItemPointers<T>& item, int64_t row_begin, int64_t rows_in_all,
                 int64_t col, int64_t cols, Acc<T>* scratch) {
   using A = Acc<T>;
   using E = ProductElement<T>;
   static_assert(sizeof(E) == sizeof(A));  // so that scratch has room for either
-  constexpr MatmulBlocks kBlocks = kMatmulBlocks<E>;
-  static_assert(kBlocks.values == kDepthOf<E>);
-  const DepthBlocks blocks = blocks_of_items(args, kBlocks.count(args.K));
-  const int64_t block_depth = kBlocks.block_depth(args.K), padded = (cols + 31) / 32 * 32;
+  static_assert(kMatmulBlocks<E>.values == kDepthOf<E> && kMatmulBlocks<E>.step == kStepOf<E>);
+  const DepthBlocks blocks = blocks_of_items(args, args.blocks.count(args.K));
+  const int64_t block_depth = args.blocks.block_depth(args.K), padded = (cols + 31) / 32 * 32;
   E* right_buffer = reinterpret_cast<E*>(scratch);
   E* left_buffer = right_buffer + (block_depth * padded + 15) / 16 * 16;
   A* accumulators = reinterpret_cast<A*>(left_buffer + kLeftTogether * left_tile_size(block_depth));
@@ -169,12 +168,11 @@ void tile_sweep(const MatmulArgs<T>& args, const ItemPointers<T>& item, int64_t 
 
 template <typename T>
 void tile_product(const MatmulArgs<T>& args, const ItemPointers<T>& item, const MatmulPart& part, Acc<T>* scratch) {
-  constexpr MatmulBlocks kBlocks = kMatmulBlocks<ProductElement<T>>;
   const int64_t cols = part.col_end - part.col_begin, rows = part.row_end - part.row_begin;
-  const int64_t block_cols = kBlocks.block_cols(args.K), col_blocks = (cols + block_cols - 1) / block_cols;
+  const int64_t block_cols = args.blocks.block_cols(args.K), col_blocks = (cols + block_cols - 1) / block_cols;
   // Where no accumulators wait in scratch for the next block of K, one sweep may cover all rows.
-  const bool waits = !kIsAccumulator<T> && args.reduce_count * kBlocks.count(args.K) > 1;
-  const int64_t sweep = waits ? kBlocks.sweep_rows : rows;
+  const bool waits = !kIsAccumulator<T> && args.reduce_count * args.blocks.count(args.K) > 1;
+  const int64_t sweep = waits ? args.blocks.sweep_rows : rows;
   for (int64_t i = 0, col = part.col_begin; i < col_blocks; ++i) {
     // Equal blocks, on panel edges.
     const int64_t end = i + 1 == col_blocks ? part.col_end : part.col_begin + cols * (i + 1) / col_blocks / 32 * 32;

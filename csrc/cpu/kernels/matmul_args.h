@@ -41,7 +41,7 @@ enum class MatmulPath {
 };
 
 // Blocks of the tile path, in elements (of which one holds `values` along K); each ISA's are in its
-// isa/gemm_tile_<isa>.h.
+// isa/gemm_tile_<isa>.h, for an L1 of 32 KB; kernel_table.cpp fits them to a larger one.
 struct MatmulBlocks {
   // K is cut into equal blocks of at most `depth`, but not at all up to `whole_depth`. A left tile of them lies in L1.
   int64_t depth, whole_depth;
@@ -89,6 +89,7 @@ struct MatmulArgs {
   int64_t reduce_count;  // 1 where there is nothing to sum over but K
   MatmulWalk batch, reduce;
   MatmulPath path;
+  MatmulBlocks blocks;  // of the kernels in use
 };
 
 // Sums of A's rows come for nothing where each of its tiles is copied, and lies transposed in L1.
@@ -116,8 +117,9 @@ struct MatmulKernels {
 
 // Scratch of a part: the packed right block, left tiles of 64 rows, accumulators of a sweep; see kernels/matmul.h.
 template <typename T>
-int64_t matmul_scratch_elements(const MatmulArgs<T>& args, const MatmulBlocks& blocks, int64_t rows, int64_t cols) {
+int64_t matmul_scratch_elements(const MatmulArgs<T>& args, int64_t rows, int64_t cols) {
   using A = Acc<T>;
+  const MatmulBlocks& blocks = args.blocks;
   const int64_t widest = blocks.block_cols(args.K), block_cols = (cols < widest ? cols : widest) + 64;
   const int64_t depth = blocks.block_depth(args.K);
   switch (args.path) {
