@@ -5,7 +5,7 @@ import torch
 
 from tilewright.testing import DTYPES
 
-from .attention_cases import MASKS, check, inputs_of, mask_of, sdpa
+from .attention_cases import MASKS, check, inputs_of, mask_of, run, sdpa
 
 # (batch, heads, key heads, queries, keys, head size, value size): heads / key heads x queries rows share their keys.
 _SHARED = [
@@ -45,3 +45,22 @@ def test_sharing_drops_the_same_probabilities(isa, dtype, group):
     torch.testing.assert_close(*outputs, rtol=tolerance, atol=tolerance)
     torch.manual_seed(4)
     assert not torch.allclose(outputs[0], sdpa(q, k, v, dropout_p=0.4, enable_gqa=True), atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(40, 64, 1), (45, 200, 2), (100, 300, 1), (4, 200, 1), (3, 90, 9), (1, 70, 4)], ids=str
+)
+def test_keys_behind_the_last_query_are_never_met(isa, dtype, shape):
+    """Causal over a longer cache: what lies there, NaN here, reaches neither the output nor a gradient."""
+    queries, keys, group = shape
+    inputs = inputs_of((1, 2 * group, 2, queries, keys, 48, 48), dtype)
+    for t in inputs[1:]:
+        t[:, :, queries:] = torch.nan
+    grad = torch.randn(1, 2 * group, queries, 48, dtype=dtype)
+    options = {"is_causal": True, "enable_gqa": True}
+    whole = run(sdpa, inputs, None, grad, **options)
+    seen = run(sdpa, [inputs[0], *(t[:, :, :queries] for t in inputs[1:])], None, grad, **options)
+    for ours, expected in zip(whole, seen, strict=True):
+        torch.testing.assert_close(ours[:, :, :queries], expected)
+        assert (ours[:, :, queries:] == 0).all()

@@ -14,9 +14,10 @@ void stream_heads(const AttentionProblem<T>& problem, const std::vector<Attentio
   const AttentionKernels<T>& kernel = kernels<T>().attention;
   const auto total = static_cast<int64_t>(heads.size()), key_heads = total / group;
   constexpr int64_t kMinKeys = 512, kKeyStep = 64;
-  const int64_t wanted = std::min(ceil_div(kWantedTasks, key_heads), ceil_div(problem.keys, kMinKeys));
-  const int64_t chunk = ceil_div(ceil_div(problem.keys, wanted), kKeyStep) * kKeyStep;
-  const int64_t chunks = ceil_div(problem.keys, chunk), part = problem.value_size + 2;
+  const int64_t keys = problem.causal ? std::min(problem.keys, problem.queries) : problem.keys;
+  const int64_t wanted = std::min(ceil_div(kWantedTasks, key_heads), ceil_div(keys, kMinKeys));
+  const int64_t chunk = ceil_div(ceil_div(keys, wanted), kKeyStep) * kKeyStep;
+  const int64_t chunks = ceil_div(keys, chunk), part = problem.value_size + 2;
   const Tensor parts = at::empty({chunks, total, problem.queries, part}, c10::CppTypeToScalarType<A>::value);
   A* const parts_data = mutable_data<A>(parts);
   const int64_t cost = chunk * group * problem.queries * (problem.head_size + problem.value_size);
@@ -24,7 +25,7 @@ void stream_heads(const AttentionProblem<T>& problem, const std::vector<Attentio
     A* work = attention_scratch<A>(kWorkSlot, kernel.stream_scratch(problem, group));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i / chunks * group, c = i % chunks;
-      kernel.stream(problem, &heads[first], group, c * chunk, std::min(problem.keys, (c + 1) * chunk),
+      kernel.stream(problem, &heads[first], group, c * chunk, std::min(keys, (c + 1) * chunk),
                     parts_data + (c * total + first) * problem.queries * part, part, work);
     }
   });

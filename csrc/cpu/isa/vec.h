@@ -202,8 +202,9 @@ inline TILEWRIGHT_INLINE Vec<A> fold_rows(Vec<A>* rows, const Combine& combine) 
 }
 
 // --- powers of two: 2^x = 2^fraction * 2^whole ---
-// 2^r, |r| <= 1/2, by a polynomial through Chebyshev nodes (relative error 2.6e-9 at degree 6 for float32, 5.7e-20 at
-// degree 12 for float64: rounding dominates).
+// 2^r, |r| <= 1/2, for activation.h, which reduces its arguments itself (softmax: kernels/exp2.h): a polynomial through
+// Chebyshev nodes (relative error 2.6e-9 at degree 6 for float32, 5.7e-20 at degree 12 for float64: rounding
+// dominates).
 template <typename V, typename A, int kTerms>
 inline V polynomial(V r, const A (&coefficients)[kTerms]) {
   V sum = V{} + coefficients[kTerms - 1];

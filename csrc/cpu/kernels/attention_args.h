@@ -63,7 +63,7 @@ struct AttentionKernels {
   void (*pack)(const AttentionProblem<T>&, const T* key, const T* value, int64_t begin, int64_t end, Acc<T>* packed);
   void (*forward)(const AttentionProblem<T>&, const AttentionHead<T>&, int64_t tile_begin, int64_t tile_end,
                   const Acc<T>* packed, Acc<T>* scratch);
-  // A few queries (Sq <= 4) of `group` heads over keys [begin, end) without packing. Each (head, query) leaves
+  // A few queries (Sq <= 4) of `group` heads over keys [begin, end) as they lie in memory. Each (head, query) leaves
   // {max, sum, output[Dv]} at parts + (head * Sq + query) * part_stride; merge_parts makes the result of them.
   int64_t (*stream_scratch)(const AttentionProblem<T>&, int64_t group);
   void (*stream)(const AttentionProblem<T>&, const AttentionHead<T>* heads, int64_t group, int64_t begin, int64_t end,

@@ -1,8 +1,8 @@
 // Attention forward for one to four queries (decoding): keys and values are read once, in place, without packing.
 //
 // Keys go by in blocks of a few dozen, and all queries of all heads of the group, up to four at once, pass over a block
-// while it is in L1; where they are more, keys are packed after all (attention_shared_keys.h). Chunks of keys may be
-// done apart; each leaves {max, sum, output} per query, merged in order afterwards.
+// while it is in L1. Where there are more such rows, keys are packed after all (attention_shared_keys.h). Chunks of
+// keys may be done apart; each leaves {max, sum, output} per query, merged in order afterwards.
 #pragma once
 #include "cpu/kernels/attention_shared_keys.h"
 
@@ -10,9 +10,13 @@ namespace tilewright {
 namespace {
 
 constexpr int64_t kStreamKeys = 64;
-// From so many rows on that share their keys, packing these costs less than what register tiles save.
+// From so many rows on that share their keys, packing these costs less than what register tiles save. Causal rows see
+// no more keys than there are rows.
 template <typename T>
-constexpr int64_t kRowsWorthPacking = kDepthOf<ProductElement<T>> > 1 ? 2 : 8;
+inline bool is_worth_packing(const AttentionProblem<T>& p, int64_t rows) {
+  constexpr int64_t kRows = kDepthOf<ProductElement<T>> > 1 ? 2 : 8;
+  return rows >= kRows && !p.causal;
+}
 constexpr int64_t kStreamRows = 4;
 template <int kRows>
 struct RowCount {
@@ -23,7 +27,7 @@ template <typename T>
 int64_t attention_stream_scratch(const AttentionProblem<T>& p, int64_t group) {
   using A = Acc<T>;
   const int64_t rows = group * p.queries;
-  if (rows >= kRowsWorthPacking<T>) return SharedKeysMemory<T>(p, rows, nullptr).end - static_cast<A*>(nullptr);
+  if (is_worth_packing<T>(p, rows)) return SharedKeysMemory<T>(p, rows, nullptr).end - static_cast<A*>(nullptr);
   return rows * padded_row<A>(p.head_size) + kStreamRows * kStreamKeys;
 }
 
@@ -170,7 +174,7 @@ void attention_stream(const AttentionProblem<T>& p, const AttentionHead<T>* head
                       int64_t end, Acc<T>* parts, int64_t part_stride, Acc<T>* scratch) {
   using A = Acc<T>;
   const int64_t query_row = padded_row<A>(p.head_size), rows = group * p.queries;
-  if (rows >= kRowsWorthPacking<T>) {
+  if (is_worth_packing<T>(p, rows)) {
     return attend_to_shared_keys(p, heads, group, begin, end, parts, part_stride, scratch);
   }
   A* s = scratch + rows * query_row;

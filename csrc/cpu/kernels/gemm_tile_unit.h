@@ -17,6 +17,8 @@ namespace tilewright {
 namespace {
 
 constexpr int64_t kUnitRows = 16, kUnitStep = 16;
+// Copies fill a step with whole vectors (copy_left, clear_behind).
+static_assert(kUnitStep == kStepOf<BF16Pair> && kUnitStep == kLanes<BF16Pair>);
 
 // What LDTILECFG reads: bytes of a row and rows of each tile register.
 struct alignas(64) TileConfiguration {

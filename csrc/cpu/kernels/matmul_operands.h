@@ -144,13 +144,14 @@ inline void copy_left(const BF16* a, int64_t a_row, int64_t a_col, const RowTile
 }
 #endif
 
-// sums[i] += row i of a tile that copy_left has left transposed. What stands behind the tile's rows is added to lanes
-// that are not stored. In chains of 32, because rows of nearly equal values round the same way each time.
+// sums[i] += row i of a tile that copy_left has copied from a transposed operand. It stays transposed but for a tile
+// unit; what stands behind the tile's rows is then added to lanes that are not stored. In chains of 32, because rows of
+// nearly equal values round the same way each time.
 template <typename E>
 void add_tile_sums(const E* tile, int64_t elements, int64_t rows, SumOf<E>* sums) {
   using A = SumOf<E>;
   using Traits = ElementTraits<E>;
-  if constexpr (kHasTileUnit) {  // a chain for each pair of lanes is shorter than that
+  if constexpr (kHasTileUnit) {  // rows lie along K: a chain for each lane, of depth / 16
     for (int64_t i = 0; i < rows; ++i) {
       Vec<A> total{};
       for (int64_t k = 0; k < elements; k += kLanes<E>) total = Traits::add_to(total, load(tile + i * elements + k));
