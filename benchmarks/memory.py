@@ -52,8 +52,8 @@ def _call(kind: str, direction: str, side: str, length: int) -> None:
     function = (
         TF.scaled_dot_product_attention if side == "tilewright" else torch.nn.functional.scaled_dot_product_attention
     )
-    tensors = [torch.randn(1, 1, length, _HEAD_SIZE, requires_grad=direction == TRAIN) for _ in range(3)]
-    y = function(*tensors, is_causal=kind == "causal", dropout_p=0.1 if kind == "dropout" else 0.0)
+    q, k, v = (torch.randn(1, 1, length, _HEAD_SIZE, requires_grad=direction == TRAIN) for _ in range(3))
+    y = function(q, k, v, is_causal=kind == "causal", dropout_p=0.1 if kind == "dropout" else 0.0)
     if direction == TRAIN:
         y.backward(y.detach())
 

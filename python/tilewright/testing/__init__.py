@@ -31,7 +31,8 @@ def available_isas() -> list[str]:
 def force_isa(name: str) -> Iterator[None]:
     """Run the body's tilewright calls on the named ISA.
 
-    They are ``baseline``, ``avx2``, ``avx512``, ``avx512_bf16``, ``amx_bf16``; :func:`available_isas` gives those of this machine.
+    They are ``baseline``, ``avx2``, ``avx512``, ``avx512_bf16`` and ``amx_bf16``; :func:`available_isas` gives those of
+    this machine.
     """
     before = _C.active_isa()
     _C.force_isa(name)
