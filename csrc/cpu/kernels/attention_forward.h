@@ -8,7 +8,7 @@
 //            +-------+-------+--
 // Blocks above the diagonal (causal) and panels that the mask hides from a whole tile are skipped.
 #pragma once
-#include "cpu/kernels/attention_blocks.h"
+#include "cpu/kernels/attention_logits.h"
 
 namespace tilewright {
 namespace {
