@@ -178,21 +178,29 @@ inline A reduce_max(Vec<A> v) {
   return fold_lanes<A>(v, [](Vec<A> a, Vec<A> b) TILEWRIGHT_INLINE { return max(a, b); });
 }
 
-// Lane r is what combine makes of all lanes of rows[r]: as many rows as lanes, halved in number and in width with each
-// round, so 2 (n - 1) shuffles where rows one by one take n log2(n).
-template <typename A, int kWidth = kLanes<A> / 2, typename Combine>
-inline TILEWRIGHT_INLINE Vec<A> fold_rows(Vec<A>* rows, const Combine& combine) {
+// Swaps the right block of upper with the left one of lower, in blocks kWidth lanes wide.
+template <typename A, int kWidth>
+inline TILEWRIGHT_INLINE void exchange_blocks(Vec<A>& upper, Vec<A>& lower) {
   constexpr int kCount = kLanes<A>;
-  decltype(rows[0] == rows[0]) low, high;
+  decltype(upper == upper) low, high;
 #pragma GCC unroll 16
   for (int lane = 0; lane < kCount; ++lane) {
     low[lane] = (lane & kWidth) == 0 ? lane : kCount + lane - kWidth;
     high[lane] = (lane & kWidth) == 0 ? lane + kWidth : kCount + lane;
   }
+  const Vec<A> above = upper, below = lower;
+  upper = __builtin_shuffle(above, below, low);
+  lower = __builtin_shuffle(above, below, high);
+}
+
+// Lane r is what combine makes of all lanes of rows[r]: as many rows as lanes, halved in number and in width with each
+// round, so 2 (n - 1) shuffles where rows one by one take n log2(n).
+template <typename A, int kWidth = kLanes<A> / 2, typename Combine>
+inline TILEWRIGHT_INLINE Vec<A> fold_rows(Vec<A>* rows, const Combine& combine) {
 #pragma GCC unroll 16
   for (int i = 0; i < kWidth; ++i) {
-    const Vec<A> upper = rows[i], lower = rows[i + kWidth];
-    rows[i] = combine(__builtin_shuffle(upper, lower, low), __builtin_shuffle(upper, lower, high));
+    exchange_blocks<A, kWidth>(rows[i], rows[i + kWidth]);
+    rows[i] = combine(rows[i], rows[i + kWidth]);
   }
   if constexpr (kWidth == 1) {
     return rows[0];

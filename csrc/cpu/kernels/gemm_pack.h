@@ -7,20 +7,9 @@ namespace {
 // In-register transpose of kLanes vectors: log2(kLanes) rounds of swapping ever smaller off-diagonal blocks.
 template <typename A, int kWidth = kLanes<A> / 2>
 inline TILEWRIGHT_INLINE void transpose(Vec<A> (&v)[kLanes<A>]) {
-  constexpr int kCount = kLanes<A>;
-  using Index = decltype(v[0] == v[0]);
-  Index low, high;
 #pragma GCC unroll 16
-  for (int lane = 0; lane < kCount; ++lane) {
-    low[lane] = (lane & kWidth) == 0 ? lane : kCount + lane - kWidth;
-    high[lane] = (lane & kWidth) == 0 ? lane + kWidth : kCount + lane;
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < kCount; ++i) {
-    if ((i & kWidth) != 0) continue;
-    const Vec<A> upper = v[i], lower = v[i + kWidth];
-    v[i] = __builtin_shuffle(upper, lower, low);
-    v[i + kWidth] = __builtin_shuffle(upper, lower, high);
+  for (int i = 0; i < kLanes<A>; ++i) {
+    if ((i & kWidth) == 0) exchange_blocks<A, kWidth>(v[i], v[i + kWidth]);
   }
   if constexpr (kWidth > 1) transpose<A, kWidth / 2>(v);
 }
