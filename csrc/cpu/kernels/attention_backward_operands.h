@@ -85,15 +85,15 @@ struct BackwardOperands<BF16Pair> {
     constexpr int64_t kStep = kLanes<float>, kRow = kQueryBlock / 2;
     for (int64_t c = 0; c < n; c += kStep) {
       for (int64_t r = 0; r < rows; r += 2 * kStep) {
-        VecF32 block[kStep];  // float32 for transpose, which moves lanes and computes nothing
+        VecU32 block[kStep];
         for (int64_t i = 0; i < kStep; ++i) {
           const int64_t row = r + 2 * i;
           const VecF32 even = row < rows ? load(s + row * s_row + c) : VecF32{};
           const VecF32 odd = row + 1 < rows ? load(s + (row + 1) * s_row + c) : VecF32{};
-          block[i] = bit_cast<VecF32>(pairs_across(even, odd));
+          block[i] = pairs_across(even, odd);
         }
-        transpose<float>(block);
-        for (int64_t i = 0; i < kStep; ++i) store(transposed + (c + i) * kRow + r / 2, bit_cast<VecU32>(block[i]));
+        transpose<BF16Pair>(block);
+        for (int64_t i = 0; i < kStep; ++i) store(transposed + (c + i) * kRow + r / 2, block[i]);
       }
     }
     return {transposed, kRow, 1};

@@ -66,15 +66,14 @@ inline void pack_pair_columns(int64_t K, int64_t n, const BF16* src, int64_t str
   constexpr int64_t kStep = kLanes<BF16Pair>;
   const int64_t pairs = pairs_of(K);
   for (int64_t k = 0; k < K; k += 2 * kStep) {
-    VecF32 block[kStep];  // float32 for transpose, which moves lanes and computes nothing
+    VecU32 block[kStep];
     for (int64_t j = 0; j < kStep; ++j) {
       const BF16* from = src + j * stride + k;
-      const VecU32 column = j >= n ? VecU32{} : K - k >= 2 * kStep ? load_pairs(from) : load_pairs(from, K - k);
-      block[j] = bit_cast<VecF32>(column);
+      block[j] = j >= n ? VecU32{} : K - k >= 2 * kStep ? load_pairs(from) : load_pairs(from, K - k);
     }
-    transpose<float>(block);
+    transpose<BF16Pair>(block);
     for (int64_t i = 0; i < kStep && k / 2 + i < pairs; ++i) {
-      store(dst + (k / 2 + i) * kTileCols<BF16Pair>, bit_cast<VecU32>(block[i]));
+      store(dst + (k / 2 + i) * kTileCols<BF16Pair>, block[i]);
     }
   }
 }

@@ -84,16 +84,16 @@ inline void copy_left_transposed(const BF16* a, int64_t a_col, int64_t rows, int
   const int64_t elements = pairs_of(depth);
   for (int64_t i = 0; i < rows; i += kStep) {
     for (int64_t k = 0; k < elements; k += kStep) {
-      VecF32 block[kStep];  // float32 for transpose, which moves lanes and computes nothing
+      VecU32 block[kStep];
       for (int64_t j = 0; j < kStep; ++j) {
         const int64_t value = 2 * (k + j);
         const BF16* even = value < depth ? a + value * a_col + i : nullptr;
         const BF16* odd = value + 1 < depth ? a + (value + 1) * a_col + i : nullptr;
-        block[j] = bit_cast<VecF32>(load_pairs_across(even, odd, rows - i < kStep ? rows - i : kStep));
+        block[j] = load_pairs_across(even, odd, smaller(rows - i, kStep));
       }
-      transpose<float>(block);
+      transpose<BF16Pair>(block);
       for (int64_t j = 0; j < kStep && i + j < rows; ++j) {
-        store(buffer + (i + j) * elements + k, bit_cast<VecU32>(block[j]));
+        store(buffer + (i + j) * elements + k, block[j]);
       }
     }
   }
