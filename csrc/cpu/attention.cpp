@@ -14,7 +14,7 @@ void stream_heads(const AttentionProblem<T>& problem, const std::vector<Attentio
   const AttentionKernels<T>& kernel = kernels<T>().attention;
   const auto total = static_cast<int64_t>(heads.size()), key_heads = total / group;
   constexpr int64_t kMinKeys = 512, kKeyStep = 64;
-  const int64_t keys = problem.causal ? std::min(problem.keys, problem.queries) : problem.keys;
+  const int64_t keys = problem.visible_keys();
   const int64_t wanted = std::min(ceil_div(kWantedTasks, key_heads), ceil_div(keys, kMinKeys));
   const int64_t chunk = ceil_div(ceil_div(keys, wanted), kKeyStep) * kKeyStep;
   const int64_t chunks = ceil_div(keys, chunk), part = problem.value_size + 2;

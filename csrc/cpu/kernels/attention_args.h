@@ -3,6 +3,7 @@
 // Letters: Sq queries, Sk keys, D head size (of query and key), Dv value size, group: query heads that share a key
 // head. Rows are strided, elements of a row are contiguous: element (s, d) of a head is at pointer + s * row + d.
 #pragma once
+#include "common/macros.h"
 #include "common/philox.h"
 #include "common/types.h"
 
@@ -21,6 +22,10 @@ struct AttentionProblem {
   int64_t mask_row, mask_col;  // strides in elements; mask_col is 0 or 1
   bool dropout;
   DropoutRule rule;  // of logical element (head index * Sq + query) * Sk + key
+
+  // Keys that some query may attend to. Those behind them are not packed: a product rounds its depth up (kStepOf), and
+  // what stands there has to be zeros, not keys that may hold Inf or NaN.
+  TILEWRIGHT_INLINE int64_t visible_keys() const { return causal && queries < keys ? queries : keys; }
 };
 
 template <typename T>

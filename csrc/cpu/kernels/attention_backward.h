@@ -150,8 +150,8 @@ void attention_backward(const AttentionBackwardProblem<T>& problem, const Attent
     m.queries.prepare(p, heads[g], at.grad_output, problem.grad_output_row, at.delta, 0, p.queries);
     m.operands.prepare(p, heads[g], at.grad_output, problem.grad_output_row);
     if (wants_query) clear(m.grad_query, p.queries * query_row);
-    for (int64_t key = begin; key < smaller(end, visible_keys(p)); key += block) {
-      const int64_t n = smaller(block, smaller(end, visible_keys(p)) - key);
+    for (int64_t key = begin; key < smaller(end, p.visible_keys()); key += block) {
+      const int64_t n = smaller(block, smaller(end, p.visible_keys()) - key);
       m.keys.pack(p, heads[g], key, n);
       backward_key_block(p, heads[g], m, key, n, wants_query,
                          grad_key != nullptr ? m.grad_key + (key - begin) * query_row : nullptr,

@@ -38,8 +38,8 @@ void attention_pack(const AttentionProblem<T>& p, const T* key, const T* value, 
   const int64_t block = attention_key_block(p), values_row = round_up(p.value_size, kTileCols<E>);
   E* keys = reinterpret_cast<E*>(packed);
   E* values = keys + packed_keys_size<E>(p.head_size, p.keys);
-  for (int64_t at = begin; at < smaller(end, visible_keys(p)); at += block) {
-    const int64_t n = smaller(block, visible_keys(p) - at);
+  for (int64_t at = begin; at < smaller(end, p.visible_keys()); at += block) {
+    const int64_t n = smaller(block, p.visible_keys() - at);
     pack_right(p.head_size, n, key + at * p.key_row, 1, p.key_row, keys + at * elements_of<E>(p.head_size));
     pack_right(n, p.value_size, value + at * p.value_row, p.value_row, 1, values + at / kDepthOf<E> * values_row);
   }
@@ -239,7 +239,7 @@ void attention_forward_block(const AttentionProblem<T>& p, const AttentionHead<T
   TileKeepBits keep;
   const bool scaled = has_scaled_logits(p);
   const A factor = base_2_factor(p);
-  const int64_t key_end = p.causal ? smaller(p.keys, row_begin + block_rows) : p.keys, visible = visible_keys(p);
+  const int64_t key_end = p.causal ? smaller(p.keys, row_begin + block_rows) : p.keys, visible = p.visible_keys();
   for (int64_t key = 0; key < key_end; key += key_block) {
     const int64_t block_keys = smaller(key_block, visible - key);
     for (int64_t t = tile_begin; t < tile_end; ++t) {

@@ -130,13 +130,6 @@ inline bool has_scaled_logits(const AttentionProblem<T>& p) {
   return p.mask_kind == MaskKind::kElement || p.mask_kind == MaskKind::kAccumulator || !(p.scale > 0);
 }
 
-// Keys that some query may attend to. Those behind them are not packed: a product rounds its depth up (kStepOf), and
-// what stands there has to be zeros, not keys that may hold Inf or NaN.
-template <typename T>
-inline int64_t visible_keys(const AttentionProblem<T>& p) {
-  return p.causal ? smaller(p.keys, p.queries) : p.keys;
-}
-
 // What turns s into a logit.
 template <typename T>
 inline Acc<T> logit_factor(const AttentionProblem<T>& p) {
