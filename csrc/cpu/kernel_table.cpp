@@ -68,19 +68,23 @@ bool cpu_runs(const std::string& isa) {
   return isa == "baseline";
 }
 
-// Half as deep where a left tile and a panel of the right operand then lie in L1 together: with 48 KB, 256 float32 give
-// 3 to 9 % over 512; with 32 KB, where neither fits, 512 give 3 %.
-void fit_to_l1(MatmulBlocks& blocks) {
-  blocks.depth /= 2;
-  blocks.whole_depth /= 2;
-}
-
 bool has_large_l1() {
 #if defined(_SC_LEVEL1_DCACHE_SIZE)
   return sysconf(_SC_LEVEL1_DCACHE_SIZE) >= 48 * 1024;
 #else
   return false;
 #endif
+}
+
+// Blocks of AVX-512 are half as deep where a left tile and a panel of the right operand then lie in L1 together: with
+// 48 KB, 256 float32 give 3 to 9 % over 512; with 32 KB, where neither fits, 512 give 3 %.
+void fit_blocks_to_l1(KernelTable& table) {
+  if (table.isa != std::string("avx512") || !has_large_l1()) return;
+  for (MatmulBlocks* blocks :
+       {&table.f32.matmul.blocks, &table.f64.matmul.blocks, &table.bf16.matmul.blocks, &table.f16.matmul.blocks}) {
+    blocks->depth /= 2;
+    blocks->whole_depth /= 2;
+  }
 }
 
 #define TILEWRIGHT_FILL_baseline(family) tilewright_fill_##family##_baseline(&table);
@@ -99,12 +103,7 @@ const std::vector<KernelTable>& tables() {
     KernelTable table = filled.empty() ? KernelTable{} : filled.back(); \
     table.isa = #isa_name;                                              \
     TILEWRIGHT_FAMILIES_OF_##isa_name(TILEWRIGHT_FILL_##isa_name);      \
-    if (table.isa == std::string("avx512") && has_large_l1()) {         \
-      fit_to_l1(table.f32.matmul.blocks);                               \
-      fit_to_l1(table.f64.matmul.blocks);                               \
-      fit_to_l1(table.bf16.matmul.blocks);                              \
-      fit_to_l1(table.f16.matmul.blocks);                               \
-    }                                                                   \
+    fit_blocks_to_l1(table);                                            \
     filled.push_back(table);                                            \
   }
     TILEWRIGHT_ISA_LIST

@@ -41,7 +41,7 @@ enum class MatmulPath {
 };
 
 // Blocks of the tile path, in elements (of which one holds `values` along K); each ISA's are in its
-// isa/gemm_tile_<isa>.h, for an L1 of 32 KB; kernel_table.cpp fits them to a larger one.
+// isa/gemm_tile_<isa>.h; kernel_table.cpp fits those of AVX-512 to a larger L1.
 struct MatmulBlocks {
   // K is cut into equal blocks of at most `depth`, but not at all up to `whole_depth`. A left tile of them lies in L1.
   int64_t depth, whole_depth;
