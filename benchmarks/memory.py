@@ -61,7 +61,7 @@ def _call(kind: str, direction: str, side: str, length: int) -> None:
 def child(kind: str, direction: str, side: str, length: int) -> int:
     """The peak of one call, in this process."""
     _call(kind, direction, side, 64)  # libraries, threads and their stacks
-    # Inputs and gradients of the measured call live in it, and are taken off below.
+    # The measured call makes its inputs itself; they are taken off below, gradients are not.
     Path("/proc/self/clear_refs").write_text("5")
     before = _resident("VmRSS")
     _call(kind, direction, side, length)

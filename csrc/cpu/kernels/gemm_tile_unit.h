@@ -28,8 +28,7 @@ struct alignas(64) TileConfiguration {
 };
 
 // Rows that the tile registers of this thread are configured for, 0: they are released. Configuring takes 60 ns, as
-// much as two small products, and the unit keeps it. Initial-exec: a call to find a thread's variable costs as much as
-// a product.
+// much as two small products, and the unit keeps it. Initial-exec: no call to find it.
 __attribute__((tls_model("initial-exec"))) thread_local int64_t configured_rows = 0;
 
 // GCC's intrinsics do not say which memory they read: what was stored before has to be there.
