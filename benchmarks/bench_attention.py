@@ -107,6 +107,8 @@ CASES = [
     _case("1x32x512x64", kv_heads=8, quick=True),
     _case("1x16x1x1900x96", directions=_FORWARD_ONLY, quick=True),
     _case("8x32x1x512x128", kv_heads=8, directions=_FORWARD_ONLY),
+    _case("1x32x1x8192x64", kv_heads=1, directions=_FORWARD_ONLY),
+    _case("1x8x4x3000x64", directions=_FORWARD_ONLY),
     _case("64x12x49x32", quick=True),
     _case("2x8x333x40"),
     _case("2x8x256x77x64"),
@@ -114,7 +116,10 @@ CASES = [
     _case("8x12x128x64", _BF16, quick=True),
     _case("2x12x512x64", _BF16),
     _case("2x12x512x64", _BF16, "causal", quick=True),
+    _case("16x8x128x32", _BF16, "causal"),
     _case("1x16x1x1900x96", _BF16, directions=_FORWARD_ONLY),
+    _case("8x32x1x512x128", _BF16, kv_heads=8, directions=_FORWARD_ONLY),
+    _case("1x32x1x8192x64", _BF16, kv_heads=1, directions=_FORWARD_ONLY),
     _case("64x12x49x32", _BF16),
 ]
 
