@@ -6,6 +6,7 @@
 #include <ATen/ops/tensor.h>
 
 #include "cpu/conv2d_depthwise.h"
+#include "cpu/conv2d_pointwise.h"
 #include "cpu/conv2d_winograd_weight_grad.h"
 #include "ops/linear.h"
 
@@ -81,6 +82,10 @@ std::tuple<Tensor, Tensor> conv2d_forward_cpu(const Tensor& input, const Tensor&
   const Tensor bias = as_accumulator(bias_in, dtype);
   // The kernels read the residual at the output's offsets.
   const Tensor residual = residual_in.defined() ? residual_in.contiguous(shape.format) : residual_in;
+  if (pointwise_suits(shape, dtype) && !(bias.defined() && residual.defined())) {
+    pointwise_forward(shape, x, weight.contiguous(), bias_in, residual, activation, output, pre);
+    return {result_in(output, shape.format, result_format), result_in(pre, shape.format, result_format)};
+  }
   dispatch_floating(dtype, "conv2d", [&](auto element) {
     using T = decltype(element);
     const ConvEpilogue<T> epilogue{const_data<Acc<T>>(bias), const_data<T>(residual), activation, mutable_data<T>(pre)};
@@ -103,6 +108,10 @@ Tensor input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weig
                                     shape.width};
   Tensor dx = at::empty(size, dy.options().memory_format(shape.format));
   if (!every_pixel) dx.zero_();
+  if (pointwise_suits(shape, dy.scalar_type())) {
+    pointwise_input_grad(shape, dy.contiguous(shape.format), weight.contiguous(), dx);
+    return dx;
+  }
   dispatch_floating(dy.scalar_type(), "conv2d_backward", [&](auto element) {
     using T = decltype(element);
     if (depthwise) return depthwise_input_grad<T>(shape, dy, weight, dx);
@@ -123,6 +132,10 @@ Tensor input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weig
 Tensor weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& weight) {
   Tensor dweight =
       at::empty(weight.sizes(), weight.options().memory_format(conv2d_weight_grad_format(shape, weight, shape.format)));
+  if (pointwise_suits(shape, dy.scalar_type())) {
+    pointwise_weight_grad(shape, dy.contiguous(shape.format), x, dweight);
+    return dweight;
+  }
   dispatch_floating(dy.scalar_type(), "conv2d_backward", [&](auto element) {
     using T = decltype(element);
     if (is_depthwise(shape)) {

@@ -1,0 +1,123 @@
+// 1x1 convolutions without padding: products of matrices as they lie, without patches (cpu/product.h).
+//
+//                     channels_last                             planes, for each image n
+//   forward           out[pixel, f] = x[pixel, c] w[f, c]^T     out[n][f, pixel] = w[f, c] x[n][c, pixel]
+//   data gradient     dx[pixel, c]  = dy[pixel, f] w[f, c]      dx[n][c, pixel]  = w[f, c]^T dy[n][f, pixel]
+//   weight gradient   dw[f, c]      = dy[pixel, f]^T x[pixel, c]   dw[f, c] = sum over n of dy[n] x[n]^T
+// Groups are batch items. With strides, the pixels that are read are copied together first: they are a quarter of the
+// image or less.
+#pragma once
+#include <ATen/ops/slice.h>
+
+#include "cpu/product.h"
+#include "cpu/tensors.h"
+#include "ops/conv2d.h"
+
+namespace tilewright {
+
+inline bool is_pointwise(const Conv2dShape& shape) {
+  constexpr int64_t kSmallestGroup = 8;  // below, a product of matrices would be all edges
+  return shape.kernel[0] == 1 && shape.kernel[1] == 1 && shape.padding[0] == 0 && shape.padding[1] == 0 &&
+         (shape.groups == 1 || std::min(shape.channels, shape.filters) / shape.groups >= kSmallestGroup);
+}
+
+// The pixels that a 1x1 kernel with strides reads, as a view.
+inline Tensor strided_pixels(const Conv2dShape& shape, const Tensor& images) {
+  if (shape.stride[0] == 1 && shape.stride[1] == 1) return images;
+  return images.slice(2, 0, c10::nullopt, shape.stride[0]).slice(3, 0, c10::nullopt, shape.stride[1]);
+}
+
+// Images as matrices of pixels and channels, or of channels and pixels: which operand they are differs, so rows are
+// always what the format has outside.
+struct PointwiseLayout {
+  int64_t images, groups, pixels;  // pixels of one image
+  bool last;
+  explicit PointwiseLayout(const Conv2dShape& shape)
+      : images(shape.images),
+        groups(shape.groups),
+        pixels(shape.out[0] * shape.out[1]),
+        last(shape.format == at::MemoryFormat::ChannelsLast) {}
+
+  Product product() const {
+    Product product;
+    product.batch_sizes = {last ? 1 : images, groups};
+    product.is_reduced = {false, false};
+    return product;
+  }
+  MatrixOperand of(const void* data, int64_t channels) const {
+    const int64_t row = last ? channels : pixels, of_group = channels / groups;
+    return {data, row, 1, {last ? 0 : channels * pixels, last ? of_group : of_group * pixels}};
+  }
+  MatrixOperand of(const Tensor& tensor) const { return of(tensor.const_data_ptr(), tensor.size(1)); }
+  // [F, C / groups, 1, 1], contiguous.
+  MatrixOperand weight(const Tensor& weight) const {
+    const int64_t C = weight.size(1);
+    return {weight.const_data_ptr(), C, 1, {0, weight.size(0) / groups * C}};
+  }
+};
+
+// Sums of both bias and residual would take two passes; short planes would leave much of a panel empty, where pixels of
+// all images share panels otherwise (conv2d_dense.h).
+inline bool pointwise_suits(const Conv2dShape& shape, at::ScalarType dtype) {
+  constexpr int64_t kShortestPlane = 96, kPanel = 32;
+  if (!is_pointwise(shape)) return false;
+  const int64_t pixels = shape.out[0] * shape.out[1];
+  const bool fills_panels = pixels >= kShortestPlane || pixels % kPanel == 0 || dtype == at::kBFloat16;
+  return shape.format == at::MemoryFormat::ChannelsLast || fills_panels;
+}
+
+inline void pointwise_forward(const Conv2dShape& shape, const Tensor& input, const Tensor& weight, const Tensor& bias,
+                              const Tensor& residual, Activation activation, const Tensor& output, const Tensor& pre) {
+  const PointwiseLayout layout(shape);
+  const Tensor x = strided_pixels(shape, input).contiguous(shape.format);
+  const int64_t F = shape.filters / shape.groups, rows = shape.images * layout.pixels;
+  Product product = layout.product();
+  product.K = shape.channels / shape.groups;
+  product.M = layout.last ? rows : F;
+  product.N = layout.last ? F : layout.pixels;
+  product.a = layout.last ? layout.of(x) : layout.weight(weight);
+  product.b = layout.last ? transposed(layout.weight(weight)) : layout.of(x);
+  product.c = layout.of(output);
+  if (residual.defined()) {
+    product.addend = layout.of(residual);
+  } else if (bias.defined()) {
+    product.addend = {bias.const_data_ptr(), layout.last ? 0 : 1, layout.last ? 1 : 0, {0, F}};
+  }
+  product.activation = activation;
+  product.pre = pre.defined() ? pre.mutable_data_ptr() : nullptr;
+  run_product(product, input.scalar_type(), "conv2d");
+}
+
+inline void pointwise_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight, const Tensor& dx) {
+  const PointwiseLayout layout(shape);
+  const Tensor pixels = strided_pixels(shape, dx);
+  const bool strided = !pixels.is_same(dx);
+  const Tensor dense = strided ? at::empty(pixels.sizes(), dx.options().memory_format(shape.format)) : dx;
+  const int64_t C = shape.channels / shape.groups, rows = shape.images * layout.pixels;
+  Product product = layout.product();
+  product.K = shape.filters / shape.groups;
+  product.M = layout.last ? rows : C;
+  product.N = layout.last ? C : layout.pixels;
+  product.a = layout.last ? layout.of(dy) : transposed(layout.weight(weight));
+  product.b = layout.last ? layout.weight(weight) : layout.of(dy);
+  product.c = layout.of(dense);
+  run_product(product, dy.scalar_type(), "conv2d_backward");
+  if (strided) pixels.copy_(dense);
+}
+
+inline void pointwise_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& input,
+                                  const Tensor& dweight) {
+  const PointwiseLayout layout(shape);
+  const Tensor x = strided_pixels(shape, input).contiguous(shape.format);
+  Product product = layout.product();
+  product.is_reduced = {true, false};
+  product.M = shape.filters / shape.groups;
+  product.N = shape.channels / shape.groups;
+  product.K = layout.last ? shape.images * layout.pixels : layout.pixels;
+  product.a = layout.last ? transposed(layout.of(dy)) : layout.of(dy);
+  product.b = layout.last ? layout.of(x) : transposed(layout.of(x));
+  product.c = layout.weight(dweight);
+  run_product(product, dy.scalar_type(), "conv2d_backward");
+}
+
+}  // namespace tilewright
