@@ -7,6 +7,7 @@
 
 #include "cpu/conv2d_depthwise.h"
 #include "cpu/conv2d_pointwise.h"
+#include "cpu/conv2d_rows.h"
 #include "cpu/conv2d_winograd_weight_grad.h"
 #include "ops/linear.h"
 
@@ -94,6 +95,7 @@ std::tuple<Tensor, Tensor> conv2d_forward_cpu(const Tensor& input, const Tensor&
     if (winograd_suits(shape, dtype) && winograd_forward<T>(shape, x, packed_from, weight_last, epilogue, output)) {
       return;
     }
+    if (shape.format != kPlanes) return rows_forward<T>(shape, x, packed_from, weight_last, epilogue, output);
     dense_forward<T>(shape, x, packed_from, weight_last, epilogue, output);
   });
   return {result_in(output, shape.format, result_format), result_in(pre, shape.format, result_format)};
@@ -119,6 +121,7 @@ Tensor input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weig
     if (winograd_suits(shape, dy.scalar_type()) && winograd_input_grad<T>(shape, dy, packed_from, weight_last, dx)) {
       return;
     }
+    if (shape.format != kPlanes) return rows_input_grad<T>(shape, dy, packed_from, weight_last, dx);
     dense_input_grad<T>(shape, dy, packed_from, weight_last, dx);
   });
   if (size[1] == shape.channels) return dx;
@@ -141,7 +144,8 @@ Tensor weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, 
     if (is_depthwise(shape)) {
       dweight.copy_(depthwise_weight_grad<T>(shape, dy, x).reshape(weight.sizes()));
     } else if (!winograd_suits(shape, dy.scalar_type()) || !winograd_weight_grad<T>(shape, dy, x, dweight)) {
-      dense_weight_grad<T>(shape, dy, x, dweight);
+      shape.format != kPlanes ? rows_weight_grad<T>(shape, dy, x, dweight)
+                              : dense_weight_grad<T>(shape, dy, x, dweight);
     }
   });
   return dweight;

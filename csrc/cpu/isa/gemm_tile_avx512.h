@@ -7,6 +7,9 @@ namespace tilewright {
 namespace {
 constexpr int kTileRows = 14;
 constexpr int kTileVectors = 2;
+// Of conv2d's tiles (conv2d_rows.h), whose rows are pointers.
+constexpr int kVectorRegisters = 32;
+constexpr int kRowVectors = 4;
 
 // L2 has 1 MB and more on these machines: a right block of float32 or float64 takes half of it. A left tile of 512
 // float32 takes 28 of L1's 32 KB or more; blocks of 512 write C less often than those of 384 (1024^3 3 % faster).

@@ -7,6 +7,9 @@ namespace tilewright {
 namespace {
 constexpr int kTileRows = 4;
 constexpr int kTileVectors = 2;
+// Of conv2d's tiles (conv2d_rows.h), whose rows are pointers.
+constexpr int kVectorRegisters = 16;
+constexpr int kRowVectors = 2;
 
 // As on AVX2.
 template <typename E>

@@ -9,30 +9,13 @@
 // filters were cut.
 #pragma once
 #include "cpu/kernels/conv2d_flat.h"
+#include "cpu/kernels/conv2d_rows.h"
 
 namespace tilewright {
 namespace {
 
 // Equal blocks of at most `most`; one empty block where no tap reaches (the product is then zeros).
 inline int64_t k_block_count(int64_t K, int64_t most) { return larger(1, (K + most - 1) / most); }
-
-// Calls body(offset of the first pixel in the images, first pixel in the block, pixels) for every piece of one row.
-template <typename T, typename Body>
-inline void for_each_pixel_run(const ConvImages<T>& images, const ConvWindow& window, int64_t pixel, int64_t count,
-                               const Body& body) {
-  int64_t x = pixel % window.width, y = pixel / window.width % window.height;
-  int64_t n = pixel / (window.width * window.height);
-  for (int64_t at = 0; at < count;) {
-    const int64_t length = smaller(window.width - x, count - at);
-    body(n * images.n_stride + y * images.y_stride + x * images.x_stride, at, length);
-    at += length;
-    x = 0;
-    if (++y == window.height) {
-      y = 0;
-      ++n;
-    }
-  }
-}
 
 // Pixels as rows: channels_last.
 template <typename T>
@@ -239,8 +222,11 @@ void conv_bias_grad(const ConvImages<const T>& grad, int64_t pixel_begin, int64_
 
 template <typename T>
 void fill_conv2d(TypedKernels<T>& table) {
-  table.conv2d = {kTileCols<Acc<T>>, pack_weights<T>,   unpack_weights<T>,   conv_gemm<T>,
-                  conv_flat_scratch, conv_flat_rows<T>, conv_weight_grad<T>, conv_bias_grad<T>};
+  table.conv2d = {kTileCols<Acc<T>>,   pack_weights<T>,         unpack_weights<T>,
+                  conv_gemm<T>,        conv_flat_scratch,       conv_flat_rows<T>,
+                  conv_weight_grad<T>, conv_bias_grad<T>,       kLanes<Acc<T>>,
+                  kRowVectors,         pack_row_weights<T>,     conv_rows_scratch<Acc<T>>,
+                  conv_rows<T>,        conv_rows_weight_grad<T>};
 }
 
 }  // namespace

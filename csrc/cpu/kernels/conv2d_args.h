@@ -75,6 +75,41 @@ struct ConvWeightGradArgs {
   int64_t sums_stride;
 };
 
+// Filters of a group across panels of 1 to `widest` vectors, as even as can be: 96 are 48 + 48, not 64 + 32.
+struct ConvRowPanels {
+  int64_t lanes, vectors, count;
+  TILEWRIGHT_INLINE ConvRowPanels(int64_t filters, int64_t lanes_of_vector, int64_t widest)
+      : lanes(lanes_of_vector),
+        vectors((filters + lanes_of_vector - 1) / lanes_of_vector),
+        count((vectors + widest - 1) / widest) {}
+  TILEWRIGHT_INLINE int64_t filter(int64_t panel) const { return vectors * panel / count * lanes; }
+  TILEWRIGHT_INLINE int64_t width(int64_t panel) const {  // in vectors
+    return vectors * (panel + 1) / count - vectors * panel / count;
+  }
+  TILEWRIGHT_INLINE int64_t filters() const { return vectors * lanes; }  // with those that fill the last vector
+};
+
+// channels_last without patches. Channels and filters are those of one group; `in` is widened where T has 16 bits.
+template <typename T>
+struct ConvRowsArgs {
+  ConvImages<const Acc<T>> in;
+  ConvImages<T> out;
+  ConvWindow window;
+  int64_t groups, channels, filters;
+  const Acc<T>* weight;  // [group][panel][taps * channels][filters of the panel]
+  ConvEpilogue<T> epilogue;
+};
+
+template <typename T>
+struct ConvRowsGradArgs {
+  ConvImages<const Acc<T>> in;  // x
+  ConvImages<const T> grad;     // dy, whose pixels are the window's
+  ConvWindow window;
+  int64_t groups, channels, filters;
+  Acc<T>* sums;  // [taps * channels][sums_stride] of group 0; the next group's are sums_group further
+  int64_t sums_stride, sums_group;
+};
+
 // Depthwise: one channel in, one filter, for every group. Weights are [taps][channels] for channels_last and
 // [channels][taps] for planes.
 template <typename T>
@@ -116,6 +151,8 @@ constexpr int64_t kConvBlockFilters = 256;
 constexpr int64_t kConvPatchPadding =
     16;  // patch rows are kConvBlockK + 16 apart: no two rows of a tile share an L1 set
 constexpr int64_t kConvGradPixels = 256;
+// Rows of gradients and the panel they are packed to (64 filters: 32 KB) that one tile of a weight's gradient sums.
+constexpr int64_t kConvRowsGradPixels = 126;
 constexpr int64_t kConvScratchElements = kConvPointColumns * (kConvPointK + kConvBlockFilters) + 64;
 static_assert(kConvBlockColumns * kConvBlockK == kConvPointColumns * kConvPointK);
 static_assert(kConvScratchElements >= 2 * kConvGradPixels * (kConvBlockK + kConvPatchPadding));
@@ -138,6 +175,15 @@ struct Conv2dKernels {
   // sums[f] of one chunk; images in the given range
   void (*bias_grad)(const ConvImages<const T>& grad, int64_t pixel_begin, int64_t pixel_end, int64_t filter_begin,
                     int64_t filter_end, Acc<T>* sums);
+  // channels_last without patches (ConvRowsArgs), panels as ConvRowPanels(filters, row_lanes, row_vectors) has them.
+  int64_t row_lanes, row_vectors;
+  void (*pack_row_weights)(const ConvWeights<const T>&, int64_t k, int64_t panel_begin, int64_t panel_end,
+                           Acc<T>* packed);
+  int64_t (*rows_scratch)(const ConvWindow&, int64_t channels, int64_t x_stride, int64_t pixels);  // accumulators
+  void (*rows)(const ConvRowsArgs<T>&, int64_t pixel_begin, int64_t pixel_end, int64_t panel_begin, int64_t panel_end,
+               Acc<T>* scratch);
+  void (*rows_weight_grad)(const ConvRowsGradArgs<T>&, int64_t pixel_begin, int64_t pixel_end, int64_t k_begin,
+                           int64_t k_end, int64_t panel_begin, int64_t panel_end, Acc<T>* scratch);
 };
 
 template <typename T>

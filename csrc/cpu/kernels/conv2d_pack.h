@@ -41,6 +41,24 @@ inline void copy_clipped(Acc<T>* dst, const T* src, int64_t begin, int64_t end, 
   if (to < end) fill_zero(dst + (to - begin), end - to);
 }
 
+// Calls body(offset of the first pixel in the images, first pixel in the block, pixels) for every piece of one row.
+template <typename T, typename Body>
+inline void for_each_pixel_run(const ConvImages<T>& images, const ConvWindow& window, int64_t pixel, int64_t count,
+                               const Body& body) {
+  int64_t x = pixel % window.width, y = pixel / window.width % window.height;
+  int64_t n = pixel / (window.width * window.height);
+  for (int64_t at = 0; at < count;) {
+    const int64_t length = smaller(window.width - x, count - at);
+    body(n * images.n_stride + y * images.y_stride + x * images.x_stride, at, length);
+    at += length;
+    x = 0;
+    if (++y == window.height) {
+      y = 0;
+      ++n;
+    }
+  }
+}
+
 // How patches of channels_last images are cut into runs: taps next to each other in memory make one run.
 struct PatchRuns {
   int64_t taps, length, cols, count;  // taps and elements of a run, runs in a row of taps, runs in all
@@ -227,39 +245,45 @@ void pack_point_columns(const T* src, int64_t c_stride, int64_t count, int64_t k
   }
 }
 
-// Weights to panels: kLanes filters at a time, a block of a run is transposed in registers and its rows go to their k.
+// One vector of filters, f and on, to a column of a panel whose rows are dst_row apart: a block of a run is transposed
+// in registers and its rows go to their k.
+template <typename T>
+void pack_filters(const ConvWeights<const T>& weights, int64_t f, Acc<T>* dst, int64_t dst_row) {
+  using A = Acc<T>;
+  constexpr int64_t kStep = kLanes<A>;
+  const int64_t lanes = smaller(larger(weights.filters - f, 0), kStep);
+  for (int64_t r = 0; r < weights.runs; ++r) {
+    const T* run = weights.data + f * weights.filter_stride + r * weights.run_stride;
+    if (weights.element_stride != 1) {  // filters are neighbours
+      for (int64_t e = 0; e < weights.run_length; ++e) {
+        const int64_t k = weights.row_of[e];
+        const Vec<A> v = lanes > 0 ? load(run + e * weights.element_stride, lanes) : Vec<A>{};
+        if (k >= 0) store(dst + (k + r * weights.run_step) * dst_row, v);
+      }
+      continue;
+    }
+    for (int64_t e = 0; e < weights.run_length; e += kStep) {
+      const int64_t width = smaller(weights.run_length - e, kStep);
+      Vec<A> block[kLanes<A>];
+      for (int64_t j = 0; j < kStep; ++j) {
+        block[j] = j < lanes ? load(run + j * weights.filter_stride + e, width) : Vec<A>{};
+      }
+      transpose<A>(block);
+      for (int64_t i = 0; i < width; ++i) {
+        const int64_t k = weights.row_of[e + i];
+        if (k >= 0) store(dst + (k + r * weights.run_step) * dst_row, block[i]);
+      }
+    }
+  }
+}
+
+// Weights to panels of kTileCols filters.
 template <typename T>
 void pack_weights(const ConvWeights<const T>& weights, int64_t K, int64_t panel_begin, int64_t panel_end,
                   Acc<T>* packed) {
-  using A = Acc<T>;
-  constexpr int64_t kStep = kLanes<A>;
-  const int64_t filter_end = panel_end * kTileCols<A>;
-  for (int64_t f = panel_begin * kTileCols<A>; f < filter_end; f += kStep) {
-    A* panel = packed + f / kTileCols<A> * kTileCols<A> * K + f % kTileCols<A>;
-    const int64_t lanes = smaller(larger(weights.filters - f, 0), kStep);
-    for (int64_t r = 0; r < weights.runs; ++r) {
-      const T* run = weights.data + f * weights.filter_stride + r * weights.run_stride;
-      if (weights.element_stride != 1) {  // filters are neighbours
-        for (int64_t e = 0; e < weights.run_length; ++e) {
-          const int64_t k = weights.row_of[e];
-          const Vec<A> v = lanes > 0 ? load(run + e * weights.element_stride, lanes) : Vec<A>{};
-          if (k >= 0) store(panel + (k + r * weights.run_step) * kTileCols<A>, v);
-        }
-        continue;
-      }
-      for (int64_t e = 0; e < weights.run_length; e += kStep) {
-        const int64_t width = smaller(weights.run_length - e, kStep);
-        Vec<A> block[kLanes<A>];
-        for (int64_t j = 0; j < kStep; ++j) {
-          block[j] = j < lanes ? load(run + j * weights.filter_stride + e, width) : Vec<A>{};
-        }
-        transpose<A>(block);
-        for (int64_t i = 0; i < width; ++i) {
-          const int64_t k = weights.row_of[e + i];
-          if (k >= 0) store(panel + (k + r * weights.run_step) * kTileCols<A>, block[i]);
-        }
-      }
-    }
+  constexpr int64_t kPanel = kTileCols<Acc<T>>, kStep = kLanes<Acc<T>>;
+  for (int64_t f = panel_begin * kPanel; f < panel_end * kPanel; f += kStep) {
+    pack_filters(weights, f, packed + f / kPanel * kPanel * K + f % kPanel, kPanel);
   }
 }
 

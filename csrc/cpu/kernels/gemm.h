@@ -120,6 +120,19 @@ struct TileSums {
     }
   }
 
+  // The same for rows anywhere: element k of each.
+  TILEWRIGHT_INLINE void add_rows(const E* const (&left)[kRows], int64_t k, const E* from) {
+    Vec<E> right[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) right[v] = load(from + v * kLanes<E>);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      const Vec<E> value = broadcast<E>(left[i][k]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) at[i][v] = fma(value, right[v], at[i][v]);
+    }
+  }
+
   // n: columns of the tile that are there, 1 <= n <= kVectors * kLanes. C is A, or a 16-bit type that is rounded to.
   template <typename C>
   TILEWRIGHT_INLINE void store_to(C* c, int64_t c_row, int64_t n, const TileEnd<C>& end) const {

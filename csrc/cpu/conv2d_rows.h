@@ -1,0 +1,149 @@
+// Dense and grouped convolution of channels_last images on the CPU (kernels/conv2d_rows.h): packs the weights and cuts
+// pixels and filters into work items for torch's threads. All cuts depend on the shape alone.
+#pragma once
+#include "cpu/conv2d_dense.h"
+
+namespace tilewright {
+
+// Images in the accumulation type, pixels in rows of channels.
+inline Tensor widened_images(const Tensor& images) {
+  const auto sums = accumulation_dtype(images.scalar_type());
+  return images.scalar_type() == sums ? images : images.to(sums);
+}
+
+template <typename T>
+ConvRowPanels conv_row_panels(int64_t filters) {
+  return ConvRowPanels(filters, kernels<T>().conv2d.row_lanes, kernels<T>().conv2d.row_vectors);
+}
+
+template <typename T>
+Tensor pack_conv_row_weights(const WeightLayout& layout, const T* data, int64_t group_stride, int64_t groups, int64_t K,
+                             const at::TensorOptions& options) {
+  const ConvRowPanels panels = conv_row_panels<T>(layout.filters);
+  const int64_t size = panels.filters() * K;
+  Tensor packed = at::empty({groups * size}, options);
+  Acc<T>* out = mutable_data<Acc<T>>(packed);
+  parallel_for_cost(groups * panels.count, size / panels.count, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t group = i / panels.count, panel = i % panels.count;
+      kernels<T>().conv2d.pack_row_weights(layout.at(data + group * group_stride), K, panel, panel + 1,
+                                           out + group * size);
+    }
+  });
+  return packed;
+}
+
+template <typename A>
+A* conv_rows_scratch(int64_t elements) {
+  return static_cast<A*>(thread_scratch(kConvScratchSlot, elements * sizeof(A)));
+}
+
+template <typename T>
+void run_conv_rows(const ConvRowsArgs<T>& args, int64_t images) {
+  const auto& kernel = kernels<T>().conv2d;
+  const ConvWindow& window = args.window;
+  const int64_t K = window.rows * window.cols * args.channels, pixels = images * window.height * window.width;
+  const ConvRowPanels panels = conv_row_panels<T>(args.filters);
+  // Whole tiles of 6, 9 and 12 rows; what a block reads, and its sums, stay in L2.
+  constexpr int64_t kPixels = 252, kFewestPixels = 63, kElements = 96 * 1024;
+  const int64_t of_pixel = args.in.x_stride * window.stride_y * window.stride_x;
+  int64_t most = kPixels;
+  while (most > kFewestPixels && most * of_pixel > kElements) most /= 2;
+  constexpr int64_t kItems = 16, kUnit = 12;
+  most = std::min(most, std::max(kUnit, divide_up(divide_up(pixels, kItems), kUnit) * kUnit));
+  const Cut blocks{pixels, divide_up(pixels, most), 1};
+  const Cut parts{panels.count, std::min(panels.count, divide_up(kItems, blocks.pieces)), 1};
+  // Two flops in a register tile take a thirtieth of the time of an element read.
+  const int64_t cost = args.groups * most * divide_up(args.filters, parts.pieces) * K / 32;
+  parallel_for_cost(blocks.pieces * parts.pieces, cost, [&](int64_t begin, int64_t end) {
+    auto* scratch = conv_rows_scratch<Acc<T>>(kernel.rows_scratch(window, args.channels, args.in.x_stride, most + 1));
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t block = i % blocks.pieces, part = i / blocks.pieces;
+      kernel.rows(args, blocks.at(block), blocks.at(block + 1), parts.at(part), parts.at(part + 1), scratch);
+    }
+  });
+}
+
+template <typename T>
+void rows_forward(const Conv2dShape& shape, const Tensor& x_in, const Tensor& weight, bool weight_last,
+                  const ConvEpilogue<T>& epilogue, const Tensor& output) {
+  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
+  const int64_t K = C * shape.kernel[0] * shape.kernel[1];
+  const Tensor x = widened_images(x_in);
+  const WeightLayout layout = forward_weights(shape, weight_last, ConvOrder::kTapsOuter);
+  const Tensor packed = pack_conv_row_weights(layout, const_data<T>(weight), F * K, shape.groups, K, x.options());
+  run_conv_rows(ConvRowsArgs<T>{images_of(x, const_data<Acc<T>>(x), 0, shape.format),
+                                images_of(output, mutable_data<T>(output), 0, shape.format), forward_window(shape),
+                                shape.groups, C, F, const_data<Acc<T>>(packed), epilogue},
+                shape.images);
+}
+
+template <typename T>
+void rows_input_grad(const Conv2dShape& shape, const Tensor& dy_in, const Tensor& weight, bool weight_last,
+                     const Tensor& dx) {
+  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
+  const int64_t group_weights = F * C * shape.kernel[0] * shape.kernel[1];
+  const Tensor dy = widened_images(dy_in);
+  for (const GradientClass& part : gradient_classes(shape)) {
+    if (part.taps() == 0) continue;  // dx is zero there
+    const WeightLayout layout = gradient_weights(shape, part, weight_last, ConvOrder::kTapsOuter);
+    const Tensor packed = pack_conv_row_weights(layout, const_data<T>(weight), group_weights, shape.groups,
+                                                part.taps() * F, dy.options());
+    const auto out = images_of(dx, mutable_data<T>(dx), 0, shape.format);
+    ConvRowsArgs<T> args{images_of(dy, const_data<Acc<T>>(dy), 0, shape.format),
+                         every_nth(out, part.y.residue, part.x.residue, shape.stride[0], shape.stride[1]),
+                         part.window(),
+                         shape.groups,
+                         F,
+                         C,
+                         const_data<Acc<T>>(packed),
+                         {}};
+    args.out.height = part.y.pixels;
+    args.out.width = part.x.pixels;
+    run_conv_rows(args, shape.images);
+  }
+}
+
+template <typename T>
+void rows_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x_in, const Tensor& dweight) {
+  const auto& kernel = kernels<T>().conv2d;
+  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups, groups = shape.groups;
+  const int64_t K = C * shape.kernel[0] * shape.kernel[1], pixels = shape.images * shape.out[0] * shape.out[1];
+  const Tensor x = widened_images(x_in);
+  const ConvRowPanels panels = conv_row_panels<T>(F);
+  // Chunks of pixels only where the parts of the result are too few for many threads.
+  constexpr int64_t kItems = 16, kPartK = 1024;
+  const Cut ks{K, divide_up(K, kPartK), 1};
+  const Cut chunks{pixels, std::min(divide_up(kItems, ks.pieces * panels.count), divide_up(pixels, kConvRowsGradPixels)),
+                   1};
+  const int64_t stride = panels.filters(), group_sums = chunks.pieces * K * stride;
+  Tensor sums = at::empty({groups * group_sums}, x.options());
+  const ConvRowsGradArgs<T> first{images_of(x, const_data<Acc<T>>(x), 0, shape.format),
+                                  images_of(dy, const_data<T>(dy), 0, shape.format),
+                                  forward_window(shape),
+                                  groups,
+                                  C,
+                                  F,
+                                  mutable_data<Acc<T>>(sums),
+                                  stride,
+                                  group_sums};
+  const int64_t cost = groups * (pixels / chunks.pieces) * (K / ks.pieces + 1) * (F / panels.count + 1) / 32;
+  parallel_for_cost(chunks.pieces * ks.pieces * panels.count, cost, [&](int64_t begin, int64_t end) {
+    auto* scratch = conv_rows_scratch<Acc<T>>(
+        kernel.rows_scratch(first.window, C, first.in.x_stride, kConvRowsGradPixels));
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t panel = i % panels.count, k = i / panels.count % ks.pieces, chunk = i / panels.count / ks.pieces;
+      ConvRowsGradArgs<T> args = first;
+      args.sums += chunk * K * stride;
+      kernel.rows_weight_grad(args, chunks.at(chunk), chunks.at(chunk + 1), ks.at(k), ks.at(k + 1), panel, panel + 1,
+                              scratch);
+    }
+  });
+  const WeightLayout layout = forward_weights(shape, /*channels_last=*/true, ConvOrder::kTapsOuter);
+  for (int64_t group = 0; group < groups; ++group) {
+    unpack_conv_weights(layout, const_data<Acc<T>>(sums) + group * group_sums, stride, chunks.pieces, K, F,
+                        mutable_data<T>(dweight) + group * F * K);
+  }
+}
+
+}  // namespace tilewright
