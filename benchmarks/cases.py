@@ -69,6 +69,8 @@ class Case:
     quick: bool = False
     size: float = 0  # what a sweep plots against; 0 where the case is none of a sweep
     axis: str = ""  # what `size` counts; one form and layout over one axis is one panel of the picture
+    kind: str = ""  # a class of cases within the form, and
+    network: str = ""  # the network that has such a layer: each has a line of its own in the report
     accuracy: float = 2.0  # how many times native's error is allowed (Winograd: 8, and 1e-5 relative in norm)
     # What the gate takes instead of the case itself.
     gate_on: Callable[[], Problem] | None = field(default=None, repr=False, compare=False)

@@ -1,6 +1,7 @@
 """What the benchmark suite counts and writes; its times are no test's business."""
 
 import csv
+import io
 import time
 from dataclasses import asdict
 
@@ -10,11 +11,14 @@ import torch
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
+from rich.console import Console
+
 from benchmarks import harness, pictures, report, results, run
-from benchmarks.cases import BYTES, TRAIN, Problem
+from benchmarks.cases import BYTES, TRAIN, Problem, dims
+from benchmarks.conv2d_networks import LAYERS
 from benchmarks.saved import saved_bytes
 
-NEW_COLUMNS = ("copies", "saved_native", "saved_ours", "axis")
+NEW_COLUMNS = ("copies", "saved_native", "saved_ours", "axis", "kind", "network")
 
 
 def _row(shape: str, **values: object) -> results.Row:
@@ -50,6 +54,7 @@ def test_rows_from_before_the_columns_still_read(tmp_path):
     results.write(path, [_row("9x9", copies=1.5, saved_native=800, saved_ours=108, axis=BYTES)])
     first, second = results.read(path)
     assert (first.copies, first.saved_native, first.saved_ours, first.axis) == (0, -1, -1, "")
+    assert (first.kind, first.network) == ("", "")
     assert (second.copies, second.saved_native, second.saved_ours, second.axis) == (1.5, 800, 108, BYTES)
 
 
@@ -68,6 +73,42 @@ def test_summary_says_what_is_saved_where_it_differs(tmp_path):
     assert "masked_scale" not in table
     assert "old" not in table
     assert "| dropout fp32 fwd+bwd | 2 | **2.00x** | 2.00x | 8x8 | 50% | 3.5 |" in summary
+
+
+def test_cases_of_a_kind_have_a_line_beside_their_group(tmp_path):
+    rows = [
+        _row("8x8", op="conv2d", form="conv2d", kind="1x1", network="NiN", ratio=4.0),
+        _row("9x9", op="conv2d", form="conv2d", kind="1x1", ratio=1.0),
+        _row("7x7", op="conv2d", form="conv2d", kind="odd", ratio=0.5),
+        _row("6x6"),
+    ]
+    results.write(tmp_path / "conv2d.csv", rows)
+    report.write_summary(tmp_path, {})
+    every, kinds, networks = (tmp_path / "summary.md").read_text().split("## What is counted")[0].split("### ")
+    assert "| conv2d fp32 fwd+bwd | 3 | **1.26x** | 0.50x | 7x7 |" in every
+    assert "| conv2d fp32 fwd+bwd: 1x1 | 2 | **2.00x** | 1.00x | 9x9 |" in kinds
+    assert "| conv2d fp32 fwd+bwd: odd | 1 | **0.50x** | 0.50x | 7x7 |" in kinds
+    assert "| conv2d fp32 fwd+bwd: NiN | 1 | **4.00x** | 4.00x | 8x8 |" in networks
+    assert "dropout" in every
+    assert "dropout" not in kinds + networks
+    console = Console(width=100, record=True, file=io.StringIO())
+    report.show(rows, console)
+    assert "conv2d fp32 fwd+bwd: odd" in console.export_text()
+
+
+def test_conv2d_measures_every_network_in_both_layouts_once():
+    pairs = run.select(["conv2d"])
+    labels = [case.label(direction) for case, direction in pairs]
+    assert len(labels) == len(set(labels)) < 400
+    assert all(case.kind for case, _ in pairs)
+    layouts: dict[tuple[str, int], set[str]] = {}
+    for case, _ in pairs:
+        if case.network:
+            layouts.setdefault((case.network, dims(case.shape.split()[0])[0]), set()).add(case.layout)
+    networks = {layer.network for layer in LAYERS}
+    assert {"LeNet", "AlexNet", "VGG", "NiN", "GoogLeNet", "ResNet", "MobileNet", "ConvNeXt", "U-Net"} <= networks
+    for network in networks - {"ViT"}:
+        assert layouts[network, 1] == layouts[network, 8] == {"NCHW", "NHWC"}
 
 
 @pytest.mark.parametrize(("sweep", "pairs"), [(True, 5), (False, 15)])
