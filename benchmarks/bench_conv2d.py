@@ -34,7 +34,7 @@ def _kind(batch: int, channels: int, kernel: int, stride: int, dilation: int, gr
         kind = "strided"
     else:
         kind = f"{kernel}x{kernel}" if kernel <= 3 else "5x5 and larger"
-    return f"{kind}, one image" if batch == 1 else kind
+    return f"{kind} (one image)" if batch == 1 else kind
 
 
 def _case(

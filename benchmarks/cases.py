@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 FORWARD, TRAIN = "fwd", "fwd+bwd"
+STEP = "step"  # of training a whole model: forward, loss, backward, and the optimizer's update, all inside the call
 BOTH = (FORWARD, TRAIN)
 
 Function = Callable[..., Tensor | tuple[Tensor, ...]]
@@ -35,7 +36,8 @@ class Problem:
     floating one). ``mutable`` are the positions that a call overwrites (running statistics): each side gets its own
     copy. Random functions set ``recover`` (the keep-mask of one call of ours, from inputs and a function that repeats
     the call with the same seed) and ``masked`` (native operations for a given mask): the gate compares under the same
-    mask.
+    mask. Calls that change what they are made of, or can not run in float64, bring their own gate, ``verify``: empty,
+    or why they get no time.
     """
 
     inputs: list[Tensor]
@@ -46,6 +48,7 @@ class Problem:
     mutable: tuple[int, ...] = ()
     masked: Function | None = None
     recover: Callable[..., Tensor] | None = None
+    verify: Callable[[], str] | None = None
     terms: int = 1  # how many products the longest sum of a result or gradient has; the gate asks in float64
 
     def wanted(self) -> tuple[int, ...]:
