@@ -1,4 +1,4 @@
-"""conv2d over the layers of networks: dense, pointwise, strided, dilated, stem, depthwise, grouped; NCHW and NHWC."""
+"""conv2d over the layers of networks (conv2d_networks.py), sizes that fit no tile, other types, and the fused form."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,8 @@ from torch import Tensor
 
 import tilewright.functional as TF
 
-from .cases import FORWARD, TRAIN, Case, Problem, Work, element_size, in_layout, randn
+from .cases import FORWARD, TRAIN, Case, Problem, Work, dims, element_size, in_layout, randn
+from .conv2d_networks import LAYERS
 
 MODEL = (
     "Flops: a forward is 2 N Ho Wo Co (Ci/groups) Kh Kw whatever the algorithm (Winograd does fewer, so it may pass "
@@ -19,6 +20,21 @@ MODEL = (
 
 
 _NATIVE: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+
+
+def _kind(batch: int, channels: int, kernel: int, stride: int, dilation: int, groups: int, first: bool) -> str:
+    """The class of a layer: what decides which kernels serve it and what limits them; one image apart from several."""
+    if first:
+        kind = "stem"
+    elif groups > 1:
+        kind = "depthwise" if groups == channels else "grouped"
+    elif dilation > 1:
+        kind = "dilated"
+    elif stride > 1:
+        kind = "strided"
+    else:
+        kind = f"{kernel}x{kernel}" if kernel <= 3 else "5x5 and larger"
+    return f"{kind} (one image)" if batch == 1 else kind
 
 
 def _case(
@@ -35,10 +51,14 @@ def _case(
     act: str = "",
     residual: bool = False,
     first: bool = False,
+    kind: str = "",
     **options: Any,
 ) -> Case:
-    """shape: NxCxHxW or NxCxH for squares. first: a network's first layer, whose input needs no gradient."""
-    sizes = [int(part) for part in shape.split("x")]
+    """shape: NxCxHxW or NxCxH for squares. first: a network's first layer, whose input needs no gradient.
+
+    kind: the class of the case where that is not the layer's own.
+    """
+    sizes = dims(shape)
     n, channels, height, width = (*sizes, sizes[-1])[:4]
     pad = dilation * (kernel // 2) if padding is None else padding
 
@@ -84,43 +104,55 @@ def _case(
     detail = f"{layout} residual" if residual else layout
     detail += f" {act}" if act not in ("", "relu") else ""
     form = "conv2d_act" if act else "conv2d"
-    return Case("conv2d", form, name, build, dtype, detail, accuracy=8, **options)
+    kind = kind or _kind(n, channels, kernel, stride, dilation, groups, first)
+    return Case("conv2d", form, name, build, dtype, detail, accuracy=8, kind=kind, **options)
 
 
 def _both_layouts(shape: str, out: int, kernel: int, dtype: torch.dtype = torch.float32, **options: Any) -> list[Case]:
-    return [_case(shape, out, kernel, dtype, layout, **options) for layout in ("NCHW", "NHWC")]
+    """One case where there is one channel: its two layouts are the same tensor."""
+    layouts = ("NCHW", "NHWC") if dims(shape)[1] > 1 else ("NCHW",)
+    return [_case(shape, out, kernel, dtype, layout, **options) for layout in layouts]
 
 
-_BF16 = torch.bfloat16
+def _network_cases() -> list[Case]:
+    return [
+        case
+        for layer in LAYERS
+        for batch in layer.batches
+        for case in _both_layouts(
+            f"{batch}x{layer.image}", layer.out, layer.kernel, quick=batch in layer.quick, **layer.options()
+        )
+    ]
+
+
+_BF16, _FP16, _FP64 = torch.bfloat16, torch.float16, torch.float64
 
 CASES = [
-    *_both_layouts("8x64x56", 64, 3, quick=True),
-    *_both_layouts("8x128x28", 128, 3, quick=True),
-    *_both_layouts("8x256x14", 256, 3),
-    *_both_layouts("8x512x7", 512, 3),
-    *_both_layouts("8x64x56", 256, 1, quick=True),
-    *_both_layouts("8x1024x14", 256, 1),
-    *_both_layouts("8x128x56", 128, 3, stride=2),
-    *_both_layouts("8x256x56", 512, 1, stride=2),
-    *_both_layouts("8x3x224", 64, 7, stride=2, padding=3, first=True, quick=True),
-    *_both_layouts("8x3x224", 32, 3, stride=2, first=True),
-    *_both_layouts("8x96x56", 96, 3, groups=96, quick=True),
-    *_both_layouts("8x192x28", 192, 7, groups=192),
-    *_both_layouts("8x144x28", 144, 3, groups=144, stride=2),
+    *_network_cases(),
     *_both_layouts("8x128x28", 128, 3, groups=8),
-    _case("64x1x28", 6, 5, padding=0, first=True, quick=True),
-    _case("64x6x12", 16, 5, padding=0),
-    _case("8x3x224", 768, 16, stride=16, padding=0, first=True),
-    _case("4x64x28", 64, 3, dilation=2),
-    _case("8x61x29", 67, 3),
-    _case("1x64x56", 64, 3, directions=(FORWARD,), quick=True),
-    _case("1x256x14", 256, 3, layout="NHWC", directions=(FORWARD,)),
+    *_both_layouts("4x64x28", 64, 3, dilation=2),
+    *_both_layouts("4x64x28", 64, 3, dilation=3),
+    # Primes, one channel, one more than a block, images that are no squares.
+    *_both_layouts("8x61x29", 67, 3, kind="odd"),
+    _case("4x1x127", 1, 3, kind="odd"),
+    *_both_layouts("2x513x17", 257, 3, kind="odd"),
+    *_both_layouts("2x513x17", 513, 1, kind="odd"),
+    *_both_layouts("8x64x3x200", 64, 3, kind="odd"),
     # The layers of examples/digits.py.
     _case("64x1x8", 64, 3, first=True),
     *_both_layouts("64x64x8", 128, 3, quick=True),
     *_both_layouts("64x128x4", 128, 3),
+    # Other types: a layer of each class.
     *_both_layouts("8x128x28", 128, 3, _BF16),
-    _case("8x64x56", 256, 1, _BF16, "NHWC"),
+    *_both_layouts("8x64x56", 256, 1, _BF16),
+    *_both_layouts("8x128x56", 128, 3, _BF16, stride=2),
+    *_both_layouts("8x3x224", 64, 7, _BF16, stride=2, first=True),
+    *_both_layouts("8x96x56", 96, 3, _BF16, groups=96),
+    *_both_layouts("8x128x28", 128, 3, _BF16, groups=8),
+    *_both_layouts("8x128x28", 128, 3, _FP16),
+    _case("8x64x56", 256, 1, _FP16, "NHWC"),
+    *_both_layouts("8x128x28", 128, 3, _FP64),
+    _case("8x64x56", 256, 1, _FP64, "NHWC"),
     *_both_layouts("8x128x28", 128, 3, act="relu"),
     *_both_layouts("8x256x14", 256, 3, act="relu", residual=True),
     _case("8x128x28", 128, 3, layout="NHWC", act="relu", residual=True, quick=True),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 FORWARD, TRAIN = "fwd", "fwd+bwd"
+STEP = "step"  # of training a whole model: forward, loss, backward, and the optimizer's update, all inside the call
 BOTH = (FORWARD, TRAIN)
 
 Function = Callable[..., Tensor | tuple[Tensor, ...]]
@@ -35,7 +36,8 @@ class Problem:
     floating one). ``mutable`` are the positions that a call overwrites (running statistics): each side gets its own
     copy. Random functions set ``recover`` (the keep-mask of one call of ours, from inputs and a function that repeats
     the call with the same seed) and ``masked`` (native operations for a given mask): the gate compares under the same
-    mask.
+    mask. Calls that change what they are made of, or can not run in float64, bring their own gate, ``verify``: empty,
+    or why they get no time.
     """
 
     inputs: list[Tensor]
@@ -46,6 +48,7 @@ class Problem:
     mutable: tuple[int, ...] = ()
     masked: Function | None = None
     recover: Callable[..., Tensor] | None = None
+    verify: Callable[[], str] | None = None
     terms: int = 1  # how many products the longest sum of a result or gradient has; the gate asks in float64
 
     def wanted(self) -> tuple[int, ...]:
@@ -69,6 +72,8 @@ class Case:
     quick: bool = False
     size: float = 0  # what a sweep plots against; 0 where the case is none of a sweep
     axis: str = ""  # what `size` counts; one form and layout over one axis is one panel of the picture
+    kind: str = ""  # a class of cases within the form, and
+    network: str = ""  # the network that has such a layer: each has a line of its own in the report
     accuracy: float = 2.0  # how many times native's error is allowed (Winograd: 8, and 1e-5 relative in norm)
     # What the gate takes instead of the case itself.
     gate_on: Callable[[], Problem] | None = field(default=None, repr=False, compare=False)

@@ -65,9 +65,9 @@ class Timing:
 
 
 def make_call(function: Function, problem: Problem, direction: str) -> Callable[[], object]:
-    """The call to time: forward, or forward and torch.autograd.grad, on tensors made beforehand."""
+    """The call to time: the function, or it and torch.autograd.grad, on tensors made beforehand."""
     inputs = gate.leaves(problem, direction)
-    if direction == FORWARD:
+    if direction != TRAIN:
         return lambda: function(*inputs)
     wanted = [inputs[i] for i in problem.wanted()]
     outputs: tuple[Tensor, ...] = gate.as_tuple(function(*inputs))
@@ -139,7 +139,7 @@ def measure(
     if case.size:
         release_memory()
     native = wrap_native(problem.native) if wrap_native else problem.native
-    with torch.no_grad() if direction != TRAIN else nullcontext():
+    with torch.no_grad() if direction == FORWARD else nullcontext():
         calls = make_call(native, problem, direction), make_call(problem.ours, problem, direction)
         if case.size:
             release_memory()

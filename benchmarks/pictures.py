@@ -13,7 +13,7 @@ from .results import NATIVE, Row
 
 mpl.use("Agg")
 
-_COLOURS = {"fwd": "#4c78a8", "fwd+bwd": "#f58518"}
+_COLOURS = {"fwd": "#4c78a8", "fwd+bwd": "#f58518", "step": "#b279a2"}
 _GREY, _OURS = "#9d9d9d", "#2a9d5c"
 
 

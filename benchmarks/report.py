@@ -1,7 +1,8 @@
 """Tables for people: per op on the console, and summary.md with one line per group.
 
 A group is a form, a dtype and a direction (the tiny calls of bench_overhead are one group); its figure is the
-geometric mean of the ratios, its worst the lowest single case.
+geometric mean of the ratios, its worst the lowest single case. Cases that name their kind or network are grouped by
+these once more.
 """
 
 import math
@@ -18,10 +19,13 @@ from rich.table import Table
 from . import results
 from .results import NATIVE, Row
 
+# What a group is divided by, and its title; a case that leaves the field empty is in the undivided group only.
+PARTS = {"kind": "by kind of case", "network": "by network"}
+
 
 @dataclass(frozen=True)
 class Group:
-    """The cases of one form, dtype and direction."""
+    """The cases of one form, dtype and direction, or of a part of them."""
 
     name: str
     op: str
@@ -32,16 +36,18 @@ class Group:
     cases: int
 
 
-def groups(rows: Iterable[Row]) -> list[Group]:
-    """Groups of the rows that have a time, in order of appearance."""
-    members: dict[tuple[str, str, str, str], list[Row]] = {}
+def groups(rows: Iterable[Row], part: str = "") -> list[Group]:
+    """Groups of the rows that have a time, in order of appearance; divided by a field of PARTS where one is named."""
+    members: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        if row.ok:
+        value = getattr(row, part) if part else ""
+        if row.ok and (value or not part):
             form = row.op if row.op == "overhead" else row.form
-            members.setdefault((row.op, form, row.dtype, row.direction), []).append(row)
+            name = f"{form} {row.dtype} {row.direction}" + (f": {value}" if value else "")
+            members.setdefault((row.op, name), []).append(row)
     return [
         Group(
-            name=f"{form} {dtype} {direction}",
+            name=name,
             op=op,
             geomean=math.exp(statistics.fmean(math.log(row.ratio) for row in group)),
             worst=min(group, key=lambda row: row.ratio),
@@ -49,7 +55,7 @@ def groups(rows: Iterable[Row]) -> list[Group]:
             copies=statistics.median([row.copies for row in group if row.copies] or [0]),
             cases=len(group),
         )
-        for (op, form, dtype, direction), group in members.items()
+        for (op, name), group in members.items()
     ]
 
 
@@ -124,14 +130,14 @@ def op_table(op: str, rows: Sequence[Row]) -> Table:
     return table
 
 
-def group_table(rows: Sequence[Row]) -> Table:
+def group_table(rows: Sequence[Row], part: str = "") -> Table:
     """One line per group."""
-    table = _table(f"ratio {rows[0].comparator}/ours by group")
-    table.add_column("group", overflow="fold", max_width=38)
+    table = _table(f"ratio {rows[0].comparator}/ours {PARTS.get(part, 'by group')}")
+    table.add_column("group", overflow="fold", max_width=45)
     for heading in ("cases", "geomean", "worst"):
         table.add_column(heading, justify="right")
     table.add_column("worst case", overflow="fold", max_width=30)
-    for group in groups(rows):
+    for group in groups(rows, part):
         worst = group.worst.ratio
         table.add_row(
             escape(group.name),
@@ -147,8 +153,9 @@ def show(rows: Sequence[Row], console: Console) -> None:
     """Tables of one run."""
     for op in dict.fromkeys(row.op for row in rows):
         console.print(op_table(op, [row for row in rows if row.op == op]))
-    if any(row.ok for row in rows):
-        console.print(group_table([row for row in rows if row.ok]))
+    for part in ("", *PARTS):
+        if groups(rows, part):
+            console.print(group_table(rows, part))
     for row in rows:
         if not row.ok:
             console.print(
@@ -156,12 +163,12 @@ def show(rows: Sequence[Row], console: Console) -> None:
             )
 
 
-def _markdown_table(rows: Sequence[Row]) -> list[str]:
+def _markdown_table(rows: Sequence[Row], part: str = "") -> list[str]:
     lines = [
         "| group | cases | geomean | worst | worst case | share of limit (median) | times a copy (median) |",
         "|---|--:|--:|--:|---|--:|--:|",
     ]
-    for group in groups(rows):
+    for group in groups(rows, part):
         worst = group.worst
         lines.append(
             f"| {group.name} | {group.cases} | **{group.geomean:.2f}x** | {worst.ratio:.2f}x "
@@ -213,6 +220,9 @@ def write_summary(folder: Path, models: Mapping[str, str]) -> None:
         chosen = [row for row in rows if row.comparator == comparator and row.ok]
         if chosen:
             lines += ["", f"## {title}", "", *_markdown_table(chosen)]
+        for part, heading in PARTS.items():
+            if groups(chosen, part):
+                lines += ["", f"### {heading.capitalize()}", "", *_markdown_table(chosen, part)]
     table = _saved_table([row for row in rows if row.ok])
     if table:
         lines += ["", "## Saved for backward", ""]

@@ -47,6 +47,8 @@ class Row:
     saved_ours: int = -1
     size: float = 0.0
     axis: str = ""
+    kind: str = ""  # of the case, as the next: what the report groups by beside form and type
+    network: str = ""
     machine: str = ""
     torch: str = ""
     tilewright: str = ""
@@ -91,6 +93,8 @@ def make_row(
         bytes=work.bytes,
         size=case.size,
         axis=case.axis,
+        kind=case.kind,
+        network=case.network,
         machine=machine.cpu,
         torch=machine.torch,
         tilewright=machine.tilewright,

@@ -17,7 +17,7 @@ from . import comparators, harness, machine, memory, pictures, report, results, 
 from .cases import TRAIN, Case, Function
 from .roofline import Roofline
 
-OPS = ("layer_norm", "batch_norm", "conv2d", "matmul", "linear", "dropout", "attention", "overhead")
+OPS = ("layer_norm", "batch_norm", "conv2d", "matmul", "linear", "dropout", "attention", "models", "overhead")
 
 # What caps each library to an ISA, so that --isa compares both sides as on a machine without the wider one.
 _ISA_ENVIRONMENT = {
@@ -39,14 +39,18 @@ _ISA_ENVIRONMENT = {
 }
 
 
-def select(ops: Sequence[str], *, quick: bool = False, sweep: bool = False) -> list[tuple[Case, str]]:
-    """(case, direction) of the named ops; quick keeps the cases marked so."""
+def select(ops: Sequence[str], *, quick: bool = False, sweep: bool = False, match: str = "") -> list[tuple[Case, str]]:
+    """(case, direction) of the named ops; quick keeps the cases marked so, match those with the text in their names."""
     pairs = []
     for op in ops:
         module = importlib.import_module(f"benchmarks.bench_{op}")
         cases: list[Case] = getattr(module, "SWEEP", []) if sweep else module.CASES
         pairs += [(case, direction) for case in cases if case.quick or not quick for direction in case.directions]
-    return pairs
+
+    def names(case: Case, direction: str) -> str:
+        return f"{case.label(direction)} {case.kind} {case.network}".lower()
+
+    return [pair for pair in pairs if match.lower() in names(*pair)]
 
 
 def models(ops: Sequence[str]) -> dict[str, str]:
@@ -84,6 +88,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tilewright bench", description="native PyTorch and tilewright, case by case")
     parser.add_argument("ops", nargs="*", metavar="op", help=f"what to run (all): {', '.join(OPS)}")
     parser.add_argument("--quick", action="store_true", help="a subset of the cases, under five minutes")
+    parser.add_argument(
+        "--match", metavar="TEXT", default="", help="the cases with TEXT in their name, kind or network"
+    )
     parser.add_argument("--sweep", action="store_true", help="speed over size for each op, as a picture")
     parser.add_argument("--memory", action="store_true", help="attention's peak memory over length, as a picture")
     parser.add_argument("--json", action="store_true", help="rows as JSON on stdout instead of tables")
@@ -117,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         memory.run(arguments.results / machine.describe().slug, console)
         return 0
     ops = arguments.ops or list(OPS)
-    pairs = select(ops, quick=arguments.quick, sweep=arguments.sweep)
+    pairs = select(ops, quick=arguments.quick, sweep=arguments.sweep, match=arguments.match)
     pairs = [(case, direction) for case, direction in pairs if comparators.applies(arguments.comparator, case)]
     rows = _measure_all(pairs, console, arguments.comparator, comparators.WRAP.get(arguments.comparator))
 

@@ -1,20 +1,27 @@
 """What the benchmark suite counts and writes; its times are no test's business."""
 
 import csv
+import io
 import time
 from dataclasses import asdict
 
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from benchmarks import harness, pictures, report, results, run
-from benchmarks.cases import BYTES, TRAIN, Problem
-from benchmarks.saved import saved_bytes
+from rich.console import Console
 
-NEW_COLUMNS = ("copies", "saved_native", "saved_ours", "axis")
+from benchmarks import bench_models, gate, harness, pictures, report, results, run
+from benchmarks.cases import BYTES, FORWARD, STEP, TRAIN, Problem, dims
+from benchmarks.conv2d_networks import LAYERS
+from benchmarks.models import mobilenet_v2, resnet18, resnet50
+from benchmarks.saved import saved_bytes
+from tilewright.testing import ops_called
+
+NEW_COLUMNS = ("copies", "saved_native", "saved_ours", "axis", "kind", "network")
 
 
 def _row(shape: str, **values: object) -> results.Row:
@@ -50,6 +57,7 @@ def test_rows_from_before_the_columns_still_read(tmp_path):
     results.write(path, [_row("9x9", copies=1.5, saved_native=800, saved_ours=108, axis=BYTES)])
     first, second = results.read(path)
     assert (first.copies, first.saved_native, first.saved_ours, first.axis) == (0, -1, -1, "")
+    assert (first.kind, first.network) == ("", "")
     assert (second.copies, second.saved_native, second.saved_ours, second.axis) == (1.5, 800, 108, BYTES)
 
 
@@ -68,6 +76,108 @@ def test_summary_says_what_is_saved_where_it_differs(tmp_path):
     assert "masked_scale" not in table
     assert "old" not in table
     assert "| dropout fp32 fwd+bwd | 2 | **2.00x** | 2.00x | 8x8 | 50% | 3.5 |" in summary
+
+
+def test_cases_of_a_kind_have_a_line_beside_their_group(tmp_path):
+    rows = [
+        _row("8x8", op="conv2d", form="conv2d", kind="1x1", network="NiN", ratio=4.0),
+        _row("9x9", op="conv2d", form="conv2d", kind="1x1", ratio=1.0),
+        _row("7x7", op="conv2d", form="conv2d", kind="odd", ratio=0.5),
+        _row("6x6"),
+    ]
+    results.write(tmp_path / "conv2d.csv", rows)
+    report.write_summary(tmp_path, {})
+    every, kinds, networks = (tmp_path / "summary.md").read_text().split("## What is counted")[0].split("### ")
+    assert "| conv2d fp32 fwd+bwd | 3 | **1.26x** | 0.50x | 7x7 |" in every
+    assert "| conv2d fp32 fwd+bwd: 1x1 | 2 | **2.00x** | 1.00x | 9x9 |" in kinds
+    assert "| conv2d fp32 fwd+bwd: odd | 1 | **0.50x** | 0.50x | 7x7 |" in kinds
+    assert "| conv2d fp32 fwd+bwd: NiN | 1 | **4.00x** | 4.00x | 8x8 |" in networks
+    assert "dropout" in every
+    assert "dropout" not in kinds + networks
+    console = Console(width=100, record=True, file=io.StringIO())
+    report.show(rows, console)
+    assert "conv2d fp32 fwd+bwd: odd" in console.export_text()
+
+
+def test_conv2d_measures_every_network_in_both_layouts_once():
+    pairs = run.select(["conv2d"])
+    labels = [case.label(direction) for case, direction in pairs]
+    assert len(labels) == len(set(labels)) < 400
+    assert all(case.kind for case, _ in pairs)
+    layouts: dict[tuple[str, int], set[str]] = {}
+    for case, _ in pairs:
+        if case.network:
+            layouts.setdefault((case.network, dims(case.shape.split()[0])[0]), set()).add(case.layout)
+    networks = {layer.network for layer in LAYERS}
+    assert {"LeNet", "AlexNet", "VGG", "NiN", "GoogLeNet", "ResNet", "MobileNet", "ConvNeXt", "U-Net"} <= networks
+    for network in networks - {"ViT"}:
+        assert layouts[network, 1] == layouts[network, 8] == {"NCHW", "NHWC"}
+
+
+def _tiny(classes: int) -> nn.Module:
+    body = [nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5)]
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+
+
+def _model_case(direction: str, **options: object):
+    network = bench_models._Network("tiny", _tiny, "4x3x10", 3)
+    return bench_models._case(network, direction, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_a_step_of_a_model_is_gated_and_updates_both_sides(dtype, layout):
+    case = _model_case(STEP, dtype=dtype, layout=layout)
+    problem = case.build()
+    assert gate.check(case, problem, STEP) == ""
+    torch.manual_seed(0)
+    for function in (problem.native, problem.ours):
+        step = harness.make_call(function, problem, STEP)
+        losses = [step().item() for _ in range(200)]
+        assert sum(losses[-20:]) < sum(losses[:20])
+    assert "tilewright::batch_norm_act" in str(ops_called(lambda: problem.ours(*problem.inputs)))
+    assert "tilewright" not in str(ops_called(lambda: problem.native(*problem.inputs)))
+
+
+def _wrong(model: nn.Module, change) -> nn.Module:
+    change(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("direction", "change", "reason"),
+    [
+        (STEP, lambda m: m[0].weight.register_hook(lambda g: 1.1 * g), "gradients: "),
+        (STEP, lambda m: m[0].register_forward_hook(lambda *args: args[2].detach()), "RuntimeError: "),
+        (STEP, lambda m: m[-1].register_forward_hook(lambda *args: 1.001 * args[2]), "loss: "),
+        (FORWARD, lambda m: m[-1].register_forward_hook(lambda *args: 1.0001 * args[2]), "results: "),
+    ],
+)
+def test_a_model_with_a_wrong_layer_gets_no_time(monkeypatch, direction, change, reason):
+    case = _model_case(direction)
+    assert gate.check(case, case.build(), direction) == ""
+    monkeypatch.setattr("tilewright.accelerate", lambda model: _wrong(model, change))
+    timing, found = harness.measure(case, case.build(), direction)
+    assert timing is None
+    assert found.startswith(reason)
+
+
+def test_match_chooses_by_class_network_or_name():
+    kinds = {case.kind for case, _ in run.select(["conv2d"], match="Depthwise")}
+    assert kinds == {
+        "depthwise",
+        "depthwise (one image)",
+    }
+    assert {case.network for case, _ in run.select(["conv2d", "models"], match="u-net")} == {"U-Net"}
+    assert len(run.select(["conv2d"], match="1x64x56 3x3->64 NCHW fp32 fwd+bwd")) == 1
+
+
+def test_models_are_few_and_of_the_sizes_of_the_papers():
+    pairs = run.select(["models"])
+    assert len(pairs) == len({case.label(direction) for case, direction in pairs}) <= 12
+    with torch.device("meta"):
+        sizes = [sum(p.numel() for p in m(1000).parameters()) for m in (resnet18, resnet50, mobilenet_v2)]
+    assert sizes == [11_689_512, 25_557_032, 3_504_872]
 
 
 @pytest.mark.parametrize(("sweep", "pairs"), [(True, 5), (False, 15)])
