@@ -1,4 +1,4 @@
-// conv2d on the CPU: brings the tensors into one memory format, then depthwise or dense kernels do the work.
+// conv2d on the CPU: chooses the way to compute it, and the memory format that this way works in.
 #include "ops/conv2d.h"
 
 #include <ATen/ops/index_select.h>
@@ -6,6 +6,9 @@
 #include <ATen/ops/tensor.h>
 
 #include "cpu/conv2d_depthwise.h"
+#include "cpu/conv2d_format.h"
+#include "cpu/conv2d_pairs.h"
+#include "cpu/conv2d_planes.h"
 #include "cpu/conv2d_pointwise.h"
 #include "cpu/conv2d_rows.h"
 #include "cpu/conv2d_winograd_weight_grad.h"
@@ -14,12 +17,44 @@
 namespace tilewright {
 namespace {
 
-constexpr auto kPlanes = at::MemoryFormat::Contiguous;
+enum class ConvWay {
+  kDepthwise,  // sums over taps
+  kPointwise,  // 1x1: a product of matrices
+  kPairs,      // products of pairs of bfloat16
+  kWinograd,   // 3x3 of stride 1; where a sum is not finite, kDense
+  kDense,      // products of patches that are not written: of rows (channels_last) or planes
+};
 
-// Readable by the kernels of the format without a copy: its innermost dimension has stride 1.
-Tensor in_format(const Tensor& tensor, at::MemoryFormat format) {
-  const int64_t inner = format == kPlanes ? 3 : 1;
-  return tensor.stride(inner) == 1 ? tensor : tensor.contiguous(format);
+struct ConvPlan {
+  ConvWay way;
+  at::MemoryFormat format;
+};
+
+// Groups of few filters fill a vector of pixels, not one of filters: such channels_last images are worked on as planes.
+bool prefers_planes(const Conv2dShape& shape) {
+  constexpr int64_t kFewFilters = 16;
+  return shape.format != kPlanes && shape.groups > 1 &&
+         std::max(shape.filters, shape.channels) / shape.groups < kFewFilters;
+}
+
+// Planes of narrow images waste a block's columns at every row's end: with enough channels to fill vectors of filters,
+// copying such images to channels_last and back costs less.
+bool prefers_channels_last(const Conv2dShape& shape) {
+  constexpr int64_t kNarrow = 8, kManyChannels = 32;
+  return shape.format == kPlanes && shape.groups == 1 && shape.out[1] <= kNarrow &&
+         shape.kernel[0] * shape.kernel[1] > 1 && std::min(shape.filters, shape.channels) >= kManyChannels;
+}
+
+// A function of the shape, the dtype, the instruction set and the switches of Winograd. adds_twice: a bias and a
+// residual, of which a product of matrices adds one.
+ConvPlan choose_plan(const Conv2dShape& shape, at::ScalarType dtype, bool adds_twice = false) {
+  constexpr auto kLast = at::MemoryFormat::ChannelsLast;
+  if (is_depthwise(shape)) return {ConvWay::kDepthwise, shape.format};
+  if (pointwise_suits(shape, dtype) && !adds_twice) return {ConvWay::kPointwise, shape.format};
+  if (multiplies_pairs(dtype)) return {ConvWay::kPairs, kLast};
+  if (winograd_suits(shape, dtype)) return {ConvWay::kWinograd, shape.format};
+  if (prefers_planes(shape)) return {ConvWay::kDense, kPlanes};
+  return {ConvWay::kDense, prefers_channels_last(shape) ? kLast : shape.format};
 }
 
 // Weights contiguous in one format or the other: both are packed without a copy.
@@ -32,32 +67,17 @@ DenseWeight dense_weight(const Tensor& weight) {
   return {last ? weight : weight.contiguous(), last};
 }
 
-// Groups of few filters fill a vector of pixels, not one of filters: such channels_last images are worked on as planes.
-bool prefers_planes(const Conv2dShape& shape) {
-  constexpr int64_t kFewFilters = 16;
-  return shape.format != kPlanes && shape.groups > 1 && !is_depthwise(shape) &&
-         std::max(shape.filters, shape.channels) / shape.groups < kFewFilters;
-}
-
-// Planes of narrow images waste a block's columns at every row's end: with enough channels to fill vectors of filters,
-// copying such images to channels_last and back costs less.
-bool prefers_channels_last(const Conv2dShape& shape) {
-  constexpr int64_t kNarrow = 8, kManyChannels = 32;
-  return shape.format == kPlanes && shape.groups == 1 && shape.out[1] <= kNarrow &&
-         shape.kernel[0] * shape.kernel[1] > 1 && std::min(shape.filters, shape.channels) >= kManyChannels;
-}
-
-// The format the kernels work in, whatever the result is promised in.
-at::MemoryFormat working_format(const Conv2dShape& shape, at::ScalarType dtype) {
-  if (winograd_suits(shape, dtype)) return shape.format;
-  if (prefers_planes(shape)) return kPlanes;
-  return prefers_channels_last(shape) ? at::MemoryFormat::ChannelsLast : shape.format;
-}
-
-// A result that was computed in one format, in the format it is promised in.
-Tensor result_in(const Tensor& result, at::MemoryFormat computed, at::MemoryFormat promised) {
-  if (computed == promised || !result.defined()) return result;
-  return at::empty(result.sizes(), result.options().memory_format(promised)).copy_(result);
+template <typename T>
+void forward(ConvWay way, const Conv2dShape& shape, const Tensor& x, const Tensor& weight_in,
+             const ConvEpilogue<T>& epilogue, const Tensor& output) {
+  if (way == ConvWay::kDepthwise) return depthwise_forward<T>(shape, x, weight_in, epilogue, output);
+  const auto [weight, weight_last] = dense_weight(weight_in);
+  if constexpr (std::is_same_v<T, BF16>) {
+    if (way == ConvWay::kPairs) return pairs_forward(shape, x, weight, weight_last, epilogue, output);
+  }
+  if (way == ConvWay::kWinograd && winograd_forward<T>(shape, x, weight, weight_last, epilogue, output)) return;
+  if (shape.format == kPlanes) return planes_forward<T>(shape, x, weight, weight_last, epilogue, output);
+  rows_forward<T>(shape, x, weight, weight_last, epilogue, output);
 }
 
 std::tuple<Tensor, Tensor> conv2d_forward_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias_opt,
@@ -74,57 +94,31 @@ std::tuple<Tensor, Tensor> conv2d_forward_cpu(const Tensor& input, const Tensor&
   if (shape.empty()) {
     return {at::empty(size, input.options()), saves_pre ? at::empty(size, input.options()) : Tensor()};
   }
-  const auto result_format = shape.format;
-  shape.format = working_format(shape, input.scalar_type());
+  const auto promised = shape.format;
+  const ConvPlan plan = choose_plan(shape, dtype, bias_in.defined() && residual_in.defined());
+  shape.format = plan.format;
 
   Tensor output = at::empty(size, input.options().memory_format(shape.format));
   Tensor pre = saves_pre ? at::empty_like(output) : Tensor();
-  const Tensor x = in_format(input, shape.format);
-  const Tensor bias = as_accumulator(bias_in, dtype);
   // The kernels read the residual at the output's offsets.
-  const Tensor residual = residual_in.defined() ? residual_in.contiguous(shape.format) : residual_in;
-  if (pointwise_suits(shape, dtype) && !(bias.defined() && residual.defined())) {
-    pointwise_forward(shape, x, weight.contiguous(), bias_in, residual, activation, output, pre);
-    return {result_in(output, shape.format, result_format), result_in(pre, shape.format, result_format)};
+  const Tensor residual = residual_in.defined() ? dense_in_format(residual_in, shape.format) : residual_in;
+  if (plan.way == ConvWay::kPointwise) {
+    pointwise_forward(shape, input, weight.contiguous(), bias_in, residual, activation, output, pre);
+  } else {
+    const Tensor x = in_format(input, shape.format), bias = as_accumulator(bias_in, dtype);
+    dispatch_floating(dtype, "conv2d", [&](auto element) {
+      using T = decltype(element);
+      forward<T>(plan.way, shape, x, weight,
+                 {const_data<Acc<T>>(bias), const_data<T>(residual), activation, mutable_data<T>(pre)}, output);
+    });
   }
-  dispatch_floating(dtype, "conv2d", [&](auto element) {
-    using T = decltype(element);
-    const ConvEpilogue<T> epilogue{const_data<Acc<T>>(bias), const_data<T>(residual), activation, mutable_data<T>(pre)};
-    if (is_depthwise(shape)) return depthwise_forward<T>(shape, x, weight, epilogue, output);
-    const auto [packed_from, weight_last] = dense_weight(weight);
-    if (winograd_suits(shape, dtype) && winograd_forward<T>(shape, x, packed_from, weight_last, epilogue, output)) {
-      return;
-    }
-    if (shape.format != kPlanes) return rows_forward<T>(shape, x, packed_from, weight_last, epilogue, output);
-    dense_forward<T>(shape, x, packed_from, weight_last, epilogue, output);
-  });
-  return {result_in(output, shape.format, result_format), result_in(pre, shape.format, result_format)};
+  return {result_in(output, shape.format, promised), result_in(pre, shape.format, promised)};
 }
 
-Tensor input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight) {
-  const bool depthwise = is_depthwise(shape);
-  // Where the kernel skips pixels, their gradient is 0.
-  bool every_pixel = true;
-  for (const GradientClass& part : gradient_classes(shape)) every_pixel = every_pixel && part.taps() > 0;
-  const std::array<int64_t, 4> size{shape.images, depthwise ? shape.filters : shape.channels, shape.height,
-                                    shape.width};
-  Tensor dx = at::empty(size, dy.options().memory_format(shape.format));
-  if (!every_pixel) dx.zero_();
-  if (pointwise_suits(shape, dy.scalar_type())) {
-    pointwise_input_grad(shape, dy.contiguous(shape.format), weight.contiguous(), dx);
-    return dx;
-  }
-  dispatch_floating(dy.scalar_type(), "conv2d_backward", [&](auto element) {
-    using T = decltype(element);
-    if (depthwise) return depthwise_input_grad<T>(shape, dy, weight, dx);
-    const auto [packed_from, weight_last] = dense_weight(weight);
-    if (winograd_suits(shape, dy.scalar_type()) && winograd_input_grad<T>(shape, dy, packed_from, weight_last, dx)) {
-      return;
-    }
-    if (shape.format != kPlanes) return rows_input_grad<T>(shape, dy, packed_from, weight_last, dx);
-    dense_input_grad<T>(shape, dy, packed_from, weight_last, dx);
-  });
-  if (size[1] == shape.channels) return dx;
+Tensor depthwise_input_gradient(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight, const Tensor& dx) {
+  dispatch_floating(dy.scalar_type(), "conv2d_backward",
+                    [&](auto element) { depthwise_input_grad<decltype(element)>(shape, dy, weight, dx); });
+  if (dx.size(1) == shape.channels) return dx;
   const auto sums = accumulation_dtype(dy.scalar_type());
   return dx.view({shape.images, shape.channels, -1, shape.height, shape.width})
       .sum(2, /*keepdim=*/false, sums)
@@ -132,23 +126,62 @@ Tensor input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weig
       .contiguous(shape.format);
 }
 
-Tensor weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& weight) {
-  Tensor dweight =
-      at::empty(weight.sizes(), weight.options().memory_format(conv2d_weight_grad_format(shape, weight, shape.format)));
-  if (pointwise_suits(shape, dy.scalar_type())) {
-    pointwise_weight_grad(shape, dy.contiguous(shape.format), x, dweight);
-    return dweight;
+Tensor input_gradient(ConvWay way, const Conv2dShape& shape, const Tensor& dy, const Tensor& weight_in) {
+  const bool depthwise = way == ConvWay::kDepthwise;
+  // Where the kernel skips pixels, their gradient is 0.
+  bool every_pixel = true;
+  for (const GradientClass& part : gradient_classes(shape)) every_pixel = every_pixel && part.taps() > 0;
+  const std::array<int64_t, 4> size{shape.images, depthwise ? shape.filters : shape.channels, shape.height,
+                                    shape.width};
+  Tensor dx = at::empty(size, dy.options().memory_format(shape.format));
+  if (!every_pixel) dx.zero_();
+  if (depthwise) return depthwise_input_gradient(shape, dy, weight_in, dx);
+  if (way == ConvWay::kPointwise) {
+    pointwise_input_grad(shape, dy, weight_in.contiguous(), dx);
+    return dx;
   }
+  const auto [weight, weight_last] = dense_weight(weight_in);
+  const Tensor& from = weight;
+  const bool last = weight_last;
   dispatch_floating(dy.scalar_type(), "conv2d_backward", [&](auto element) {
     using T = decltype(element);
-    if (is_depthwise(shape)) {
+    if constexpr (std::is_same_v<T, BF16>) {
+      if (way == ConvWay::kPairs) return pairs_input_grad(shape, dy, from, last, dx);
+    }
+    if (way == ConvWay::kWinograd && winograd_input_grad<T>(shape, dy, from, last, dx)) return;
+    if (shape.format == kPlanes) return planes_input_grad<T>(shape, dy, from, last, dx);
+    rows_input_grad<T>(shape, dy, from, last, dx);
+  });
+  return dx;
+}
+
+Tensor weight_gradient(ConvWay way, const Conv2dShape& shape, const Tensor& dy, const Tensor& input,
+                       const Tensor& weight, at::MemoryFormat promised) {
+  const auto final_format = conv2d_weight_grad_format(shape, weight, promised);
+  // Pairs write either format; the other ways write that of the images.
+  const auto format = way == ConvWay::kPairs ? final_format : conv2d_weight_grad_format(shape, weight, shape.format);
+  Tensor dweight = at::empty(weight.sizes(), weight.options().memory_format(format));
+  if (way == ConvWay::kPointwise) {
+    pointwise_weight_grad(shape, dy, input, dweight);
+    return result_in(dweight, format, final_format);
+  }
+  const Tensor x = in_format(input, shape.format);
+  dispatch_floating(dy.scalar_type(), "conv2d_backward", [&](auto element) {
+    using T = decltype(element);
+    if constexpr (std::is_same_v<T, BF16>) {
+      if (way == ConvWay::kPairs) return pairs_weight_grad(shape, dy, x, dweight);
+    }
+    if (way == ConvWay::kDepthwise) {
       dweight.copy_(depthwise_weight_grad<T>(shape, dy, x).reshape(weight.sizes()));
-    } else if (!winograd_suits(shape, dy.scalar_type()) || !winograd_weight_grad<T>(shape, dy, x, dweight)) {
-      shape.format != kPlanes ? rows_weight_grad<T>(shape, dy, x, dweight)
-                              : dense_weight_grad<T>(shape, dy, x, dweight);
+    } else if (way == ConvWay::kWinograd && winograd_weight_grad<T>(shape, dy, x, dweight)) {
+      return;
+    } else if (shape.format == kPlanes) {
+      planes_weight_grad<T>(shape, dy, x, dweight);
+    } else {
+      rows_weight_grad<T>(shape, dy, x, dweight);
     }
   });
-  return dweight;
+  return result_in(dweight, format, final_format);
 }
 
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output, const Tensor& input,
@@ -157,7 +190,6 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
                                                        int64_t groups, std::array<bool, 3> output_mask) {
   Conv2dShape shape = check_conv2d(input, weight, Tensor(), stride, padding, dilation, groups);
   check_conv2d_gradient(shape, input, grad_output);
-  const auto result_format = shape.format;
   Tensor dx, dweight, dbias;
   if (shape.empty()) {
     if (output_mask[0]) dx = at::zeros(input.sizes(), input.options());
@@ -165,14 +197,13 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
     if (output_mask[2]) dbias = at::zeros({shape.filters}, weight.options());
     return {dx, dweight, dbias};
   }
-  shape.format = working_format(shape, input.scalar_type());
-  const Tensor dy = in_format(grad_output, shape.format);
-  if (output_mask[0]) dx = result_in(input_grad(shape, dy, weight), shape.format, result_format);
-  if (output_mask[1]) {
-    const Tensor x = in_format(input, shape.format);
-    dweight = result_in(weight_grad(shape, dy, x, weight), shape.format,
-                        conv2d_weight_grad_format(shape, weight, result_format));
-  }
+  const auto promised = shape.format;
+  const ConvPlan plan = choose_plan(shape, input.scalar_type());
+  shape.format = plan.format;
+  const bool dense = plan.way == ConvWay::kPointwise || plan.way == ConvWay::kPairs;
+  const Tensor dy = dense ? dense_in_format(grad_output, shape.format) : in_format(grad_output, shape.format);
+  if (output_mask[0]) dx = result_in(input_gradient(plan.way, shape, dy, weight), shape.format, promised);
+  if (output_mask[1]) dweight = weight_gradient(plan.way, shape, dy, input, weight, promised);
   if (output_mask[2]) {
     dispatch_floating(dy.scalar_type(), "conv2d_backward",
                       [&](auto element) { dbias = bias_grad<decltype(element)>(shape, dy).to(weight.scalar_type()); });

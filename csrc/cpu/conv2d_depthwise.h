@@ -1,7 +1,7 @@
 // Depthwise convolution on the CPU (kernels/depthwise.h): rows of all images over threads for channels_last, planes for
 // contiguous images.
 #pragma once
-#include "cpu/conv2d_dense.h"
+#include "cpu/conv2d_work.h"
 
 namespace tilewright {
 

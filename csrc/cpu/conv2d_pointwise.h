@@ -9,6 +9,7 @@
 #pragma once
 #include <ATen/ops/slice.h>
 
+#include "cpu/conv2d_format.h"
 #include "cpu/product.h"
 #include "cpu/tensors.h"
 #include "ops/conv2d.h"
@@ -56,8 +57,7 @@ struct PointwiseLayout {
   }
 };
 
-// Sums of both bias and residual would take two passes; short planes would leave much of a panel empty, where pixels of
-// all images share panels otherwise (conv2d_dense.h).
+// Short planes would leave much of a panel empty, where pixels of all images share panels otherwise (conv2d_planes.h).
 inline bool pointwise_suits(const Conv2dShape& shape, at::ScalarType dtype) {
   constexpr int64_t kShortestPlane = 96, kPanel = 32;
   if (!is_pointwise(shape)) return false;
@@ -69,7 +69,7 @@ inline bool pointwise_suits(const Conv2dShape& shape, at::ScalarType dtype) {
 inline void pointwise_forward(const Conv2dShape& shape, const Tensor& input, const Tensor& weight, const Tensor& bias,
                               const Tensor& residual, Activation activation, const Tensor& output, const Tensor& pre) {
   const PointwiseLayout layout(shape);
-  const Tensor x = strided_pixels(shape, input).contiguous(shape.format);
+  const Tensor x = dense_in_format(strided_pixels(shape, input), shape.format);
   const int64_t F = shape.filters / shape.groups, rows = shape.images * layout.pixels;
   Product product = layout.product();
   product.K = shape.channels / shape.groups;
@@ -108,7 +108,7 @@ inline void pointwise_input_grad(const Conv2dShape& shape, const Tensor& dy, con
 inline void pointwise_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& input,
                                   const Tensor& dweight) {
   const PointwiseLayout layout(shape);
-  const Tensor x = strided_pixels(shape, input).contiguous(shape.format);
+  const Tensor x = dense_in_format(strided_pixels(shape, input), shape.format);
   Product product = layout.product();
   product.is_reduced = {true, false};
   product.M = shape.filters / shape.groups;

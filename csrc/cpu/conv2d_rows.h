@@ -1,7 +1,7 @@
 // Dense and grouped convolution of channels_last images on the CPU (kernels/conv2d_rows.h): packs the weights and cuts
 // pixels and filters into work items for torch's threads. All cuts depend on the shape alone.
 #pragma once
-#include "cpu/conv2d_dense.h"
+#include "cpu/conv2d_planes.h"
 
 namespace tilewright {
 
@@ -114,8 +114,8 @@ void rows_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& 
   // Chunks of pixels only where the parts of the result are too few for many threads.
   constexpr int64_t kItems = 16, kPartK = 1024;
   const Cut ks{K, divide_up(K, kPartK), 1};
-  const Cut chunks{pixels, std::min(divide_up(kItems, ks.pieces * panels.count), divide_up(pixels, kConvRowsGradPixels)),
-                   1};
+  const Cut chunks{pixels,
+                   std::min(divide_up(kItems, ks.pieces * panels.count), divide_up(pixels, kConvRowsGradPixels)), 1};
   const int64_t stride = panels.filters(), group_sums = chunks.pieces * K * stride;
   Tensor sums = at::empty({groups * group_sums}, x.options());
   const ConvRowsGradArgs<T> first{images_of(x, const_data<Acc<T>>(x), 0, shape.format),
@@ -129,8 +129,8 @@ void rows_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& 
                                   group_sums};
   const int64_t cost = groups * (pixels / chunks.pieces) * (K / ks.pieces + 1) * (F / panels.count + 1) / 32;
   parallel_for_cost(chunks.pieces * ks.pieces * panels.count, cost, [&](int64_t begin, int64_t end) {
-    auto* scratch = conv_rows_scratch<Acc<T>>(
-        kernel.rows_scratch(first.window, C, first.in.x_stride, kConvRowsGradPixels));
+    auto* scratch =
+        conv_rows_scratch<Acc<T>>(kernel.rows_scratch(first.window, C, first.in.x_stride, kConvRowsGradPixels));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t panel = i % panels.count, k = i / panels.count % ks.pieces, chunk = i / panels.count / ks.pieces;
       ConvRowsGradArgs<T> args = first;

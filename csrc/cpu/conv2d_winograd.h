@@ -6,7 +6,7 @@
 
 #include <atomic>
 
-#include "cpu/conv2d_dense.h"
+#include "cpu/conv2d_work.h"
 
 namespace tilewright {
 

@@ -32,6 +32,10 @@ inline VecU32 load_pairs(const BF16* p) { return bit_cast<VecU32>(_mm512_loadu_s
 inline VecU32 load_pairs(const BF16* p, int64_t n) {
   return bit_cast<VecU32>(_mm512_maskz_loadu_epi16(_bzhi_u32(0xffffffffu, static_cast<unsigned>(n)), p));
 }
+inline void store_pairs(BF16* p, VecU32 pairs) { _mm512_storeu_si512(p, bit_cast<__m512i>(pairs)); }
+inline void store_pairs(BF16* p, VecU32 pairs, int64_t n) {
+  _mm512_mask_storeu_epi16(p, _bzhi_u32(0xffffffffu, static_cast<unsigned>(n)), bit_cast<__m512i>(pairs));
+}
 // Pair i: even[i] and odd[i], for the first n (at most 16) and zeros. A null pointer stands for zeros.
 inline VecU32 load_pairs_across(const BF16* even, const BF16* odd, int64_t n) {
   const auto widened = [n](const BF16* p) {

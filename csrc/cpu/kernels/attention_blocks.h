@@ -21,8 +21,6 @@ constexpr A kInfinity = static_cast<A>(__builtin_inf());
 template <typename A>
 constexpr A kLargeLogit = sizeof(A) == 4 ? A(1 << 24) : A(1ll << 53);
 
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 // Keys of a block: one block of keys and values stays in half an L2 of 512 KB or more.

@@ -1,13 +1,15 @@
 // Convolution as a product of patches and weights, one core's share at a time.
 //
-//   channels_last   out[pixel, f] = patches[pixel, k] * weights[k, f]       patches are the left operand
 //   planes          out[f, pixel] = weights[f, k] * patches[k, pixel]       patches are the right operand
-//   weight grad     sums[k, f]    = patches[k, pixel] * dy[pixel, f]        in both formats
+//   weight grad     sums[k, f]    = patches[k, pixel] * dy[pixel, f]
 // so no image is ever transposed. Planes whose kernel has several taps are read without patches instead
-// (conv2d_flat.h). Patches are packed block by block (conv2d_pack.h); the same product with other windows and weights
-// is the data gradient. Sums run over k in blocks of kConvBlockK in order: the result does not depend on how pixels and
-// filters were cut.
+// (conv2d_flat.h), and so are channels_last images (conv2d_rows.h; pairs of bfloat16: conv2d_pairs.h). Patches are
+// packed block by block (conv2d_pack.h); the same product with other windows and weights is the data gradient. Sums run
+// over k in blocks of kConvBlockK in order: the result does not depend on how pixels and filters were cut.
 #pragma once
+#if defined(TILEWRIGHT_ISA_HAS_BF16_DOT)  // all else is then AVX-512's
+#include "cpu/kernels/conv2d_pairs.h"
+#else
 #include "cpu/kernels/conv2d_flat.h"
 #include "cpu/kernels/conv2d_rows.h"
 
@@ -16,58 +18,6 @@ namespace {
 
 // Equal blocks of at most `most`; one empty block where no tap reaches (the product is then zeros).
 inline int64_t k_block_count(int64_t K, int64_t most) { return larger(1, (K + most - 1) / most); }
-
-// Pixels as rows: channels_last.
-template <typename T>
-void conv_gemm_rows(const ConvGemmArgs<T>& args, int64_t pixel, int64_t pixels, int64_t filter, int64_t filters,
-                    Acc<T>* scratch) {
-  using A = Acc<T>;
-  const ConvWindow& window = args.window;
-  const ConvImages<const T>& in = args.in;
-  const ConvImages<T>& out = args.out;
-  const int64_t K = window.rows * window.cols * args.channels, blocks = k_block_count(K, kConvBlockK);
-  constexpr int64_t kRow = kConvBlockK + kConvPatchPadding;
-  A* patches = scratch;
-  A* block = scratch + kConvBlockPixels * kRow;
-  int64_t block_row = kConvBlockFilters;
-  bool direct = false, in_place = false;
-  const A* source = nullptr;
-  if constexpr (sizeof(T) == sizeof(A)) {
-    // Pixels evenly spaced through all images: the product is written where it belongs.
-    direct = out.y_stride == out.x_stride * window.width && out.n_stride == out.y_stride * window.height;
-    if (direct) {
-      block = out.data + pixel * out.x_stride + filter;
-      block_row = out.x_stride;
-    }
-    // 1x1 with stride 1: the image is the patch matrix. Rows a multiple of 1 KB apart would share few L1 sets.
-    in_place = window.rows * window.cols == 1 && window.stride_x == 1 && window.stride_y == 1 && window.first_x == 0 &&
-               window.first_y == 0 && window.width == in.width && in.y_stride == in.x_stride * in.width &&
-               in.n_stride == in.y_stride * in.height && window.height == in.height && in.x_stride % 256 != 0;
-    source = in.data + pixel * in.x_stride;
-  }
-  for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t k = K * b / blocks, k_count = K * (b + 1) / blocks - k;
-    if (!in_place) pack_patch_rows(in, window, args.channels, pixel, pixels, k, k + k_count, patches, kRow);
-    const A* left = in_place ? source + k : patches;
-    const int64_t left_row = in_place ? in.x_stride : kRow;
-    if (blocks == 1) {  // row by row: the result is written front to back
-      gemm_panels(pixels, filters, K, left, left_row, 1, args.weight + filter * K, block, block_row, false);
-      continue;
-    }
-    for (int64_t f = 0; f < filters; f += kTileCols<A>) {
-      gemm_panels(pixels, smaller(filters - f, kTileCols<A>), k_count, left, left_row, 1,
-                  args.weight + (filter + f) * K + k * kTileCols<A>, block + f, block_row, b > 0);
-    }
-  }
-  if (direct && args.epilogue.empty()) return;
-  const A* bias = args.epilogue.bias != nullptr ? args.epilogue.bias + filter : nullptr;
-  for_each_pixel_run(out, window, pixel, pixels, [&](int64_t offset, int64_t at, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t place = offset + i * out.x_stride + filter;
-      finish_row<T>(args.epilogue, block + (at + i) * block_row, filters, bias, A(0), place, out.data, 1);
-    }
-  });
-}
 
 // Pixels as columns: planes.
 template <typename T>
@@ -122,17 +72,12 @@ void conv_gemm_columns(const ConvGemmArgs<T>& args, int64_t pixel, int64_t pixel
 template <typename T>
 void conv_gemm(const ConvGemmArgs<T>& args, int64_t pixel_begin, int64_t pixel_end, int64_t filter_begin,
                int64_t filter_end, Acc<T>* scratch) {
-  const bool rows = args.order == ConvOrder::kTapsOuter;
-  const int64_t step = rows ? kConvBlockPixels : conv_block_columns(args.window);
+  const int64_t step = conv_block_columns(args.window);
   for (int64_t pixel = pixel_begin; pixel < pixel_end; pixel += step) {
     const int64_t pixels = smaller(step, pixel_end - pixel);
     for (int64_t f = filter_begin; f < filter_end; f += kConvBlockFilters) {
       const int64_t filters = smaller(kConvBlockFilters, filter_end - f);
-      if (rows) {
-        conv_gemm_rows(args, pixel, pixels, f, filters, scratch);
-      } else {
-        conv_gemm_columns(args, pixel, pixels, f, filters, scratch);
-      }
+      conv_gemm_columns(args, pixel, pixels, f, filters, scratch);
     }
   }
 }
@@ -150,7 +95,6 @@ inline void pack_grad(const ConvWeightGradArgs<T>& args, int64_t pixel, int64_t 
     for_each_pixel_run(grad, pixels_of_grad, pixel, pixels, [&](int64_t offset, int64_t at, int64_t count) {
       const T* src = grad.data + offset + (filter + f) * grad.c_stride;
       A* dst = panel + at * kTileCols<A>;
-      if (grad.c_stride == 1) return pack_rows(count, width, src, grad.x_stride, dst);
       for (int64_t j = 0; j < kTileCols<A>; j += kLanes<A>) {
         pack_transposed(count, width - j, src + j * grad.c_stride, grad.c_stride, dst + j, kTileCols<A>);
       }
@@ -163,24 +107,18 @@ void conv_weight_grad(const ConvWeightGradArgs<T>& args, int64_t pixel_begin, in
                       int64_t k_end, int64_t filter_begin, int64_t filter_end, Acc<T>* scratch) {
   using A = Acc<T>;
   constexpr int64_t kRow = kConvBlockK + kConvPatchPadding;
-  A* patches = scratch;                          // [pixel][kRow] or [k][kRow]
+  A* patches = scratch;                          // [k][kRow]
   A* panels = scratch + kConvGradPixels * kRow;  // [panel][pixel][kTileCols]
-  const bool rows = args.order == ConvOrder::kTapsOuter;
   A* sums = args.sums + k_begin * args.sums_stride + filter_begin;
   // Long chains of float64 would round more than native's products do; shorter ones cost little.
   constexpr int64_t kStep = sizeof(A) == 8 ? kConvGradPixels / 4 : kConvGradPixels;
   for (int64_t pixel = pixel_begin; pixel < pixel_end; pixel += kStep) {
     const int64_t pixels = smaller(kStep, pixel_end - pixel);
-    if (rows) {
-      pack_patch_rows(args.in, args.window, args.channels, pixel, pixels, k_begin, k_end, patches, kRow);
-    } else {
-      pack_patch_columns(args.in, args.window, pixel, pixels, pixels, k_begin, k_end, patches, kRow);
-    }
+    pack_patch_columns(args.in, args.window, pixel, pixels, pixels, k_begin, k_end, patches, kRow);
     pack_grad(args, pixel, pixels, filter_begin, filter_end - filter_begin, panels);
     for (int64_t f = 0; f < filter_end - filter_begin; f += kTileCols<A>) {
-      gemm_panels(k_end - k_begin, smaller(filter_end - filter_begin - f, kTileCols<A>), pixels, patches,
-                  rows ? int64_t{1} : kRow, rows ? kRow : int64_t{1}, panels + f * pixels, sums + f, args.sums_stride,
-                  pixel > pixel_begin);
+      gemm_panels(k_end - k_begin, smaller(filter_end - filter_begin - f, kTileCols<A>), pixels, patches, kRow,
+                  int64_t{1}, panels + f * pixels, sums + f, args.sums_stride, pixel > pixel_begin);
     }
   }
 }
@@ -222,12 +160,16 @@ void conv_bias_grad(const ConvImages<const T>& grad, int64_t pixel_begin, int64_
 
 template <typename T>
 void fill_conv2d(TypedKernels<T>& table) {
-  table.conv2d = {kTileCols<Acc<T>>,   pack_weights<T>,         unpack_weights<T>,
-                  conv_gemm<T>,        conv_flat_scratch,       conv_flat_rows<T>,
-                  conv_weight_grad<T>, conv_bias_grad<T>,       kLanes<Acc<T>>,
-                  kRowVectors,         pack_row_weights<T>,     conv_rows_scratch<Acc<T>>,
-                  conv_rows<T>,        conv_rows_weight_grad<T>};
+  table.conv2d = {kTileCols<Acc<T> >,  pack_weights<T>,
+                  unpack_weights<T>,   conv_gemm<T>,
+                  conv_flat_scratch,   conv_flat_rows<T>,
+                  conv_weight_grad<T>, conv_bias_grad<T>,
+                  kLanes<Acc<T> >,     kRowVectors,
+                  pack_row_weights<T>, conv_rows_scratch<Acc<T> >,
+                  conv_rows<T>,        conv_rows_weight_grad<T>,
+                  transpose_matrix<T>, {}};
 }
 
 }  // namespace
 }  // namespace tilewright
+#endif

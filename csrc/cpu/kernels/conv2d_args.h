@@ -58,7 +58,6 @@ struct ConvGemmArgs {
   ConvImages<const T> in;
   ConvImages<T> out;
   ConvWindow window;
-  ConvOrder order;
   int64_t images, channels, filters;
   const Acc<T>* weight;  // [panels of filters][taps * channels][panel]
   ConvEpilogue<T> epilogue;
@@ -69,7 +68,6 @@ struct ConvWeightGradArgs {
   ConvImages<const T> in;    // x
   ConvImages<const T> grad;  // dy, whose pixels are the window's
   ConvWindow window;
-  ConvOrder order;
   int64_t images, channels, filters;
   Acc<T>* sums;  // [taps * channels][sums_stride]: the weights' gradient of this chunk of pixels
   int64_t sums_stride;
@@ -110,6 +108,37 @@ struct ConvRowsGradArgs {
   int64_t sums_stride, sums_group;
 };
 
+// bfloat16 in pairs: patches of channels_last images, weights [group][panel][pairs of k][panel].
+template <typename T>
+struct ConvPairsArgs {
+  ConvImages<const T> in;
+  ConvImages<T> out;
+  ConvWindow window;
+  int64_t groups, channels, filters;  // of one group
+  const void* weight;
+  ConvEpilogue<T> epilogue;
+};
+
+template <typename T>
+struct ConvPairsGradArgs {
+  ConvImages<const T> in;  // x
+  const T* grad;           // dy, whose pixels are grad_row apart
+  int64_t grad_row;
+  ConvWindow window;
+  int64_t groups, channels, filters;
+  Acc<T>* sums;  // [chunk][groups * filters][taps * channels]
+};
+
+// Blocks of them: pixels and filters of one block of sums, and what the copies take of L2 (1 MB): patches 106 KB and
+// sums 139 KB; for a weight's gradient dy 131 KB, patches and panels of 128 values of k together 279 KB.
+constexpr int64_t kPairPixels = 128;
+constexpr int64_t kPairFilters = 256;
+constexpr int64_t kPairSumsRow = kPairFilters + 16;  // rows of a tile do not share L1 sets
+constexpr int64_t kPairGradPixels = 256;
+constexpr int64_t kPairGradK = 128;
+constexpr int64_t kPairGradLeft = (kPairFilters + 64) * (kPairGradPixels / 2 + 16);
+constexpr int64_t kPairScratchBytes = 1 << 20;
+
 // Depthwise: one channel in, one filter, for every group. Weights are [taps][channels] for channels_last and
 // [channels][taps] for planes.
 template <typename T>
@@ -134,7 +163,6 @@ struct ConvDepthwiseGradArgs {
 
 // Blocks of the product: a block of patches (pixels x k) and of output stay in L2 (1 MB; 32-bit: 122 KB + 112 KB), one
 // panel of weights (k x 32 columns: 32 KB) in L1 or close by.
-constexpr int64_t kConvBlockPixels = 112;  // a whole number of 14-row tiles and of 6-row ones but for two
 constexpr int64_t kConvBlockColumns = 128;
 constexpr int64_t kConvBlockK = 256;
 // Planes read by one tap: long runs of few channels, because every channel is another page.
@@ -156,6 +184,20 @@ constexpr int64_t kConvRowsGradPixels = 126;
 constexpr int64_t kConvScratchElements = kConvPointColumns * (kConvPointK + kConvBlockFilters) + 64;
 static_assert(kConvBlockColumns * kConvBlockK == kConvPointColumns * kConvPointK);
 static_assert(kConvScratchElements >= 2 * kConvGradPixels * (kConvBlockK + kConvPatchPadding));
+
+// panel is 0 where the processor multiplies no pairs.
+template <typename T>
+struct ConvPairsKernels {
+  int64_t panel, step;  // filters of a panel; values of k are filled up to a multiple of step
+  void (*pack_weights)(const ConvWeights<const T>&, int64_t k, int64_t panel_begin, int64_t panel_end, void* packed);
+  // scratch: kPairScratchBytes, aligned to 64 bytes.
+  void (*forward)(const ConvPairsArgs<T>&, int64_t pixel_begin, int64_t pixel_end, int64_t filter_begin,
+                  int64_t filter_end, void* scratch);
+  void (*weight_grad)(const ConvPairsGradArgs<T>&, int64_t pixel_begin, int64_t pixel_end, int64_t k_begin,
+                      int64_t k_end, int64_t filter_begin, int64_t filter_end, void* scratch);
+  void (*finish_weights)(const ConvPairsGradArgs<T>&, int64_t chunks, int64_t filter_begin, int64_t filter_end,
+                         bool channels_last, T* weights);
+};
 
 template <typename T>
 struct Conv2dKernels {
@@ -184,6 +226,9 @@ struct Conv2dKernels {
                Acc<T>* scratch);
   void (*rows_weight_grad)(const ConvRowsGradArgs<T>&, int64_t pixel_begin, int64_t pixel_end, int64_t k_begin,
                            int64_t k_end, int64_t panel_begin, int64_t panel_end, Acc<T>* scratch);
+  // dst[j * dst_row + i] = src[i * src_row + j] for i < rows, j < cols.
+  void (*transpose)(int64_t rows, int64_t cols, const T* src, int64_t src_row, T* dst, int64_t dst_row);
+  ConvPairsKernels<T> pairs;
 };
 
 template <typename T>

@@ -1,6 +1,7 @@
 // The end of a convolution, applied to a block of sums while it is in cache: activation(sum + bias + residual).
 #pragma once
 #include "cpu/kernels/activation.h"
+#include "cpu/kernels/gemm.h"
 #include "cpu/kernels/rows.h"
 #include "cpu/kernels/typed_kernels.h"
 
@@ -37,8 +38,9 @@ inline void finish_row(const ConvEpilogue<T>& epilogue, const Acc<T>* block, int
     return finish_vector<T>(epilogue, v, place + i, width);
   };
   if (out_stride == 1) {
-    return for_each_vector<A>(
-        n, [&](int64_t i, int64_t width) TILEWRIGHT_INLINE { store(out + place + i, value(i, width), width); });
+    return for_each_vector<A>(n, [&](int64_t i, int64_t width) TILEWRIGHT_INLINE {
+      ElementTraits<ProductElement<T>>::store_sums(out + place + i, value(i, width), width);
+    });
   }
   for_each_vector<A>(n, [&](int64_t i, int64_t width) TILEWRIGHT_INLINE {
     T lanes[kLanes<A>];

@@ -1,7 +1,6 @@
-// Patches and weights of a convolution, copied (and widened) into what the matrix product reads.
+// Patches of planes and weights of a convolution, copied (and widened) into what the matrix product reads.
 //
-//   pack_patch_rows      patches[pixel][k]      for channels_last: runs of channels, k = (tap, channel)
-//   pack_patch_columns   patches[k][pixel]      for planes: runs of a row, k = (channel, tap)
+//   pack_patch_columns   patches[k][pixel]      runs of a row, k = (channel, tap)
 //   pack_weights         [panel][k][kTileCols]  filters across a panel
 // Positions outside the image become zeros here, so nothing after it knows of padding, stride or dilation.
 #pragma once
@@ -10,9 +9,6 @@
 
 namespace tilewright {
 namespace {
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 template <typename A>
 inline void fill_zero(A* dst, int64_t n) {
@@ -23,22 +19,6 @@ template <typename T>
 inline void copy_run(Acc<T>* dst, const T* src, int64_t n) {
   for_each_vector<Acc<T>>(
       n, [=](int64_t i, int64_t width) TILEWRIGHT_INLINE { store(dst + i, load(src + i, width), width); });
-}
-
-// The same, but may write up to a vector behind n: for runs that are written in order, with room behind the last.
-template <typename T>
-inline void copy_over(Acc<T>* dst, const T* src, int64_t n) {
-  for_each_vector<Acc<T>>(n, [=](int64_t i, int64_t width) TILEWRIGHT_INLINE { store(dst + i, load(src + i, width)); });
-}
-
-// dst[e - begin] = src[e] for begin <= e < end where valid_begin <= e < valid_end, else 0.
-template <typename T>
-inline void copy_clipped(Acc<T>* dst, const T* src, int64_t begin, int64_t end, int64_t valid_begin,
-                         int64_t valid_end) {
-  const int64_t from = smaller(larger(begin, valid_begin), end), to = larger(smaller(end, valid_end), from);
-  if (from > begin) fill_zero(dst, from - begin);
-  copy_run(dst + (from - begin), src + from, to - from);
-  if (to < end) fill_zero(dst + (to - begin), end - to);
 }
 
 // Calls body(offset of the first pixel in the images, first pixel in the block, pixels) for every piece of one row.
@@ -55,89 +35,6 @@ inline void for_each_pixel_run(const ConvImages<T>& images, const ConvWindow& wi
     if (++y == window.height) {
       y = 0;
       ++n;
-    }
-  }
-}
-
-// How patches of channels_last images are cut into runs: taps next to each other in memory make one run.
-struct PatchRuns {
-  int64_t taps, length, cols, count;  // taps and elements of a run, runs in a row of taps, runs in all
-};
-template <typename T>
-inline PatchRuns patch_runs(const ConvImages<const T>& in, const ConvWindow& window, int64_t channels) {
-  const int64_t taps = window.step_x == 1 && in.x_stride == channels ? window.cols : 1;
-  return {taps, taps * channels, window.cols / taps, window.rows * window.cols / taps};
-}
-
-// One pixel's patch where parts of it lie outside the image: runs from `first` on, k from k_begin to k_end.
-template <typename T>
-void pack_clipped_patch(const ConvImages<const T>& in, const ConvWindow& window, int64_t channels,
-                        const PatchRuns& runs, const T* image, int64_t y, int64_t x, int64_t k_begin, int64_t k_end,
-                        Acc<T>* out) {
-  const int64_t first = k_begin / runs.length;
-  int64_t row = first / runs.cols, col = first % runs.cols, offset = k_begin - first * runs.length;
-  for (int64_t k = k_begin; k < k_end;) {
-    const int64_t end = smaller(runs.length, offset + k_end - k);
-    const int64_t iy = y + row * window.step_y, ix = x + col * window.step_x;
-    const bool inside = iy >= 0 && iy < in.height;
-    const int64_t low = larger(0, -ix), high = inside ? smaller(runs.taps, in.width - ix) : 0;
-    copy_clipped(out, image + iy * in.y_stride + ix * in.x_stride, offset, end, low * channels, high * channels);
-    out += end - offset;
-    k += end - offset;
-    offset = 0;
-    if (++col == runs.cols) {
-      col = 0;
-      ++row;
-    }
-  }
-}
-
-// A stretch of a run, where the first pixel's is, and the length it has in a block of k.
-struct PatchPiece {
-  int64_t offset, length;
-};
-constexpr int64_t kPatchPieces = kConvBlockK + 1;
-
-// Patches of `count` pixels from `pixel` on, k in [k_begin, k_end), k = (tap row, tap column, channel). Rows of dst
-// have room for a vector behind their last k.
-template <typename T>
-void pack_patch_rows(const ConvImages<const T>& in, const ConvWindow& window, int64_t channels, int64_t pixel,
-                     int64_t count, int64_t k_begin, int64_t k_end, Acc<T>* dst, int64_t dst_row) {
-  using A = Acc<T>;
-  const PatchRuns runs = patch_runs(in, window, channels);
-  // The pieces that a patch inside the image is made of, the same for all of them.
-  PatchPiece pieces[kPatchPieces];
-  int64_t piece_count = 0;
-  for (int64_t k = k_begin; k < k_end; ++piece_count) {
-    const int64_t run = k / runs.length, offset = k - run * runs.length;
-    const int64_t length = smaller(runs.length - offset, k_end - k);
-    const int64_t place =
-        run / runs.cols * window.step_y * in.y_stride + run % runs.cols * window.step_x * in.x_stride + offset;
-    pieces[piece_count] = {place, length};
-    k += length;
-  }
-  const int64_t reach_y = (window.rows - 1) * window.step_y, reach_x = (window.cols - 1) * window.step_x;
-  int64_t x = pixel % window.width, y = pixel / window.width % window.height;
-  int64_t n = pixel / (window.width * window.height);
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t iy = y * window.stride_y + window.first_y, ix = x * window.stride_x + window.first_x;
-    const T* image = in.data + n * in.n_stride;
-    A* out = dst + i * dst_row;
-    if (iy >= 0 && iy + reach_y < in.height && ix >= 0 && ix + reach_x < in.width) {
-      const T* from = image + iy * in.y_stride + ix * in.x_stride;
-      for (int64_t p = 0; p < piece_count; ++p) {
-        copy_over(out, from + pieces[p].offset, pieces[p].length);
-        out += pieces[p].length;
-      }
-    } else {
-      pack_clipped_patch(in, window, channels, runs, image, iy, ix, k_begin, k_end, out);
-    }
-    if (++x == window.width) {
-      x = 0;
-      if (++y == window.height) {
-        y = 0;
-        ++n;
-      }
     }
   }
 }
@@ -272,6 +169,28 @@ void pack_filters(const ConvWeights<const T>& weights, int64_t f, Acc<T>* dst, i
       for (int64_t i = 0; i < width; ++i) {
         const int64_t k = weights.row_of[e + i];
         if (k >= 0) store(dst + (k + r * weights.run_step) * dst_row, block[i]);
+      }
+    }
+  }
+}
+
+// dst[j * dst_row + i] = src[i * src_row + j]: images of one format to the other. In stretches of 64 columns, so that
+// whole lines are read of rows that lie in as many pages.
+template <typename T>
+void transpose_matrix(int64_t rows, int64_t cols, const T* src, int64_t src_row, T* dst, int64_t dst_row) {
+  using A = Acc<T>;
+  constexpr int64_t kStep = kLanes<A>, kStretch = 64;
+  for (int64_t first = 0; first < cols; first += kStretch) {
+    for (int64_t i = 0; i < rows; i += kStep) {
+      const int64_t height = smaller(rows - i, kStep);
+      for (int64_t j = first; j < smaller(cols, first + kStretch); j += kStep) {
+        const int64_t width = smaller(cols - j, kStep);
+        Vec<A> block[kLanes<A>];
+        for (int64_t r = 0; r < kStep; ++r) {
+          block[r] = r < height ? load(src + (i + r) * src_row + j, width) : Vec<A>{};
+        }
+        transpose<A>(block);
+        for (int64_t c = 0; c < width; ++c) store(dst + (j + c) * dst_row + i, block[c], height);
       }
     }
   }

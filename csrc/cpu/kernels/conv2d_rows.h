@@ -20,10 +20,15 @@ namespace {
 // --- tiles: as many accumulators as there are registers, as wide as the filters allow ---
 
 // Registers: accumulators, one panel row, one broadcast. Not more rows than there are general registers for pointers.
+constexpr int most_rows(int vectors, int most) {
+  const int rows = (kVectorRegisters - 1 - vectors) / vectors;
+  return rows < most ? rows : most;
+}
 template <int kVectors>
-constexpr int kRowTileRows = (kVectorRegisters - 1 - kVectors) / kVectors < 12
-                                 ? (kVectorRegisters - 1 - kVectors) / kVectors
-                                 : 12;
+constexpr int kRowTileRows = most_rows(kVectors, 10);
+// Rows of a weight's gradient lie side by side.
+template <int kVectors>
+constexpr int kGradTileRows = most_rows(kVectors, 16);
 
 template <typename A>
 inline ConvRowPanels row_panels(int64_t filters) {
@@ -77,7 +82,7 @@ void conv_rows_grad_tile(int64_t pixels, const A* const* table, int64_t offset, 
 
 template <typename A>
 using ConvRowsGradTile = void (*)(int64_t, const A* const*, int64_t, const A*, A*, int64_t, bool);
-template <typename A, int kVectors, int kRows = kRowTileRows<kVectors>>
+template <typename A, int kVectors, int kRows = kGradTileRows<kVectors>>
 inline ConvRowsGradTile<A> conv_rows_grad_tile_for(int64_t rows) {
   if constexpr (kRows == 1) {
     return conv_rows_grad_tile<A, 1, kVectors>;
@@ -117,10 +122,10 @@ inline RowRuns row_runs(const ConvWindow& window, int64_t channels, int64_t x_st
 
 template <typename A>
 struct RowTable {
-  const A** at;     // [run][pixels]
+  const A** at;  // [run][pixels]
   int64_t pixels;
-  const A* zeros;   // as many as a pixel has channels, of all groups, or a run elements
-  A* edges;         // runs that are partly outside: copies
+  const A* zeros;  // as many as a pixel has channels, of all groups, or a run elements
+  A* edges;        // runs that are partly outside: copies
 };
 
 // First of `count` positions first, first + stride ... that is not below `limit`.
@@ -258,8 +263,8 @@ void conv_rows_panel(const ConvRowsArgs<T>& args, const RowRuns& runs, const Row
     const RunStretch stretch{run, k - run * runs.length, count, runs.length};
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t row = pixels * t / tiles, rows = pixels * (t + 1) / tiles - row;
-      conv_rows_tile_for<A, kVectors>(rows)(stretch, table.at + row, pixels, group * args.channels,
-                                            weight + k * kWidth, block + row * block_row, block_row, filters, b > 0);
+      conv_rows_tile_for<A, kVectors>(rows)(stretch, table.at + row, pixels, group * args.channels, weight + k * kWidth,
+                                            block + row * block_row, block_row, filters, b > 0);
     }
   }
   if (direct && args.epilogue.empty()) return;
@@ -279,8 +284,8 @@ void conv_rows(const ConvRowsArgs<T>& args, int64_t pixel_begin, int64_t pixel_e
   const RowRuns runs = row_runs(args.window, args.channels, args.in.x_stride);
   const ConvRowPanels panels = row_panels<A>(args.filters);
   const int64_t pixels = pixel_end - pixel_begin, K = runs.count * runs.length;
-  const RowTable<A> table = make_table(args.in, args.window, runs, pixel_begin, pixels, scratch,
-                                       pixels * kRowVectors * kLanes<A>);
+  const RowTable<A> table =
+      make_table(args.in, args.window, runs, pixel_begin, pixels, scratch, pixels * kRowVectors * kLanes<A>);
   for (int64_t group = 0; group < args.groups; ++group) {
     const A* weight = args.weight + group * panels.filters() * K;
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
@@ -299,7 +304,7 @@ void conv_rows(const ConvRowsArgs<T>& args, int64_t pixel_begin, int64_t pixel_e
 template <typename A, int kVectors>
 void conv_rows_grad_panel(const RowRuns& runs, const RowTable<A>& table, int64_t group_offset, const A* grad,
                           int64_t k_begin, int64_t k_end, A* sums, int64_t sums_stride, bool accumulate) {
-  constexpr int64_t kMost = kRowTileRows<kVectors>;
+  constexpr int64_t kMost = kGradTileRows<kVectors>;
   for (int64_t k = k_begin; k < k_end;) {
     const int64_t run = k / runs.length, offset = k - run * runs.length;
     const int64_t count = smaller(runs.length - offset, k_end - k), tiles = (count + kMost - 1) / kMost;
@@ -324,8 +329,8 @@ void conv_rows_weight_grad(const ConvRowsGradArgs<T>& args, int64_t pixel_begin,
   const ConvWindow pixels_of_grad{grad.height, grad.width, 1, 1, 1, 1, 0, 0, 1, 1};
   for (int64_t pixel = pixel_begin; pixel < pixel_end; pixel += kConvRowsGradPixels) {
     const int64_t pixels = smaller(kConvRowsGradPixels, pixel_end - pixel);
-    const RowTable<A> table = make_table(args.in, args.window, runs, pixel, pixels, scratch,
-                                         pixels * kRowVectors * kLanes<A>);
+    const RowTable<A> table =
+        make_table(args.in, args.window, runs, pixel, pixels, scratch, pixels * kRowVectors * kLanes<A>);
     for (int64_t group = 0; group < args.groups; ++group) {
       for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
         const int64_t filter = panels.filter(panel);

@@ -20,6 +20,9 @@
 namespace tilewright {
 namespace {
 
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
 // An element of a product's operands: what it is summed in, how many values along K it holds, and how a vector of
 // elements is loaded from values of a type T that lie along K (the first n values, the rest 0).
 template <typename E>
@@ -208,7 +211,7 @@ inline int64_t tile_edge(int64_t t, int64_t tiles, int64_t M) {
 
 // C[M, N] (+)= left[M, K] * panels, for one K block whose panels were written by pack_right.
 template <typename A>
-void gemm_panels(int64_t M, int64_t N, int64_t K, const A* a, int64_t a_row, int64_t a_col, const A* panels, A* c,
+void gemm_panels(int64_t M, int64_t N, int64_t K, const A* a, int64_t a_row, int64_t a_col, const A* panels, SumOf<A>* c,
                  int64_t c_row, bool accumulate) {
   const int64_t tiles = tile_count(M);
   for (int64_t t = 0; t < tiles; ++t) {

@@ -7,8 +7,6 @@
 namespace tilewright {
 namespace {
 
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 template <typename T>
 constexpr bool kIsAccumulator = sizeof(T) == sizeof(Acc<T>);
 

@@ -34,6 +34,7 @@
 // Those whose bfloat16 kernels differ where the processor multiplies bfloat16.
 #define TILEWRIGHT_BF16_FAMILIES(X) \
   X(attention)                      \
+  X(conv2d)                         \
   X(matmul)                         \
   X(roofline)
 

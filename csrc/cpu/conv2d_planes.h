@@ -1,40 +1,24 @@
-// Dense and grouped convolution on the CPU: packs the weights, cuts pixels and filters into work items, runs them on
-// torch's threads. Only the weights' gradient sums over items; its cut depends on the shape alone.
+// Dense and grouped convolution of planes on the CPU: packs the weights, cuts pixels and filters into work items, runs
+// them on torch's threads. Only the weights' gradient sums over items; its cut depends on the shape alone.
 #pragma once
-#include <ATen/ops/sum.h>
-
-#include "cpu/conv2d_windows.h"
-#include "cpu/scratch.h"
+#include "cpu/conv2d_work.h"
 
 namespace tilewright {
-
-constexpr int kConvScratchSlot = 2;
-
-template <typename T>
-Acc<T>* conv_scratch() {
-  return static_cast<Acc<T>*>(thread_scratch(kConvScratchSlot, kConvScratchElements * sizeof(Acc<T>)));
-}
-
-// A stretch cut into equal pieces whose ends are multiples of unit.
-struct Cut {
-  int64_t size, pieces, unit;
-  int64_t at(int64_t piece) const { return std::min(size, divide_up(divide_up(size, unit) * piece, pieces) * unit); }
-};
 
 // Pixels of all images, in blocks no larger than one kernel call takes. A large plane keeps its blocks to itself, so
 // that they are written in place; small images share blocks, so that tiles stay full.
 struct PixelCut {
   int64_t per_image, images, block, blocks_per_image;
-  PixelCut(ConvOrder order, const ConvWindow& window, int64_t image_count)
+  PixelCut(const ConvWindow& window, int64_t image_count)
       : per_image(window.height * window.width), images(image_count) {
     constexpr int64_t kLargePlane = 512;
-    const bool rows = order == ConvOrder::kTapsOuter;
-    if (rows || (per_image < kLargePlane && !conv_reads_runs(window))) {
+    if (per_image < kLargePlane && !conv_reads_runs(window)) {
       per_image *= images;
       images = 1;
     }
-    const int64_t largest = rows ? kConvBlockPixels : conv_block_columns(window), unit = rows ? 1 : 32;
-    block = std::min(largest, divide_up(divide_up(per_image, divide_up(per_image, largest)), unit) * unit);
+    constexpr int64_t kUnit = 32;
+    const int64_t largest = conv_block_columns(window);
+    block = std::min(largest, divide_up(divide_up(per_image, divide_up(per_image, largest)), kUnit) * kUnit);
     blocks_per_image = divide_up(per_image, block);
   }
   int64_t count() const { return images * blocks_per_image; }
@@ -87,7 +71,7 @@ int64_t flat_rows(const ConvGemmArgs<T>& args) {
   constexpr int64_t kLargestScratch = 1 << 18, kPixels = 512;
   const ConvWindow& window = args.window;
   const int64_t pitch = window.width + (window.cols - 1) * window.step_x / window.stride_x;
-  if (args.order == ConvOrder::kTapsOuter || window.rows * window.cols == 1) return 0;
+  if (window.rows * window.cols == 1) return 0;
   if (window.stride_y > window.rows || window.stride_x > window.cols || pitch * 3 > window.width * 4) return 0;
   int64_t rows = std::min(window.height, std::max<int64_t>(1, kPixels / pitch));
   const auto scratch = [&] { return kernels<T>().conv2d.flat_scratch(window, args.channels, args.filters, rows); };
@@ -122,7 +106,7 @@ void run_conv_gemm(const ConvGemmArgs<T>& first, int64_t groups, const GroupStep
   const auto& kernel = kernels<T>().conv2d;
   if (const int64_t rows = flat_rows(first); rows > 0) return run_conv_flat(first, groups, steps, rows);
   const int64_t K = first.window.rows * first.window.cols * first.channels;
-  const PixelCut pixels(first.order, first.window, first.images);
+  const PixelCut pixels(first.window, first.images);
   // Enough items for many threads, though every cut of the filters packs the patches again.
   constexpr int64_t kItems = 16, kFewestFilters = 64;
   const int64_t wanted = std::min(divide_up(kItems, groups * pixels.count()), divide_up(first.filters, kFewestFilters));
@@ -141,22 +125,17 @@ void run_conv_gemm(const ConvGemmArgs<T>& first, int64_t groups, const GroupStep
   });
 }
 
-inline ConvOrder order_of(const Conv2dShape& shape) {
-  return shape.format == at::MemoryFormat::ChannelsLast ? ConvOrder::kTapsOuter : ConvOrder::kChannelsOuter;
-}
-
 template <typename T>
-void dense_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& weight, bool weight_last,
-                   const ConvEpilogue<T>& epilogue, const Tensor& output) {
+void planes_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& weight, bool weight_last,
+                    const ConvEpilogue<T>& epilogue, const Tensor& output) {
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
   const int64_t K = C * shape.kernel[0] * shape.kernel[1];
-  const WeightLayout layout = forward_weights(shape, weight_last, order_of(shape));
+  const WeightLayout layout = forward_weights(shape, weight_last, ConvOrder::kChannelsOuter);
   const Tensor packed = pack_conv_weights(layout, const_data<T>(weight), F * K, shape.groups, K,
                                           x.options().dtype(accumulation_dtype(x.scalar_type())));
   ConvGemmArgs<T> args{images_of(x, const_data<T>(x), 0, shape.format),
                        images_of(output, mutable_data<T>(output), 0, shape.format),
                        forward_window(shape),
-                       order_of(shape),
                        shape.images,
                        C,
                        F,
@@ -168,21 +147,20 @@ void dense_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& weig
 }
 
 template <typename T>
-void dense_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight, bool weight_last,
-                      const Tensor& dx) {
+void planes_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight, bool weight_last,
+                       const Tensor& dx) {
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
   const int64_t group_weights = F * C * shape.kernel[0] * shape.kernel[1];
   for (const GradientClass& part : gradient_classes(shape)) {
     if (part.taps() == 0) continue;  // dx is zero there
     const int64_t K = part.taps() * F;
-    const WeightLayout layout = gradient_weights(shape, part, weight_last, order_of(shape));
+    const WeightLayout layout = gradient_weights(shape, part, weight_last, ConvOrder::kChannelsOuter);
     const Tensor packed = pack_conv_weights(layout, const_data<T>(weight), group_weights, shape.groups, K,
                                             dy.options().dtype(accumulation_dtype(dy.scalar_type())));
     const auto out = images_of(dx, mutable_data<T>(dx), 0, shape.format);
     ConvGemmArgs<T> args{images_of(dy, const_data<T>(dy), 0, shape.format),
                          every_nth(out, part.y.residue, part.x.residue, shape.stride[0], shape.stride[1]),
                          part.window(),
-                         order_of(shape),
                          shape.images,
                          F,
                          C,
@@ -210,7 +188,7 @@ void unpack_conv_weights(const WeightLayout& layout, const Acc<T>* sums, int64_t
 }
 
 template <typename T>
-void dense_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& dweight) {
+void planes_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& dweight) {
   const auto& kernel = kernels<T>().conv2d;
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups, groups = shape.groups;
   const int64_t K = C * shape.kernel[0] * shape.kernel[1], pixels = shape.images * shape.out[0] * shape.out[1];
@@ -225,7 +203,6 @@ void dense_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor&
   ConvWeightGradArgs<T> first{images_of(x, const_data<T>(x), 0, shape.format),
                               images_of(dy, const_data<T>(dy), 0, shape.format),
                               forward_window(shape),
-                              order_of(shape),
                               shape.images,
                               C,
                               F,
@@ -249,32 +226,11 @@ void dense_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor&
                          filters.at(filter + 1), scratch);
     }
   });
-  const WeightLayout layout = forward_weights(shape, shape.format == at::MemoryFormat::ChannelsLast, first.order);
+  const WeightLayout layout = forward_weights(shape, /*channels_last=*/false, ConvOrder::kChannelsOuter);
   for (int64_t group = 0; group < groups; ++group) {
     unpack_conv_weights(layout, const_data<Acc<T>>(sums) + group * chunks.pieces * K * stride, stride, chunks.pieces, K,
                         F, mutable_data<T>(dweight) + group * F * K);
   }
-}
-
-// In the accumulation type.
-template <typename T>
-Tensor bias_grad(const Conv2dShape& shape, const Tensor& dy) {
-  auto grad = images_of(dy, const_data<T>(dy), 0, shape.format);
-  join_rows(grad);
-  const int64_t pixels = shape.images * shape.out[0] * shape.out[1], F = shape.filters;
-  constexpr int64_t kChunks = 16, kFilters = 64, kMinElements = 16384;
-  const Cut chunks{pixels, std::min(kChunks, divide_up(pixels * F, kMinElements)), 1};
-  const Cut filters{F, divide_up(F, kFilters), kFilters};
-  Tensor sums = at::empty({chunks.pieces, F}, dy.options().dtype(accumulation_dtype(dy.scalar_type())));
-  parallel_for_cost(chunks.pieces * filters.pieces, pixels * F / chunks.pieces / filters.pieces,
-                    [&](int64_t begin, int64_t end) {
-                      for (int64_t i = begin; i < end; ++i) {
-                        const int64_t chunk = i / filters.pieces, part = i % filters.pieces;
-                        kernels<T>().conv2d.bias_grad(grad, chunks.at(chunk), chunks.at(chunk + 1), filters.at(part),
-                                                      filters.at(part + 1), mutable_data<Acc<T>>(sums) + chunk * F);
-                      }
-                    });
-  return chunks.pieces > 1 ? sums.sum(0) : sums[0];
 }
 
 }  // namespace tilewright

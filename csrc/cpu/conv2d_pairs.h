@@ -1,0 +1,121 @@
+// bfloat16 on processors that multiply pairs of it (kernels/conv2d_pairs.h): dense and grouped convolution of
+// channels_last images. All cuts depend on the shape alone.
+#pragma once
+#include "cpu/conv2d_work.h"
+
+namespace tilewright {
+
+inline bool multiplies_pairs(at::ScalarType dtype) {
+  return dtype == at::kBFloat16 && kernels<BF16>().conv2d.pairs.panel > 0;
+}
+
+inline void* conv_pairs_scratch() { return thread_scratch(kConvScratchSlot, kPairScratchBytes); }
+
+// [group][panel][k, filled up][panel]
+inline Tensor pack_conv_pairs(const WeightLayout& layout, const BF16* data, int64_t group_stride, int64_t groups,
+                              int64_t K, const at::TensorOptions& options) {
+  const auto& kernel = kernels<BF16>().conv2d.pairs;
+  const int64_t panels = divide_up(layout.filters, kernel.panel), depth = divide_up(K, kernel.step) * kernel.step;
+  const int64_t panel_size = depth * kernel.panel;
+  Tensor packed = at::empty({groups * panels * panel_size}, options);
+  BF16* out = mutable_data<BF16>(packed);
+  parallel_for_cost(groups * panels, panel_size, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t group = i / panels, panel = i % panels;
+      kernel.pack_weights(layout.at(data + group * group_stride), K, panel, panel + 1,
+                          out + group * panels * panel_size);
+    }
+  });
+  return packed;
+}
+
+inline void run_conv_pairs(const ConvPairsArgs<BF16>& args, int64_t images) {
+  const ConvWindow& window = args.window;
+  const int64_t K = window.rows * window.cols * args.channels, pixels = images * window.height * window.width;
+  constexpr int64_t kItems = 16, kTile = 32, kFewestFilters = 64, kPanel = 32;
+  const int64_t most = std::min(kPairPixels, std::max(kTile, divide_up(divide_up(pixels, kItems), kTile) * kTile));
+  const int64_t blocks = divide_up(pixels, most);
+  const Cut parts{args.filters, std::min(divide_up(kItems, blocks), divide_up(args.filters, kFewestFilters)), kPanel};
+  // A product of pairs takes a tenth of the time of one of float32.
+  const int64_t cost = args.groups * most * divide_up(args.filters, parts.pieces) * K / 256;
+  parallel_for_cost(blocks * parts.pieces, cost, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t block = i % blocks, part = i / blocks;
+      kernels<BF16>().conv2d.pairs.forward(args, block * most, std::min(pixels, (block + 1) * most), parts.at(part),
+                                           parts.at(part + 1), conv_pairs_scratch());
+    }
+  });
+}
+
+inline void pairs_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& weight, bool weight_last,
+                          const ConvEpilogue<BF16>& epilogue, const Tensor& output) {
+  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
+  const int64_t K = C * shape.kernel[0] * shape.kernel[1];
+  const WeightLayout layout = forward_weights(shape, weight_last, ConvOrder::kTapsOuter);
+  const Tensor packed = pack_conv_pairs(layout, const_data<BF16>(weight), F * K, shape.groups, K, x.options());
+  run_conv_pairs({images_of(x, const_data<BF16>(x), 0, shape.format),
+                  images_of(output, mutable_data<BF16>(output), 0, shape.format), forward_window(shape), shape.groups,
+                  C, F, packed.const_data_ptr(), epilogue},
+                 shape.images);
+}
+
+inline void pairs_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight, bool weight_last,
+                             const Tensor& dx) {
+  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
+  const int64_t group_weights = F * C * shape.kernel[0] * shape.kernel[1];
+  for (const GradientClass& part : gradient_classes(shape)) {
+    if (part.taps() == 0) continue;  // dx is zero there
+    const WeightLayout layout = gradient_weights(shape, part, weight_last, ConvOrder::kTapsOuter);
+    const Tensor packed =
+        pack_conv_pairs(layout, const_data<BF16>(weight), group_weights, shape.groups, part.taps() * F, dy.options());
+    const auto out = images_of(dx, mutable_data<BF16>(dx), 0, shape.format);
+    ConvPairsArgs<BF16> args{images_of(dy, const_data<BF16>(dy), 0, shape.format),
+                             every_nth(out, part.y.residue, part.x.residue, shape.stride[0], shape.stride[1]),
+                             part.window(),
+                             shape.groups,
+                             F,
+                             C,
+                             packed.const_data_ptr(),
+                             {}};
+    args.out.height = part.y.pixels;
+    args.out.width = part.x.pixels;
+    run_conv_pairs(args, shape.images);
+  }
+}
+
+// dy contiguous; dweight in either format.
+inline void pairs_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& dweight) {
+  const auto& kernel = kernels<BF16>().conv2d.pairs;
+  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups, groups = shape.groups;
+  const int64_t K = C * shape.kernel[0] * shape.kernel[1], pixels = shape.images * shape.out[0] * shape.out[1];
+  constexpr int64_t kItems = 16, kPartK = 1024;
+  const Cut filters{F, divide_up(F, kPairFilters), 32};
+  const Cut ks{K, divide_up(K, kPartK), kPairGradK};
+  const int64_t parts = filters.pieces * ks.pieces;
+  const Cut chunks{pixels, std::min(divide_up(kItems, parts), divide_up(pixels, kPairGradPixels)), 2};
+  Tensor sums = at::empty({chunks.pieces, shape.filters, K}, dy.options().dtype(at::kFloat));
+  const ConvPairsGradArgs<BF16> first{images_of(x, const_data<BF16>(x), 0, shape.format),
+                                      const_data<BF16>(dy),
+                                      shape.filters,
+                                      forward_window(shape),
+                                      groups,
+                                      C,
+                                      F,
+                                      mutable_data<float>(sums)};
+  const int64_t cost = groups * (pixels / chunks.pieces) * (K / ks.pieces + 1) * (F / filters.pieces + 1) / 256;
+  parallel_for_cost(chunks.pieces * parts, cost, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t filter = i % filters.pieces, k = i / filters.pieces % ks.pieces, chunk = i / parts;
+      ConvPairsGradArgs<BF16> args = first;
+      args.sums += chunk * shape.filters * K;
+      kernel.weight_grad(args, chunks.at(chunk), chunks.at(chunk + 1), ks.at(k), ks.at(k + 1), filters.at(filter),
+                         filters.at(filter + 1), conv_pairs_scratch());
+    }
+  });
+  const bool last = !dweight.is_contiguous();
+  parallel_for_cost(shape.filters, K * (chunks.pieces + 1), [&](int64_t begin, int64_t end) {
+    kernel.finish_weights(first, chunks.pieces, begin, end, last, mutable_data<BF16>(dweight));
+  });
+}
+
+}  // namespace tilewright

@@ -1,0 +1,44 @@
+// What the ways of a convolution share: scratch, the cutting of work into items, the bias's gradient.
+#pragma once
+#include <ATen/ops/sum.h>
+
+#include "cpu/conv2d_windows.h"
+#include "cpu/scratch.h"
+
+namespace tilewright {
+
+constexpr int kConvScratchSlot = 2;
+
+template <typename T>
+Acc<T>* conv_scratch() {
+  return static_cast<Acc<T>*>(thread_scratch(kConvScratchSlot, kConvScratchElements * sizeof(Acc<T>)));
+}
+
+// A stretch cut into equal pieces whose ends are multiples of unit.
+struct Cut {
+  int64_t size, pieces, unit;
+  int64_t at(int64_t piece) const { return std::min(size, divide_up(divide_up(size, unit) * piece, pieces) * unit); }
+};
+
+// In the accumulation type.
+template <typename T>
+Tensor bias_grad(const Conv2dShape& shape, const Tensor& dy) {
+  auto grad = images_of(dy, const_data<T>(dy), 0, shape.format);
+  join_rows(grad);
+  const int64_t pixels = shape.images * shape.out[0] * shape.out[1], F = shape.filters;
+  constexpr int64_t kChunks = 16, kFilters = 64, kMinElements = 16384;
+  const Cut chunks{pixels, std::min(kChunks, divide_up(pixels * F, kMinElements)), 1};
+  const Cut filters{F, divide_up(F, kFilters), kFilters};
+  Tensor sums = at::empty({chunks.pieces, F}, dy.options().dtype(accumulation_dtype(dy.scalar_type())));
+  parallel_for_cost(chunks.pieces * filters.pieces, pixels * F / chunks.pieces / filters.pieces,
+                    [&](int64_t begin, int64_t end) {
+                      for (int64_t i = begin; i < end; ++i) {
+                        const int64_t chunk = i / filters.pieces, part = i % filters.pieces;
+                        kernels<T>().conv2d.bias_grad(grad, chunks.at(chunk), chunks.at(chunk + 1), filters.at(part),
+                                                      filters.at(part + 1), mutable_data<Acc<T>>(sums) + chunk * F);
+                      }
+                    });
+  return chunks.pieces > 1 ? sums.sum(0) : sums[0];
+}
+
+}  // namespace tilewright

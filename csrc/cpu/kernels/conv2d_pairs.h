@@ -1,0 +1,314 @@
+// Convolution in bfloat16 where the processor multiplies pairs of it (gemm_pairs.h): patches of a block of pixels are
+// copied as they are, and products are those of matmul.
+//
+//   forward        out[pixel, f]  = patches[pixel, k] * weights[k, f]      k = (tap, channel), pairs of neighbours
+//   weight grad    sums[f, k]    += dy[pixel, f]^T * patches[pixel, k]     pairs of pixels: dy is turned once for all k
+//
+// The same product with other windows and weights is the data gradient. A block of k is a multiple of what a step of
+// the tile takes, zeros behind the last value.
+#pragma once
+#include "cpu/kernels/conv2d_epilogue.h"
+#include "cpu/kernels/conv2d_pack.h"
+#include "cpu/kernels/matmul_operands.h"
+
+namespace tilewright {
+namespace {
+
+using Pair = BF16Pair;
+constexpr int64_t kPairPanel = kTileCols<Pair>;
+constexpr int64_t kPairStep = kDepthOf<Pair> * kStepOf<Pair>;  // values of k
+
+// --- patches ---
+
+// n values; `kWhole` may write up to a vector behind them.
+template <bool kWhole>
+inline void copy_values(BF16* dst, const BF16* src, int64_t n) {
+  constexpr int64_t kStep = 2 * kLanes<Pair>;
+  int64_t i = 0;
+  for (; i + kStep <= n; i += kStep) store_pairs(dst + i, load_pairs(src + i));
+  if (i == n) return;
+  if constexpr (kWhole) {
+    store_pairs(dst + i, load_pairs(src + i, n - i));
+  } else {
+    store_pairs(dst + i, load_pairs(src + i, n - i), n - i);
+  }
+}
+
+inline void clear_values(BF16* dst, int64_t n) {
+  constexpr int64_t kStep = 2 * kLanes<Pair>;
+  for (int64_t i = 0; i < n; i += kStep) store_pairs(dst + i, VecU32{}, smaller(n - i, kStep));
+}
+
+// dst[e - begin] = src[e] for begin <= e < end where valid_begin <= e < valid_end, else 0.
+inline void copy_clipped(BF16* dst, const BF16* src, int64_t begin, int64_t end, int64_t valid_begin,
+                         int64_t valid_end) {
+  const int64_t from = smaller(larger(begin, valid_begin), end), to = larger(smaller(end, valid_end), from);
+  clear_values(dst, from - begin);
+  copy_values<false>(dst + (from - begin), src + from, to - from);
+  clear_values(dst + (to - begin), end - to);
+}
+
+// How patches are cut into runs: taps next to each other in memory make one run.
+struct PatchRuns {
+  int64_t taps, length, cols;  // taps and elements of a run, runs in a row of taps
+};
+inline PatchRuns patch_runs(const ConvImages<const BF16>& in, const ConvWindow& window, int64_t channels) {
+  const int64_t taps = window.step_x == 1 && in.x_stride == channels ? window.cols : 1;
+  return {taps, taps * channels, window.cols / taps};
+}
+
+// One pixel's patch where parts of it lie outside the image, k from k_begin to k_end.
+inline void copy_clipped_patch(const ConvImages<const BF16>& in, const ConvWindow& window, int64_t channels,
+                               const PatchRuns& runs, const BF16* image, int64_t y, int64_t x, int64_t k_begin,
+                               int64_t k_end, BF16* out) {
+  const int64_t first = k_begin / runs.length;
+  int64_t row = first / runs.cols, col = first % runs.cols, offset = k_begin - first * runs.length;
+  for (int64_t k = k_begin; k < k_end;) {
+    const int64_t end = smaller(runs.length, offset + k_end - k);
+    const int64_t iy = y + row * window.step_y, ix = x + col * window.step_x;
+    const bool inside = iy >= 0 && iy < in.height;
+    const int64_t low = larger(0, -ix), high = inside ? smaller(runs.taps, in.width - ix) : 0;
+    copy_clipped(out, image + iy * in.y_stride + ix * in.x_stride, offset, end, low * channels, high * channels);
+    out += end - offset;
+    k += end - offset;
+    offset = 0;
+    if (++col == runs.cols) {
+      col = 0;
+      ++row;
+    }
+  }
+}
+
+constexpr int64_t kPairBlockK = 384;             // values; as matmul's blocks of pairs
+constexpr int64_t kPatchRow = kPairBlockK + 32;  // values from one patch to the next: a line more than a block
+constexpr int64_t kMostPatchPieces = kPairBlockK + 1;
+
+// The pieces that a patch inside the image is made of, the same for all pixels.
+struct PatchPieces {
+  struct Piece {
+    int64_t offset, length;
+  } at[kMostPatchPieces];
+  int64_t count = 0;
+  PatchPieces(const ConvImages<const BF16>& in, const ConvWindow& window, const PatchRuns& runs, int64_t k_begin,
+              int64_t k_end) {
+    for (int64_t k = k_begin; k < k_end; ++count) {
+      const int64_t run = k / runs.length, offset = k - run * runs.length;
+      const int64_t length = smaller(runs.length - offset, k_end - k);
+      at[count] = {
+          run / runs.cols * window.step_y * in.y_stride + run % runs.cols * window.step_x * in.x_stride + offset,
+          length};
+      k += length;
+    }
+  }
+};
+
+// Patches of `count` pixels from `pixel` on, k in [k_begin, k_end), with zeros behind up to a whole step. dst rows are
+// kPatchRow apart.
+inline void pack_patches(const ConvImages<const BF16>& in, const ConvWindow& window, int64_t channels, int64_t pixel,
+                         int64_t count, int64_t k_begin, int64_t k_end, BF16* dst) {
+  const PatchRuns runs = patch_runs(in, window, channels);
+  const PatchPieces pieces(in, window, runs, k_begin, k_end);
+  const int64_t reach_y = (window.rows - 1) * window.step_y, reach_x = (window.cols - 1) * window.step_x;
+  const int64_t length = k_end - k_begin, padding = (kPairStep - length % kPairStep) % kPairStep;
+  int64_t x = pixel % window.width, y = pixel / window.width % window.height;
+  int64_t n = pixel / (window.width * window.height);
+  for (int64_t i = 0; i < count; ++i, dst += kPatchRow) {
+    const int64_t iy = y * window.stride_y + window.first_y, ix = x * window.stride_x + window.first_x;
+    const BF16* image = in.data + n * in.n_stride;
+    if (iy >= 0 && iy + reach_y < in.height && ix >= 0 && ix + reach_x < in.width) {
+      const BF16* from = image + iy * in.y_stride + ix * in.x_stride;
+      BF16* out = dst;
+      for (int64_t p = 0; p < pieces.count; ++p) {
+        copy_values<true>(out, from + pieces.at[p].offset, pieces.at[p].length);
+        out += pieces.at[p].length;
+      }
+    } else {
+      copy_clipped_patch(in, window, channels, runs, image, iy, ix, k_begin, k_end, dst);
+    }
+    clear_values(dst + length, padding);
+    if (++x == window.width) {
+      x = 0;
+      if (++y == window.height) {
+        y = 0;
+        ++n;
+      }
+    }
+  }
+}
+
+// --- weights ---
+
+// Into rows of pairs that are zero: k even is the low half. `values` have the bits of bfloat16 on top.
+inline void merge_row(Pair* panel, int64_t k, VecU32 values) {
+  Pair* row = panel + k / 2 * kPairPanel;
+  store(row, load(row) | (k % 2 == 0 ? values >> 16 : values & 0xffff0000u));
+}
+
+// [panel][pairs of k][kPairPanel]
+inline void pack_pair_weights(const ConvWeights<const BF16>& weights, int64_t K, int64_t panel_begin, int64_t panel_end,
+                              void* packed) {
+  constexpr int64_t kStep = kLanes<float>;
+  const int64_t pairs = pairs_of(K);
+  for (int64_t f = panel_begin * kPairPanel; f < panel_end * kPairPanel; f += kStep) {
+    Pair* panel = static_cast<Pair*>(packed) + f / kPairPanel * kPairPanel * pairs + f % kPairPanel;
+    for (int64_t k = 0; k < pairs; ++k) store(panel + k * kPairPanel, VecU32{});
+    const int64_t lanes = smaller(weights.filters - f, kStep);
+    for (int64_t r = 0; r < weights.runs && lanes > 0; ++r) {
+      const BF16* run = weights.data + f * weights.filter_stride + r * weights.run_stride;
+      const int64_t first = r * weights.run_step;
+      if (weights.element_stride != 1) {  // filters are neighbours
+        for (int64_t e = 0; e < weights.run_length; ++e) {
+          const int64_t k = weights.row_of[e];
+          if (k >= 0) merge_row(panel, first + k, bit_cast<VecU32>(load(run + e * weights.element_stride, lanes)));
+        }
+        continue;
+      }
+      for (int64_t e = 0; e < weights.run_length; e += kStep) {
+        const int64_t width = smaller(weights.run_length - e, kStep);
+        VecF32 block[kStep];
+        for (int64_t j = 0; j < kStep; ++j) {
+          block[j] = j < lanes ? load(run + j * weights.filter_stride + e, width) : VecF32{};
+        }
+        transpose<float>(block);
+        for (int64_t i = 0; i < width; ++i) {
+          const int64_t k = weights.row_of[e + i];
+          if (k >= 0) merge_row(panel, first + k, bit_cast<VecU32>(block[i]));
+        }
+      }
+    }
+  }
+}
+
+// --- forward ---
+
+// Edges of the blocks of k: whole steps but for the last.
+inline int64_t pair_block_edge(int64_t b, int64_t blocks, int64_t K) {
+  return smaller(K, (K * b / blocks + kPairStep - 1) / kPairStep * kPairStep);
+}
+
+// One group. pixels <= kPairPixels, filters <= kPairFilters, the first a multiple of a panel.
+inline void conv_pairs_block(const ConvPairsArgs<BF16>& args, int64_t group, int64_t pixel, int64_t pixels,
+                             int64_t filter, int64_t filters, BF16* patches, float* block) {
+  const ConvWindow& window = args.window;
+  const ConvImages<BF16>& out = args.out;
+  ConvImages<const BF16> in = args.in;
+  in.data += group * args.channels;
+  const int64_t K = window.rows * window.cols * args.channels, pairs = pairs_of(K);
+  const int64_t panels = (args.filters + kPairPanel - 1) / kPairPanel;
+  const Pair* weight = static_cast<const Pair*>(args.weight) + group * panels * kPairPanel * pairs + filter * pairs;
+  // One block's edges are rounded up to whole steps, so blocks are a step smaller than there is room for.
+  const int64_t blocks = K <= kPairBlockK ? 1 : (K + kPairBlockK - kPairStep - 1) / (kPairBlockK - kPairStep);
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t k = pair_block_edge(b, blocks, K), k_end = pair_block_edge(b + 1, blocks, K);
+    pack_patches(in, window, args.channels, pixel, pixels, k, k_end, patches);
+    for (int64_t f = 0; f < filters; f += kPairPanel) {
+      gemm_panels(pixels, smaller(filters - f, kPairPanel), pairs_of(k_end - k), reinterpret_cast<const Pair*>(patches),
+                  kPatchRow / 2, int64_t{1}, weight + f * pairs + k / 2 * kPairPanel, block + f, kPairSumsRow, b > 0);
+    }
+  }
+  const int64_t first = group * args.filters + filter;
+  const float* bias = args.epilogue.bias != nullptr ? args.epilogue.bias + first : nullptr;
+  for_each_pixel_run(out, window, pixel, pixels, [&](int64_t offset, int64_t at, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      finish_row<BF16>(args.epilogue, block + (at + i) * kPairSumsRow, filters, bias, 0.0f,
+                       offset + i * out.x_stride + first, out.data, 1);
+    }
+  });
+}
+
+inline void conv_pairs(const ConvPairsArgs<BF16>& args, int64_t pixel_begin, int64_t pixel_end, int64_t filter_begin,
+                       int64_t filter_end, void* scratch) {
+  const TileUnitScope unit;
+  BF16* patches = static_cast<BF16*>(scratch);
+  float* block = reinterpret_cast<float*>(patches + kPairPixels * kPatchRow);
+  for (int64_t group = 0; group < args.groups; ++group) {
+    for (int64_t pixel = pixel_begin; pixel < pixel_end; pixel += kPairPixels) {
+      for (int64_t f = filter_begin; f < filter_end; f += kPairFilters) {
+        conv_pairs_block(args, group, pixel, smaller(kPairPixels, pixel_end - pixel), f,
+                         smaller(kPairFilters, filter_end - f), patches, block);
+      }
+    }
+  }
+}
+
+// --- weight gradient ---
+
+// sums[f][k] (+)= turned dy * panels for a block of filters.
+inline void add_products(int64_t filters, int64_t k_count, int64_t pixels, const Pair* left, const Pair* panels,
+                         float* sums, int64_t sums_row, bool accumulate) {
+  const int64_t elements = pairs_of(pixels), a_row = kHasTileUnit ? elements : 1, a_col = kHasTileUnit ? 1 : kTileRows;
+  const RowTiles tiles{filters, tile_count(filters)};
+  for (int64_t t = 0; t < tiles.count; ++t) {
+    const int64_t row = tiles.edge(t), rows = tiles.edge(t + 1) - row;
+    const GemmTile<Pair> wide = tile_for_rows<Pair, kTileVectors>(rows), narrow = tile_for_rows<Pair, 1>(rows);
+    for (int64_t k = 0; k < k_count; k += kPairPanel) {
+      const int64_t n = smaller(k_count - k, kPairPanel);
+      (n > kLanes<float> ? wide : narrow)(elements, left + t * left_tile_size(elements), a_row, a_col,
+                                          panels + k * elements, kPairPanel, sums + row * sums_row + k, sums_row, n,
+                                          TileEnd<float>{accumulate});
+    }
+  }
+}
+
+// Of all groups: filters [filter_begin, filter_end) of each, at most kPairFilters.
+inline void conv_pairs_weight_grad(const ConvPairsGradArgs<BF16>& args, int64_t pixel_begin, int64_t pixel_end,
+                                   int64_t k_begin, int64_t k_end, int64_t filter_begin, int64_t filter_end,
+                                   void* scratch) {
+  const TileUnitScope unit;
+  const int64_t K = args.window.rows * args.window.cols * args.channels, filters = filter_end - filter_begin;
+  Pair* left = static_cast<Pair*>(scratch);
+  Pair* panels = left + kPairGradLeft;
+  BF16* patches = reinterpret_cast<BF16*>(panels + kPairBlockK / 2 * kPairGradPixels);
+  for (int64_t group = 0; group < args.groups; ++group) {
+    ConvImages<const BF16> in = args.in;
+    in.data += group * args.channels;
+    float* sums = args.sums + (group * args.filters + filter_begin) * K;
+    for (int64_t pixel = pixel_begin; pixel < pixel_end; pixel += kPairGradPixels) {
+      const int64_t pixels = smaller(kPairGradPixels, pixel_end - pixel);
+      const RowTiles tiles{filters, tile_count(filters)};
+      copy_left(args.grad + pixel * args.grad_row + group * args.filters + filter_begin, 1, args.grad_row, tiles, 0,
+                tiles.count, pixels, left);
+      for (int64_t k = k_begin; k < k_end; k += kPairGradK) {
+        const int64_t k_count = smaller(kPairGradK, k_end - k);
+        pack_patches(in, args.window, args.channels, pixel, pixels, k, k + k_count, patches);
+        pack_right(pixels, k_count, patches, kPatchRow, int64_t{1}, panels);
+        add_products(filters, k_count, pixels, left, panels, sums + k, K, pixel > pixel_begin);
+      }
+    }
+  }
+}
+
+// Sums of the chunks, [chunk][filter][tap][channel], added in order, to weights of filters [begin, end).
+inline void finish_pair_weights(const ConvPairsGradArgs<BF16>& args, int64_t chunks, int64_t filter_begin,
+                                int64_t filter_end, bool channels_last, BF16* weights) {
+  const int64_t taps = args.window.rows * args.window.cols, C = args.channels, K = taps * C;
+  const int64_t chunk_size = args.groups * args.filters * K;
+  for (int64_t f = filter_begin; f < filter_end; ++f) {
+    float* sums = args.sums + f * K;
+    for (int64_t chunk = 1; chunk < chunks; ++chunk) {
+      for_each_vector<float>(K, [&](int64_t k, int64_t n) TILEWRIGHT_INLINE {
+        store(sums + k, load(sums + k, n) + load(sums + chunk * chunk_size + k, n), n);
+      });
+    }
+    BF16* out = weights + f * K;
+    if (channels_last) {
+      for_each_vector<float>(K, [&](int64_t k, int64_t n) TILEWRIGHT_INLINE { store(out + k, load(sums + k, n), n); });
+      continue;
+    }
+    for (int64_t t = 0; t < taps; ++t) {
+      for_each_vector<float>(C, [&](int64_t c, int64_t n) TILEWRIGHT_INLINE {
+        BF16 lanes[kLanes<float>];
+        store(lanes, load(sums + t * C + c, n));
+        for (int64_t i = 0; i < n; ++i) out[(c + i) * taps + t] = lanes[i];
+      });
+    }
+  }
+}
+
+inline void fill_conv2d(TypedKernels<BF16>& table) {
+  table.conv2d.pairs = {kPairPanel,         kPairStep, pack_pair_weights, conv_pairs, conv_pairs_weight_grad,
+                        finish_pair_weights};
+}
+
+}  // namespace
+}  // namespace tilewright
