@@ -67,13 +67,13 @@ class Folds:
         if norm.training:
             self._known.pop((conv, norm), None)  # the statistics will be written, which no version counter sees
             return None
-        sources = _sources(conv, norm)
-        if sources is None or type(input) is not Tensor or input.dim() != 4 or _is_watched(input):
+        if type(input) is not Tensor or input.dim() != 4 or _is_watched(input):
             return None
-        grad = torch.is_grad_enabled()
-        for tensor in sources:
-            if tensor is not None and ((grad and tensor.requires_grad) or tensor.is_inference()):
-                return None
+        if _is_managed(conv) or _is_managed(norm):
+            return None
+        sources = _sources(conv, norm)
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in sources):
+            return None
         fold = self._known.get((conv, norm))
         if fold is None or not fold.holds(sources, norm.eps):
             if not _can_be_folded(sources) or _is_captured(input):
@@ -84,25 +84,25 @@ class Folds:
         return fold.folded
 
 
-def _sources(conv: torch.nn.Module, norm: torch.nn.Module) -> _Sources | None:
-    """Weight, bias, mean, var, gamma, beta and batches seen, or None where they are not the layers' own.
+def _sources(conv: torch.nn.Module, norm: torch.nn.Module) -> _Sources:
+    """Weight, bias, mean, var, gamma, beta and batches seen, as far as they are the layers' own parameters and buffers.
 
     num_batches_tracked is in no formula: training writes it where a version counter sees that, and the statistics where
     none does.
     """
     weights, affine, statistics = conv._parameters, norm._parameters, norm._buffers
     try:
-        parameters = (weights["weight"], weights["bias"], affine["weight"], affine["bias"])
-        buffers = (statistics["running_mean"], statistics["running_var"], statistics["num_batches_tracked"])
-    except KeyError:  # something else has taken the place of a parameter
-        return None
-    if parameters[0] is None or buffers[0] is None or buffers[1] is None:
-        return None
-    if any(p is not None and type(p) is not torch.nn.Parameter for p in parameters):
-        return None  # functional_call's, or computed by somebody for this one call
-    if any(b is not None and type(b) is not Tensor for b in buffers):
-        return None
-    return (*parameters[:2], *buffers[:2], *parameters[2:], buffers[2])
+        return (
+            weights["weight"],
+            weights["bias"],
+            statistics["running_mean"],
+            statistics["running_var"],
+            affine["weight"],
+            affine["bias"],
+            statistics["num_batches_tracked"],
+        )
+    except KeyError:  # something else has taken the place of one
+        return (None,) * 7
 
 
 def _is_watched(input: Tensor) -> bool:
@@ -114,20 +114,35 @@ def _is_watched(input: Tensor) -> bool:
     )
 
 
+def _is_managed(layer: Any) -> bool:
+    """Whether somebody brings the parameters before each call, unseen by version counters: FSDP, whose mark this is."""
+    return bool(layer._load_state_dict_post_hooks)
+
+
 def _is_captured(input: Tensor) -> bool:
     """Whether a CUDA graph would own what is computed now."""
     return input.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _can_be_folded(sources: _Sources) -> bool:
-    """Whether the tensors of the formula fit together and are of one dtype that we compute, on one device."""
-    weight, *vectors = sources[:-1]
-    assert weight is not None
+    """Whether there are tensors for the formula, and they fit together, of one dtype that we compute, on one device.
+
+    Parameters have to be such: anything else is functional_call's, or computed by somebody for this one call. Tensors
+    made in inference mode have no version counters.
+    """
+    weight, bias, mean, var, gamma, beta, batches = sources
+    if weight is None or mean is None or var is None or any(t is not None and t.is_inference() for t in sources):
+        return False
+    if any(t is not None and type(t) is not torch.nn.Parameter for t in (weight, bias, gamma, beta)):
+        return False
+    if any(t is not None and type(t) is not Tensor for t in (mean, var, batches)):
+        return False
     if weight.dtype not in DTYPES or weight.device.type not in ("cpu", "cuda") or weight.layout is not torch.strided:
         return False
     if weight.dim() != 4 or weight.numel() == 0:
         return False
     kind = (weight.dtype, weight.device, weight.layout, weight.shape[:1])
+    vectors = (bias, mean, var, gamma, beta)
     return all(v is None or (v.dtype, v.device, v.layout, v.shape) == kind for v in vectors)
 
 

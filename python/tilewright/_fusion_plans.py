@@ -78,12 +78,12 @@ class Plan:
 class Folding(torch.nn.Module):
     """Part of the classes made for modules whose batch norms are to be folded into the convolutions before them."""
 
-    def train(self, mode: bool = True) -> Any:
-        """As the module's own; the next call folds anew, which also finds what was written past version counters."""
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's own; the next call folds anew, which also finds what was written past version counters."""
         box = vars(self).get(BOX)
         if box is not None:
             box.folds.clear()
-        return super().train(mode)
+        return super().train(*args, **kwargs)
 
 
 class _Box:
