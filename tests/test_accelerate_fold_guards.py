@@ -58,6 +58,14 @@ def _norm_trains(model: nn.Module) -> None:
         model(torch.ones(4, 4, 6, 7) * torch.arange(7.0))
 
 
+@torch.no_grad()
+def _norm_trains_uncounted(model: nn.Module) -> None:
+    """It writes its statistics, and no version counter tells."""
+    model[1].num_batches_tracked = None
+    model(torch.ones(4, 4, 6, 7))
+    _norm_trains(model)
+
+
 def _past_counters(model: nn.Module) -> None:
     model[0].weight.data.mul_(2)
     model.eval()  # as before any evaluation
@@ -86,6 +94,8 @@ CHANGES = {
     "reset": lambda m: m[1].reset_running_stats(),
     "a step": _step,
     "norm trains": _norm_trains,
+    "norm trains alone": lambda m: (m[1].train()(torch.ones(2, 6, 3, 3).cumsum(3)), m[1].eval()),
+    "norm trains uncounted": _norm_trains_uncounted,
     "past counters": _past_counters,
 }
 

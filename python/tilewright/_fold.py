@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 
 from .testing import DTYPES
 
-_Sources = tuple[Tensor | None, ...]
+_Sources = tuple[Any, ...]  # of tensors and None
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,7 @@ class _Fold:
         for tensor, source, pin, version in zip(sources, self.sources, self.pins, self.versions, strict=True):
             if tensor is not source:
                 return False
-            if tensor is None or pin is None:
-                continue
-            if tensor._version != version or tensor.dtype is not pin.dtype or not tensor.is_set_to(pin):
+            if tensor is not None and (tensor._version != version or not tensor.is_set_to(pin)):
                 return False
         return True
 
@@ -155,18 +153,16 @@ def _make_fold(sources: _Sources, eps: float) -> _Fold:
 
 def _folded(sources: _Sources, eps: float) -> tuple[Tensor, Tensor] | None:
     """The folded weight and bias, each rounded once; None where their type can not hold them to its precision."""
-    weight, bias, mean, var, gamma, beta = (None if t is None else t.double() for t in sources[:-1])
-    assert sources[0] is not None
-    assert weight is not None
-    assert mean is not None
-    assert var is not None
+    dtype = sources[0].dtype
+    wide: _Sources = tuple(None if t is None else t.double() for t in sources[:-1])
+    weight, bias, mean, var, gamma, beta = wide
     scale = (var + eps).rsqrt()
     if gamma is not None:
         scale = scale * gamma
     shift = (-mean if bias is None else bias - mean) * scale
     if beta is not None:
         shift = shift + beta
-    exact, dtype = weight * scale[:, None, None, None], sources[0].dtype
+    exact = weight * scale[:, None, None, None]
     folded, folded_bias = exact.to(dtype), shift.to(dtype)
     error = (folded.double() - exact).abs().flatten(1).amax(1)
     bound = exact.abs().flatten(1).amax(1) * torch.finfo(dtype).eps
