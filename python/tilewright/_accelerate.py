@@ -5,8 +5,9 @@ from collections import Counter
 
 import torch
 
-from ._fusion import NOTHING, unfuse
+from ._fusion import NOTHING, fused_layers, unfuse
 from ._fusion import fuse as fuse_module
+from ._fusion_patterns import CONVOLUTION
 from ._layers import is_accelerated, is_derived, original_type, replacement, why_left
 from ._selection import Entries, Selection
 
@@ -14,7 +15,12 @@ logger = logging.getLogger("tilewright")
 
 
 def accelerate(
-    model: torch.nn.Module, *, only: Entries = None, skip: Entries = None, fuse: bool = True
+    model: torch.nn.Module,
+    *,
+    only: Entries = None,
+    skip: Entries = None,
+    fuse: bool = True,
+    fold: bool = False,
 ) -> torch.nn.Module:
     """Put every supported layer of a model on tilewright's kernels, in place.
 
@@ -30,6 +36,12 @@ def accelerate(
     its own forward, and its own forward itself wherever a call or the module differs from what was traced. See
     docs/accelerate.md for what is fused, when, and what forward may do; fuse=False for none of it.
 
+    With fold=True, a BatchNorm2d behind a Conv2d is one convolution with it in evaluation (and with a ReLU and a
+    residual sum behind it, one op). The layers, their parameters and the state_dict stay as they are: the folded
+    weights are a copy beside them, made at the first call, and made anew when a parameter or a statistic was written,
+    replaced or moved, and after train() and eval(). In training, and where gradients of the parameters may be wanted,
+    the layers run as they do without fold.
+
     Accelerate before torch.compile, fully_shard or parametrize; torch.ao.quantization and ONNX export want a restored
     model, and torch.jit.script restores what it compiles.
 
@@ -42,13 +54,17 @@ def accelerate(
         skip: leave what these select, in the same way; skip wins over only.
         fuse: fuse neighbouring layers of the modules that only and skip select. False fuses nothing; what an earlier
             call has fused stays so until :func:`restore`.
+        fold: fold evaluation's batch norms into the convolutions before them, for inference under torch.no_grad() or
+            torch.inference_mode(), or with frozen parameters. What can not be folded runs as without; the logger and
+            :func:`tilewright.summary` say what is. It stays so until :func:`restore`.
 
     Returns:
         model itself.
 
     Raises:
         TypeError: model is not a torch.nn.Module; only or skip holds something else than Module types and names.
-        ValueError: a name matches no module; a type in only can not be replaced. The model is then unchanged.
+        ValueError: a name matches no module; a type in only can not be replaced; fold=True with fuse=False. The model
+            is then unchanged.
 
     Example:
         >>> model = tilewright.accelerate(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU()))
@@ -56,6 +72,8 @@ def accelerate(
         <class 'tilewright.nn.linear.Linear'>
     """
     _require_module("accelerate", model)
+    if fold and not fuse:
+        raise ValueError("accelerate(): fold=True fuses BatchNorm with Conv2d, so it can not come with fuse=False")
     modules = dict(model.named_modules(remove_duplicate=False))
     chosen, left = Selection("only", only, modules), Selection("skip", skip, modules)
     subclasses = chosen.named_subclasses()
@@ -77,7 +95,9 @@ def accelerate(
     _log_left(modules)
     logger.info("accelerated %s", _counts(replaced))
     if fuse:
-        logger.info("fused %s", _counts(_fuse(targets)))
+        logger.info("fused %s", _counts(_fuse(targets, fold)))
+    if fold:
+        _log_folded(modules)
     return model
 
 
@@ -113,17 +133,27 @@ def restore(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def _fuse(targets: list[tuple[str, torch.nn.Module]]) -> Counter[str]:
+def _fuse(targets: list[tuple[str, torch.nn.Module]], fold: bool) -> Counter[str]:
     """Fuse inside each of these modules; how often what was fused."""
     fused: Counter[str] = Counter()
     for name, module in targets:
-        plan = fuse_module(module)
+        plan = fuse_module(module, fold)
         fused.update(fusion.kind for fusion in plan.fusions)
         for fusion in plan.fusions:
             logger.debug("%s: %s fused (%s)", name or "(the model)", fusion.kind, ", ".join(fusion.modules))
         if not plan.fusions and plan.reason != NOTHING:
             logger.debug("%s: %s runs its own forward: %s", name or "(the model)", type(module).__name__, plan.reason)
     return fused
+
+
+def _log_folded(modules: dict[str, torch.nn.Module]) -> None:
+    """How many batch norms of the model a plain call in evaluation folds, as their layers are now."""
+    if logger.isEnabledFor(logging.INFO):
+        layers = set(modules.values())
+        norms = {layer for layer in layers if isinstance(layer, torch.nn.BatchNorm2d)}
+        folded = {layer for m in layers for layer, kind in fused_layers(m) if kind.startswith(CONVOLUTION)}
+        count = len(folded & norms)
+        logger.info("folds %d of %d BatchNorm2d into the convolution before them", count, len(norms))
 
 
 def _counts(kinds: Counter[str]) -> str:

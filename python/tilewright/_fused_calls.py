@@ -1,7 +1,8 @@
-"""What the graphs of fused modules call: two or three layers at once, all read from the layer objects at the call.
+"""What the graphs of fused modules call: several layers at once, all read from the layer objects at the call.
 
 Where the tensors are not of one kind (a residual that broadcasts, another dtype, a subclass), the separate steps run
-instead, as the module's own code wrote them.
+instead, as the module's own code wrote them. Where a BatchNorm can not be folded into its convolution at this call
+(_fold.py), it is fused with what follows, as it is without one.
 """
 
 from typing import Any
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor
 
 from . import functional
+from ._meta.conv2d import result_format, result_size
+from .functional.conv2d import both
+from .nn.conv import padded
 from .nn.normalization import batch_norm_act
 
 
@@ -29,12 +33,7 @@ def batch_norm_add_relu(layer: Any, input: Tensor, residual: Any, in_place: bool
     """relu(layer(input) + residual), with += where in_place, which keeps the first operand's shape and dtype."""
     if _fits(input, residual, first=True):
         return batch_norm_act(layer, input, "relu", residual)
-    total = layer(input)
-    if in_place:
-        total += residual
-    else:
-        total = total + residual
-    return torch.relu(total)
+    return _add_relu(layer(input), residual, in_place)
 
 
 def add_batch_norm_relu(layer: Any, input: Tensor, residual: Any) -> Tensor:
@@ -42,6 +41,73 @@ def add_batch_norm_relu(layer: Any, input: Tensor, residual: Any) -> Tensor:
     if _fits(input, residual, first=False):
         return batch_norm_act(layer, input, "relu", residual)
     return torch.relu(residual + layer(input))
+
+
+def _add_relu(total: Tensor, residual: Any, in_place: bool) -> Tensor:
+    if in_place:
+        total += residual
+    else:
+        total = total + residual
+    return torch.relu(total)
+
+
+def conv_batch_norm(folds: Any, conv: Any, norm: Any, input: Tensor) -> Tensor:
+    """norm(conv(input))."""
+    folded = folds.of(conv, norm, input)
+    return norm(conv(input)) if folded is None else conv._conv_forward(input, *folded)
+
+
+def conv_batch_norm_relu(folds: Any, conv: Any, norm: Any, input: Tensor) -> Tensor:
+    """relu(norm(conv(input)))."""
+    folded = folds.of(conv, norm, input)
+    if folded is None:
+        return batch_norm_relu(norm, conv(input))
+    return _conv_relu(conv, *padded(conv, input, folded[0]), folded, None)
+
+
+def conv_batch_norm_add_relu(folds: Any, conv: Any, norm: Any, input: Tensor, residual: Any, in_place: bool) -> Tensor:
+    """relu(norm(conv(input)) + residual), with += where in_place."""
+    folded = folds.of(conv, norm, input)
+    if folded is None:
+        return batch_norm_add_relu(norm, conv(input), residual, in_place)
+    image, padding = padded(conv, input, folded[0])
+    if _fits_convolution(conv, image, padding, folded[0], residual, first=True):
+        return _conv_relu(conv, image, padding, folded, residual)
+    return _add_relu(conv._conv_forward(input, *folded), residual, in_place)
+
+
+def conv_add_batch_norm_relu(folds: Any, conv: Any, norm: Any, input: Tensor, residual: Any) -> Tensor:
+    """relu(residual + norm(conv(input)))."""
+    folded = folds.of(conv, norm, input)
+    if folded is None:
+        return add_batch_norm_relu(norm, conv(input), residual)
+    image, padding = padded(conv, input, folded[0])
+    if _fits_convolution(conv, image, padding, folded[0], residual, first=False):
+        return _conv_relu(conv, image, padding, folded, residual)
+    return torch.relu(residual + conv._conv_forward(input, *folded))
+
+
+def _conv_relu(
+    conv: Any, image: Tensor, padding: Any, folded: tuple[Tensor, Tensor], residual: Tensor | None
+) -> Tensor:
+    """relu(convolution + residual) by the settings of conv with other parameters; padding is what image lacks."""
+    settings = (conv.stride, padding, conv.dilation, conv.groups)
+    return functional.conv2d_act(image, *folded, *settings, activation="relu", residual=residual)
+
+
+def _fits_convolution(conv: Any, image: Tensor, padding: Any, weight: Tensor, residual: Any, first: bool) -> bool:
+    """As _fits, of the convolution's result, which is not there yet."""
+    if type(residual) is not Tensor or residual.dtype is not image.dtype:
+        return False
+    size, _ = result_size(image, weight, both(conv.stride), both(padding), both(conv.dilation), conv.groups)
+    if [*residual.shape] != size:
+        return False
+    _, filters, height, width = size
+    if first:
+        return True
+    if result_format(image, weight) is torch.channels_last:
+        return residual.stride() == (filters * height * width, 1, filters * width, filters)
+    return residual.stride() == (filters * height * width, height * width, width, 1)
 
 
 def dropout_add(dropout: Any, input: Tensor, residual: Any, first: bool) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from . import nn
-from ._fusion_plans import BOX, Plan, plan_of_plain_call, prepared
+from ._fusion_plans import BOX, Folding, Plan, plan_of_plain_call, prepared
 from ._layers import AcceleratedSubclass, original_class, original_type, replacement, supported_base
 
 NOTHING = "nothing in it could be fused"
@@ -25,7 +25,7 @@ _NOT_COMPOSITES = (
     DataParallel,
     DistributedDataParallel,
 )
-_MADE: dict[type[torch.nn.Module], type[torch.nn.Module]] = {}  # class -> the class that runs it fused
+_MADE: dict[tuple[type[torch.nn.Module], bool], type[torch.nn.Module]] = {}  # class, folding? -> the one made of it
 
 
 class Fused(AcceleratedSubclass):
@@ -45,18 +45,23 @@ class Fused(AcceleratedSubclass):
         return prepare() if prepare else self
 
 
-def fuse(module: torch.nn.Module) -> Plan:
+def fuse(module: torch.nn.Module, fold: bool = False) -> Plan:
     """Let a module run fused from now on, where its forward can be traced and holds something to fuse.
+
+    Args:
+        module: any; may be fused already, and is then fused anew where only fold was not asked for before.
+        fold: also fold batch norms into the convolutions before them.
 
     Returns:
         What its plain call fuses (.fusions), or nothing and the .reason.
     """
-    reason = why_not_composite(module)
+    reason = why_not_composite(module, fold)
     if reason:
         return Plan(None, reason=reason)
-    plan = plan_of_plain_call(module, _own_forward(module))
+    plan = plan_of_plain_call(module, _own_forward(module), fold)
     if plan.run:
-        module.__class__ = _fused_class(type(module))
+        unfuse(module)
+        module.__class__ = _fused_class(type(module), fold)
     return plan
 
 
@@ -68,10 +73,10 @@ def unfuse(module: torch.nn.Module) -> None:
         module.__class__ = own
 
 
-def why_not_composite(module: torch.nn.Module) -> str | None:
+def why_not_composite(module: torch.nn.Module, fold: bool = False) -> str | None:
     """Why fuse does not look at a module at all; None: it does."""
     kind = type(module)
-    if isinstance(module, Fused):
+    if isinstance(module, Fused) and (isinstance(module, Folding) or not fold or original_type(module) is kind):
         return "fused already"
     if isinstance(module, _NOT_COMPOSITES) or "forward" in vars(module):
         return "its forward is not that of its class"
@@ -89,7 +94,7 @@ def fused_layers(module: torch.nn.Module) -> list[tuple[torch.nn.Module, str]]:
     """The layers that a plain call of a fused module computes only as part of a fused op, with the op's kind."""
     if not isinstance(module, Fused):
         return []
-    plan = plan_of_plain_call(module, _own_forward(module))
+    plan = plan_of_plain_call(module, _own_forward(module), isinstance(module, Folding))
     if plan.run is None or not plan.may_run():
         return []
     return [
@@ -104,19 +109,20 @@ def _own_forward(module: torch.nn.Module) -> Callable[..., Any]:
     return (_unfused(module.tilewright_original) if isinstance(module, Fused) else type(module)).forward
 
 
-def _fused_class(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:
+def _fused_class(kind: type[torch.nn.Module], fold: bool) -> type[torch.nn.Module]:
     """The dispatching forward before the class of a composite; made once."""
-    if kind not in _MADE:
+    if (kind, fold) not in _MADE:
         members = {
             "__module__": kind.__module__,
             "__qualname__": kind.__qualname__,
             "__doc__": kind.__doc__,
             "forward": _dispatching(kind),
             "tilewright_original": original_class(kind),
-            "tilewright_new": staticmethod(_new_fused),
+            "tilewright_new": staticmethod(_new_folding if fold else _new_fused),
         }
-        _MADE[kind] = type(kind.__name__, (Fused, kind), members)
-    return _MADE[kind]
+        bases = (Folding, Fused, kind) if fold else (Fused, kind)
+        _MADE[kind, fold] = type(kind.__name__, bases, members)
+    return _MADE[kind, fold]
 
 
 def _unfused(original: type[torch.nn.Module]) -> type[torch.nn.Module]:
@@ -125,7 +131,13 @@ def _unfused(original: type[torch.nn.Module]) -> type[torch.nn.Module]:
 
 def _new_fused(original: type[torch.nn.Module]) -> torch.nn.Module:
     """An empty object of the class made for a composite, for unpickling."""
-    made = _fused_class(_unfused(original))
+    made = _fused_class(_unfused(original), fold=False)
+    return made.__new__(made)
+
+
+def _new_folding(original: type[torch.nn.Module]) -> torch.nn.Module:
+    """As _new_fused, of a composite whose batch norms are folded."""
+    made = _fused_class(_unfused(original), fold=True)
     return made.__new__(made)
 
 

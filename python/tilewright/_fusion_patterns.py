@@ -3,13 +3,14 @@
 - BatchNorm -> ReLU                stands where the BatchNorm stood
 - BatchNorm -> add -> ReLU         stands where the sum stood
 - dropout -> add [-> LayerNorm]    stands where the sum stood; where others read the sum too, the op gives both
+- Conv2d -> any of the first two, or a BatchNorm alone, where batch norms are to be folded: stands where those do
 
-No value between the steps may have another reader. Where a step moves past others (a BatchNorm or a dropout down to
-the sum, a LayerNorm up to it), those must not write into what it reads nor draw random numbers.
+No value between the steps may have another reader. Where a step moves past others (a convolution, a BatchNorm or a
+dropout down to the sum, a LayerNorm up to it), those must not write into what it reads nor draw random numbers.
 """
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,10 @@ import torch
 from torch.fx import Graph, Node
 
 from . import _fused_calls, nn
+from ._layers import original_type
 
+CONVOLUTION = "Conv2d"  # what the kinds of all fusions with a convolution begin with
+_FUSION = "fusion"  # where the meta of a fused op's node says what it stands for
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _RELUS = (torch.relu, torch.relu_, torch.nn.functional.relu, torch.nn.functional.relu_)
 _ADDS = (operator.add, operator.iadd, torch.add)
@@ -47,6 +51,20 @@ _QUIET = (
     torch.nn.SiLU,
 )
 _FRESH = (nn.Conv2d, nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.Linear)
+_FRESH_CALLS = (  # results that nothing else holds
+    _fused_calls.batch_norm_relu,
+    _fused_calls.batch_norm_add_relu,
+    _fused_calls.add_batch_norm_relu,
+    _fused_calls.conv_batch_norm,
+    _fused_calls.conv_batch_norm_relu,
+    _fused_calls.conv_batch_norm_add_relu,
+    _fused_calls.conv_add_batch_norm_relu,
+)
+_WITH_CONVOLUTION: dict[Any, Callable[..., Any]] = {
+    _fused_calls.batch_norm_relu: _fused_calls.conv_batch_norm_relu,
+    _fused_calls.batch_norm_add_relu: _fused_calls.conv_batch_norm_add_relu,
+    _fused_calls.add_batch_norm_relu: _fused_calls.conv_add_batch_norm_relu,
+}
 _QUIET_FUNCTIONS = (operator.add, operator.sub, operator.mul, operator.truediv, operator.getitem, getattr)
 
 
@@ -58,12 +76,20 @@ class Fusion:
     modules: tuple[str, ...]
 
 
-def rewrite(graph: Graph, modules: dict[str, torch.nn.Module]) -> list[Fusion]:
-    """Fuse what can be, in place; modules are those that the graph calls, by path."""
+def rewrite(graph: Graph, modules: dict[str, torch.nn.Module], folds: str | None = None) -> list[Fusion]:
+    """Fuse what can be, in place; modules are those that the graph calls, by path.
+
+    folds is the path to the Folds of the module, where its batch norms are to be folded into convolutions.
+    """
     rewriter = _Rewriter(graph, modules)
-    found = [rewriter.batch_norm(node) for node in list(graph.nodes)]
-    found += [rewriter.dropout(node) for node in list(graph.nodes)]
-    return [fusion for fusion in found if fusion]
+    for node in list(graph.nodes):
+        rewriter.batch_norm(node)
+    for node in list(graph.nodes):
+        rewriter.dropout(node)
+    if folds:
+        for node in list(graph.nodes):
+            rewriter.convolution(node, folds)
+    return [node.meta[_FUSION] for node in graph.nodes if _FUSION in node.meta]
 
 
 class _Rewriter:
@@ -71,18 +97,19 @@ class _Rewriter:
         self.graph = graph
         self.modules = modules
 
-    def batch_norm(self, relu: Node) -> Fusion | None:
+    def batch_norm(self, relu: Node) -> None:
         """Fuse what ends in this node, if that is a ReLU behind a BatchNorm."""
         value = self._relu_of(relu)
         if value is None:
-            return None
+            return
         value, empty = self._before_identities(value)
         tail = [relu, *empty]
         if len(value.users) != 1:
-            return None
+            return
         if self._calls(value, _BATCH_NORMS):
-            self._write(value, tail, _fused_calls.batch_norm_relu, value, value.args[0])
-            return self._fusion("BatchNorm + ReLU", value, *tail)
+            fusion = self._fusion("BatchNorm + ReLU", value, *tail)
+            self._write(fusion, value, tail, _fused_calls.batch_norm_relu, value, value.args[0])
+            return
         for operand, residual, first in sorted(_operands(value), key=lambda found: found[0], reverse=True):
             norm, empty = self._before_identities(operand)
             in_place = value.target in (operator.iadd, "add_")
@@ -90,35 +117,62 @@ class _Rewriter:
                 continue
             if not self._may_move_down(norm, value):
                 continue
+            fusion = self._fusion("BatchNorm + add + ReLU", norm, *empty, *tail)
             if first:
-                self._write(value, tail, _fused_calls.batch_norm_add_relu, norm, norm.args[0], residual, in_place)
+                values = (norm.args[0], residual, in_place)
+                self._write(fusion, value, tail, _fused_calls.batch_norm_add_relu, norm, *values)
             else:
-                self._write(value, tail, _fused_calls.add_batch_norm_relu, norm, norm.args[0], residual)
+                self._write(fusion, value, tail, _fused_calls.add_batch_norm_relu, norm, norm.args[0], residual)
             for node in (*empty, norm):
                 self.graph.erase_node(node)
-            return self._fusion("BatchNorm + add + ReLU", norm, *empty, *tail)
-        return None
+            return
 
-    def dropout(self, dropout: Node) -> Fusion | None:
+    def convolution(self, call: Node, folds: str) -> None:
+        """Let this node, if it is a BatchNorm alone or fused, also compute the convolution whose only reader it is."""
+        arguments: list[Any] = list(call.args)
+        if self._calls(call, (nn.BatchNorm2d,)):
+            norm, fusion = str(call.target), self._fusion("BatchNorm", call)
+            function: Callable[..., Any] = _fused_calls.conv_batch_norm
+        elif call.op == "call_function" and call.target in _WITH_CONVOLUTION:
+            norm, fusion = str(arguments.pop(0).target), call.meta[_FUSION]
+            function = _WITH_CONVOLUTION[call.target]
+        else:
+            return
+        value, *rest = arguments
+        conv, empty = self._before_identities(value)
+        if type(self.modules[norm]) is not nn.BatchNorm2d or value in rest:
+            return
+        if not self._calls(conv, (nn.Conv2d,)) or len(conv.users) != 1 or not self._may_move_down(conv, call):
+            return
+        with self.graph.inserting_before(call):
+            layers = [self.graph.get_attr(path) for path in (folds, str(conv.target), norm)]
+            folding = self.graph.call_function(function, (*layers, conv.args[0], *rest))
+        within = self._fusion("", conv, *empty).modules
+        folding.meta[_FUSION] = Fusion(f"{CONVOLUTION} + {fusion.kind}", (*within, *fusion.modules))
+        call.replace_all_uses_with(folding)
+        for node in (call, *empty, conv):
+            self.graph.erase_node(node)
+
+    def dropout(self, dropout: Node) -> None:
         """Fuse what begins with this node, if that is a dropout before a sum."""
         if (
             not self._calls(dropout, (nn.Dropout,))
             or self.modules[str(dropout.target)].inplace
             or len(dropout.users) != 1
         ):
-            return None
+            return
         total = next(iter(dropout.users))
         found = next(((r, first) for d, r, first in _operands(total) if d is dropout), None)
         if found is None or total.target in (operator.iadd, "add_") or not self._all_quiet(dropout, total):
-            return None
+            return
         residual, first = found
         values = (dropout.args[0], residual, first)
         norm = next((user for user in total.users if self._calls(user, (nn.LayerNorm,))), None)
         if norm is None or (len(total.users) > 1 and not self._all_quiet(total, norm)):
-            self._write(total, [total], _fused_calls.dropout_add, dropout, *values)
+            fusion = self._fusion("dropout + add", dropout)
+            self._write(fusion, total, [total], _fused_calls.dropout_add, dropout, *values)
             self.graph.erase_node(dropout)
-            return self._fusion("dropout + add", dropout)
-        kind = "dropout + add + LayerNorm"
+            return
         with self.graph.inserting_before(total):
             layers = [self.graph.get_attr(str(node.target)) for node in (dropout, norm)]
             if len(total.users) == 1:
@@ -128,15 +182,16 @@ class _Rewriter:
                 normed = self.graph.call_function(operator.getitem, (both, 0))
                 total.replace_all_uses_with(self.graph.call_function(operator.getitem, (both, 1)))
                 norm.args = (total,)
+        normed.meta[_FUSION] = self._fusion("dropout + add + LayerNorm", dropout, norm)
         norm.replace_all_uses_with(normed)
         for node in (norm, total, dropout):
             self.graph.erase_node(node)
-        return self._fusion(kind, dropout, norm)
 
-    def _write(self, place: Node, tail: list[Node], function: Any, layer: Node, *values: Any) -> None:
+    def _write(self, fusion: Fusion, place: Node, tail: list[Node], function: Any, layer: Node, *values: Any) -> None:
         """Put function(layer, *values) where place stands, for what tail, last node first, gave; all those vanish."""
         with self.graph.inserting_before(place):
             call = self.graph.call_function(function, (self.graph.get_attr(str(layer.target)), *values))
+        call.meta[_FUSION] = fusion
         tail[0].replace_all_uses_with(call)
         for node in dict.fromkeys((*tail, place)):
             self.graph.erase_node(node)
@@ -175,16 +230,17 @@ class _Rewriter:
             node = _input(node)
         return node, chain
 
-    def _may_move_down(self, norm: Node, place: Node) -> bool:
-        """Whether a BatchNorm computes the same at place, which comes later."""
-        layer, source = self.modules[str(norm.target)], _input(norm)
-        between = list(self._between(norm, place))
+    def _may_move_down(self, call: Node, place: Node) -> bool:
+        """Whether a BatchNorm or a convolution computes the same at place, which comes later."""
+        layer, source = self.modules[str(call.target)], _input(call)
+        between = list(self._between(call, place))
         for node in between:
-            if node.op == "get_attr" and f"{node.target}.".startswith(f"{norm.target}."):
+            if node.op == "get_attr" and f"{node.target}.".startswith(f"{call.target}."):
                 return False
             if node.op == "call_module" and layer in self.modules[str(node.target)].modules():
                 return False
-        owned = self._calls(source, _FRESH) and len(source.users) == 1  # nobody else could write into it
+        fresh = self._calls(source, _FRESH) or (source.op == "call_function" and source.target in _FRESH_CALLS)
+        owned = fresh and len(source.users) == 1  # nobody else could write into it
         return owned or all(self._quiet(node) for node in between)
 
     def _all_quiet(self, first: Node, last: Node) -> bool:
@@ -198,7 +254,7 @@ class _Rewriter:
             return node.target in _QUIET_FUNCTIONS
         if node.op != "call_module":
             return False
-        inside = [m for m in self.modules[str(node.target)].modules() if type(m) is not torch.nn.Sequential]
+        inside = [m for m in self.modules[str(node.target)].modules() if original_type(m) is not torch.nn.Sequential]
         return all(type(m) in _QUIET and not getattr(m, "inplace", False) for m in inside)
 
 

@@ -22,6 +22,7 @@ from torch._C import _get_tracing_state
 from torch._C._functorch import maybe_current_level
 from torch.nn.modules import module as torch_module
 
+from ._fold import Folds
 from ._fusion_patterns import Fusion, rewrite
 from ._fusion_trace import TENSOR, Guard, Listing, UntraceableError, trace
 from ._fusion_values import MISSING
@@ -74,6 +75,17 @@ class Plan:
         return True
 
 
+class Folding(torch.nn.Module):
+    """Part of the classes made for modules whose batch norms are to be folded into the convolutions before them."""
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's own; the next call folds anew, which also finds what was written past version counters."""
+        box = vars(self).get(BOX)
+        if box is not None:
+            box.folds.clear()
+        return super().train(*args, **kwargs)
+
+
 class _Box:
     """The plans of one module. A copy or a pickle of it is empty: what it holds is of that one object."""
 
@@ -81,6 +93,7 @@ class _Box:
         self.owner = weakref.ref(owner) if owner is not None else None
         self.plans: dict[Any, list[Plan]] = {}
         self.made = 0
+        self.folds = Folds()
 
     def __reduce__(self) -> Any:
         return (_Box, ())
@@ -137,6 +150,7 @@ def _add_plan(
     children = set(module.modules())  # plans of others hold for nothing any more, and hold those alive
     for known in box.plans.values():
         known[:] = [plan for plan in known if children.issuperset(plan.modules.values())]
+    box.folds.keep(children)
     plans = box.plans.setdefault(signature, [])
     others = sum(map(len, box.plans.values())) - len(box.plans.get(None, ()))
     if (len(plans) if signature is None else others) >= _MOST_PLANS or box.made >= 8 * _MOST_PLANS:
@@ -144,13 +158,14 @@ def _add_plan(
     box.made += 1
     positional = [TENSOR if isinstance(value, Tensor) else value for value in args]
     by_name = {name: TENSOR if isinstance(value, Tensor) else value for name, value in kwargs.items()}
-    plan = _make_plan(module, forward, positional, by_name, device or torch.device("cpu"))
+    fold = isinstance(module, Folding)
+    plan = _make_plan(module, forward, positional, by_name, device or torch.device("cpu"), fold)
     plans.append(plan)
     return plan
 
 
 def _make_plan(
-    module: torch.nn.Module, forward: Any, args: Sequence[Any], kwargs: dict[str, Any], device: torch.device
+    module: torch.nn.Module, forward: Any, args: Sequence[Any], kwargs: dict[str, Any], device: torch.device, fold: bool
 ) -> Plan:
     try:
         traced = trace(module, getattr(forward, "tilewright_traced", forward), args, kwargs, device)
@@ -158,7 +173,7 @@ def _make_plan(
         return Plan(forward, reason=str(error))
     graph, modules = traced.graph, traced.modules
     plan = Plan(forward, device if traced.reads_device else None, traced.guards, traced.listings, traced.present)
-    plan.fusions, plan.modules = rewrite(graph, modules), modules
+    plan.fusions, plan.modules = rewrite(graph, modules, f"{BOX}.folds" if fold else None), modules
     if not plan.fusions:
         plan.reason = "no neighbours of a kind that fuses"
         return plan
@@ -176,8 +191,11 @@ def _make_plan(
     return plan
 
 
-def plan_of_plain_call(module: torch.nn.Module, forward: Callable[..., Any]) -> Plan:
-    """The plan where all required arguments of forward, the module's own, are tensors and all others left out."""
+def plan_of_plain_call(module: torch.nn.Module, forward: Callable[..., Any], fold: bool) -> Plan:
+    """The plan where all required arguments of forward, the module's own, are tensors and all others left out.
+
+    fold: with batch norms folded into the convolutions before them.
+    """
     try:
         parameters = list(inspect.signature(forward).parameters.values())[1:]
     except (TypeError, ValueError) as error:
@@ -186,4 +204,4 @@ def plan_of_plain_call(module: torch.nn.Module, forward: Callable[..., Any]) -> 
     if not required or any(p.default is p.empty and p.kind is p.KEYWORD_ONLY for p in parameters):
         return Plan(forward, reason="its forward takes no tensors, or none by position")
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    return _make_plan(module, forward, [TENSOR] * len(required), {}, device)
+    return _make_plan(module, forward, [TENSOR] * len(required), {}, device, fold)

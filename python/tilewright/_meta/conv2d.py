@@ -10,12 +10,12 @@ def _is_channels_last(tensor: Tensor) -> bool:
     return torch._prims_common.suggest_memory_format(tensor) == torch.channels_last
 
 
-def _memory_format(input: Tensor, weight: Tensor) -> torch.memory_format:
+def result_format(input: Tensor, weight: Tensor) -> torch.memory_format:
     last = _is_channels_last(input) or _is_channels_last(weight)
     return torch.channels_last if last else torch.contiguous_format
 
 
-def _check(
+def result_size(
     input: Tensor,
     weight: Tensor,
     stride: Sequence[int],
@@ -66,12 +66,12 @@ def _forward(
     saves: bool,
     residual: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    size, empty = _check(input, weight, stride, padding, dilation, groups)
+    size, empty = result_size(input, weight, stride, padding, dilation, groups)
     torch._check(
         bias is None or (bias.dim() == 1 and bias.shape[0] == weight.shape[0]),
         lambda: f"conv2d: bias must have shape [{weight.shape[0]}], got {bias.shape if bias is not None else None}",
     )
-    memory_format = torch.contiguous_format if empty else _memory_format(input, weight)
+    memory_format = torch.contiguous_format if empty else result_format(input, weight)
     output = torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format)
     saves_pre = saves and activation not in ("none", "relu")
     return output, torch.empty_like(output) if saves_pre else None
@@ -88,8 +88,8 @@ def _backward(
     groups: int,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    _, empty = _check(input, weight, stride, padding, dilation, groups)
-    memory_format = _memory_format(input, weight)
+    _, empty = result_size(input, weight, stride, padding, dilation, groups)
+    memory_format = result_format(input, weight)
 
     # Where one channel or a 1x1 kernel makes weights of both formats, native's float64 path without
     # dilation keeps the given strides.

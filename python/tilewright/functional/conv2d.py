@@ -15,12 +15,12 @@ _conv2d_act = torch.ops.tilewright.conv2d_act.default
 _Pair = int | Sequence[int]
 
 
-def _both(value: _Pair) -> Sequence[int]:
+def both(value: _Pair) -> Sequence[int]:
     """One number stands for both directions."""
     return value if isinstance(value, (tuple, list)) else (value, value)
 
 
-def _resolve_padding(
+def resolve_padding(
     input: Tensor, weight: Tensor, stride: _Pair, padding: str, dilation: _Pair
 ) -> tuple[Tensor, tuple[int, int]]:
     """What native does with "valid" and "same": where one side needs one more, the input is padded there."""
@@ -31,7 +31,7 @@ def _resolve_padding(
         return input, (0, 0)
     if padding != "same":
         raise RuntimeError(f'conv2d: padding must be "same", "valid" or numbers, got "{padding}"')
-    if any(s != 1 for s in _both(stride)):
+    if any(s != 1 for s in both(stride)):
         raise RuntimeError(f'conv2d: padding="same" must come with stride 1, got stride {stride}')
     if not isinstance(weight, Tensor):
         raise TypeError(f"conv2d(): argument 'weight' must be Tensor, not {type(weight).__name__}")
@@ -39,7 +39,7 @@ def _resolve_padding(
         raise RuntimeError(
             f"conv2d: weight must be [filters, channels / groups, height, width], got shape {tuple(weight.shape)}"
         )
-    steps = _both(dilation)
+    steps = both(dilation)
     if len(steps) == 0:
         raise RuntimeError(f"conv2d: dilation must be one value or two, got {dilation}")
     totals = [steps[0] * (weight.shape[2] - 1), steps[-1] * (weight.shape[3] - 1)]
@@ -84,8 +84,8 @@ def conv2d(
     if has_torch_function_variadic(input, weight, bias):
         return call_override_by_name(torch.nn.functional.conv2d, conv2d, (input, weight, bias), locals())
     if isinstance(padding, str):
-        input, padding = _resolve_padding(input, weight, stride, padding, dilation)
-    return _conv2d(input, weight, bias, _both(stride), _both(padding), _both(dilation), groups)
+        input, padding = resolve_padding(input, weight, stride, padding, dilation)
+    return _conv2d(input, weight, bias, both(stride), both(padding), both(dilation), groups)
 
 
 @native_type_errors
@@ -123,14 +123,14 @@ def conv2d_act(
     if has_torch_function_variadic(input, weight, bias, residual):
         return call_override_by_name(conv2d_act, conv2d_act, (input, weight, bias, residual), locals())
     if isinstance(padding, str):
-        input, padding = _resolve_padding(input, weight, stride, padding, dilation)
+        input, padding = resolve_padding(input, weight, stride, padding, dilation)
     return _conv2d_act(
         input,
         weight,
         bias,
-        _both(stride),
-        _both(padding),
-        _both(dilation),
+        both(stride),
+        both(padding),
+        both(dilation),
         groups,
         activation=activation,
         residual=residual,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import functional
+from ..functional.conv2d import resolve_padding
 from ._activation import checked_activation
 from ._tracing import DropIn, leaf_when_traced
 
@@ -15,6 +16,14 @@ def _padded(layer: torch.nn.Conv2d, input: Tensor) -> tuple[Tensor, Any]:
     if layer.padding_mode == "zeros":
         return input, layer.padding
     return torch.nn.functional.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), (0, 0)
+
+
+def padded(layer: torch.nn.Conv2d, input: Tensor, weight: Tensor) -> tuple[Tensor, Any]:
+    """Input and the padding left for the convolution, in numbers."""
+    input, padding = _padded(layer, input)
+    if isinstance(padding, str):
+        return resolve_padding(input, weight, layer.stride, padding, layer.dilation)
+    return input, padding
 
 
 class Conv2d(DropIn, torch.nn.Conv2d):
