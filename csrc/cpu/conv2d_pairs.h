@@ -29,7 +29,44 @@ inline Tensor pack_conv_pairs(const WeightLayout& layout, const BF16* data, int6
   return packed;
 }
 
+// Output rows per block of the kernel without patches; 0 where patches serve better: strides that skip positions,
+// images so narrow that the dropped columns cost more than patches do, or channels that do not fill steps.
+inline int64_t strip_rows(const ConvPairsArgs<BF16>& args, int64_t images) {
+  constexpr int64_t kPixels = 256, kLargestScratch = 1 << 20, kItems = 16;
+  const ConvWindow& window = args.window;
+  const int64_t pitch = window.width + (window.cols - 1) * window.step_x / window.stride_x;
+  if (args.channels % kernels<BF16>().conv2d.pairs.step != 0 || window.stride_y > window.rows ||
+      window.stride_x > window.cols || pitch * 3 > window.width * 4) {
+    return 0;
+  }
+  const auto bytes = [&](int64_t rows) {
+    return kernels<BF16>().conv2d.pairs.strip_bytes(window, args.channels, args.filters, rows);
+  };
+  int64_t rows = std::min(window.height, std::max<int64_t>(1, kPixels / pitch));
+  rows = std::min(rows, divide_up(window.height, divide_up(kItems, images)));
+  while (rows > 1 && bytes(rows) > kLargestScratch) rows = divide_up(rows, 2);
+  return bytes(rows) > kLargestScratch ? 0 : divide_up(window.height, divide_up(window.height, rows));
+}
+
+inline void run_conv_strips(const ConvPairsArgs<BF16>& args, int64_t images, int64_t rows) {
+  const ConvWindow& window = args.window;
+  const int64_t K = window.rows * window.cols * args.channels, blocks = divide_up(window.height, rows);
+  constexpr int64_t kItems = 16, kFewestFilters = 64, kPanel = 32;
+  const Cut parts{args.filters, std::min(divide_up(kItems, blocks * images), divide_up(args.filters, kFewestFilters)),
+                  kPanel};
+  const int64_t cost = args.groups * rows * window.width * divide_up(args.filters, parts.pieces) * K / 256;
+  const int64_t bytes = kernels<BF16>().conv2d.pairs.strip_bytes(window, args.channels, args.filters, rows);
+  parallel_for_cost(images * blocks * parts.pieces, cost, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t part = i % parts.pieces, row = i / parts.pieces % blocks * rows, n = i / parts.pieces / blocks;
+      kernels<BF16>().conv2d.pairs.strip(args, n, row, std::min(window.height, row + rows), parts.at(part),
+                                         parts.at(part + 1), thread_scratch(kConvScratchSlot, bytes));
+    }
+  });
+}
+
 inline void run_conv_pairs(const ConvPairsArgs<BF16>& args, int64_t images) {
+  if (const int64_t rows = strip_rows(args, images); rows > 0) return run_conv_strips(args, images, rows);
   const ConvWindow& window = args.window;
   const int64_t K = window.rows * window.cols * args.channels, pixels = images * window.height * window.width;
   constexpr int64_t kItems = 16, kTile = 32, kFewestFilters = 64, kPanel = 32;

@@ -8,7 +8,7 @@
 // over k in blocks of kConvBlockK in order: the result does not depend on how pixels and filters were cut.
 #pragma once
 #if defined(TILEWRIGHT_ISA_HAS_BF16_DOT)  // all else is then AVX-512's
-#include "cpu/kernels/conv2d_pairs.h"
+#include "cpu/kernels/conv2d_pairs_strip.h"
 #else
 #include "cpu/kernels/conv2d_flat.h"
 #include "cpu/kernels/conv2d_rows.h"

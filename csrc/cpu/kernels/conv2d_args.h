@@ -193,6 +193,10 @@ struct ConvPairsKernels {
   // scratch: kPairScratchBytes, aligned to 64 bytes.
   void (*forward)(const ConvPairsArgs<T>&, int64_t pixel_begin, int64_t pixel_end, int64_t filter_begin,
                   int64_t filter_end, void* scratch);
+  // Without patches: output rows of image n. Channels are a multiple of step. strip_bytes: of scratch.
+  int64_t (*strip_bytes)(const ConvWindow&, int64_t channels, int64_t filters, int64_t rows);
+  void (*strip)(const ConvPairsArgs<T>&, int64_t n, int64_t row_begin, int64_t row_end, int64_t filter_begin,
+                int64_t filter_end, void* scratch);
   void (*weight_grad)(const ConvPairsGradArgs<T>&, int64_t pixel_begin, int64_t pixel_end, int64_t k_begin,
                       int64_t k_end, int64_t filter_begin, int64_t filter_end, void* scratch);
   void (*finish_weights)(const ConvPairsGradArgs<T>&, int64_t chunks, int64_t filter_begin, int64_t filter_end,

@@ -305,10 +305,5 @@ inline void finish_pair_weights(const ConvPairsGradArgs<BF16>& args, int64_t chu
   }
 }
 
-inline void fill_conv2d(TypedKernels<BF16>& table) {
-  table.conv2d.pairs = {kPairPanel,         kPairStep, pack_pair_weights, conv_pairs, conv_pairs_weight_grad,
-                        finish_pair_weights};
-}
-
 }  // namespace
 }  // namespace tilewright

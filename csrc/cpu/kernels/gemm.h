@@ -211,8 +211,8 @@ inline int64_t tile_edge(int64_t t, int64_t tiles, int64_t M) {
 
 // C[M, N] (+)= left[M, K] * panels, for one K block whose panels were written by pack_right.
 template <typename A>
-void gemm_panels(int64_t M, int64_t N, int64_t K, const A* a, int64_t a_row, int64_t a_col, const A* panels, SumOf<A>* c,
-                 int64_t c_row, bool accumulate) {
+void gemm_panels(int64_t M, int64_t N, int64_t K, const A* a, int64_t a_row, int64_t a_col, const A* panels,
+                 SumOf<A>* c, int64_t c_row, bool accumulate) {
   const int64_t tiles = tile_count(M);
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t row = tile_edge(t, tiles, M), rows = tile_edge(t + 1, tiles, M) - row;

@@ -57,10 +57,12 @@ struct TileUnitScope {
   }
 };
 
-// sums[rows][32] (+)= left * right, rows beyond 16 if kTall, 16 columns unless kWide.
+// sums[rows][32] (+)= left * right, rows beyond 16 if kTall, 16 columns unless kWide. K is one stretch of left's rows,
+// or several of K elements each, which start at the given offsets from a.
 template <bool kTall, bool kWide>
 inline TILEWRIGHT_INLINE void multiply_tiles(int64_t K, const BF16Pair* a, int64_t a_row, const BF16Pair* b,
-                                             int64_t b_row, float* sums, int64_t sums_row, bool accumulate) {
+                                             int64_t b_row, float* sums, int64_t sums_row, bool accumulate,
+                                             const int32_t* stretches = nullptr, int64_t stretch_count = 1) {
   constexpr int64_t kPair = sizeof(BF16Pair);
   const int64_t sums_bytes = sums_row * kPair, a_bytes = a_row * kPair, b_bytes = b_row * kPair;
   float* const below = sums + kUnitRows * sums_row;
@@ -76,18 +78,21 @@ inline TILEWRIGHT_INLINE void multiply_tiles(int64_t K, const BF16Pair* a, int64
     if constexpr (kTall) _tile_zero(2);
     if constexpr (kTall && kWide) _tile_zero(3);
   }
-  for (int64_t k = 0; k < K; k += kUnitStep) {
-    _tile_loadd(6, b + k * b_row, b_bytes);
-    _tile_loadd(4, a + k, a_bytes);
-    _tile_dpbf16ps(0, 4, 6);
-    if constexpr (kWide) {
-      _tile_loadd(7, b + k * b_row + kUnitRows, b_bytes);
-      _tile_dpbf16ps(1, 4, 7);
-    }
-    if constexpr (kTall) {
-      _tile_loadd(5, a + k + kUnitRows * a_row, a_bytes);
-      _tile_dpbf16ps(2, 5, 6);
-      if constexpr (kWide) _tile_dpbf16ps(3, 5, 7);
+  for (int64_t s = 0; s < stretch_count; ++s, b += K * b_row) {
+    const BF16Pair* const left = stretches == nullptr ? a : a + stretches[s];
+    for (int64_t k = 0; k < K; k += kUnitStep) {
+      _tile_loadd(6, b + k * b_row, b_bytes);
+      _tile_loadd(4, left + k, a_bytes);
+      _tile_dpbf16ps(0, 4, 6);
+      if constexpr (kWide) {
+        _tile_loadd(7, b + k * b_row + kUnitRows, b_bytes);
+        _tile_dpbf16ps(1, 4, 7);
+      }
+      if constexpr (kTall) {
+        _tile_loadd(5, left + k + kUnitRows * a_row, a_bytes);
+        _tile_dpbf16ps(2, 5, 6);
+        if constexpr (kWide) _tile_dpbf16ps(3, 5, 7);
+      }
     }
   }
   _tile_stored(0, sums, sums_bytes);

@@ -1,0 +1,141 @@
+// Convolution of pairs of bfloat16 without patches: the part of the image that a block of output rows reads is copied
+// once, in phases (conv2d_phases.h), whole pixels of `channels` values. Rows of a tile are then neighbouring pixels of
+// the strip, for every tap:
+//
+//   out[p, f] = sum over taps t and channels c of strip[offset_t + p, c] * weights[(t, c), f]
+//
+// Tiles are whole ones: what they compute behind the last pixel, and between two rows of pixels, is dropped.
+#pragma once
+#include "cpu/kernels/conv2d_pairs.h"
+#include "cpu/kernels/conv2d_phases.h"
+
+namespace tilewright {
+namespace {
+
+inline int64_t strip_tiles(const PhaseLayout& layout, const ConvWindow& window, int64_t rows) {
+  return tile_count((rows - 1) * layout.pitch + window.width);
+}
+
+// Sums of a block: whole tiles, a line more than the filters from one pixel to the next.
+inline int64_t strip_sums_row(int64_t filters) {
+  return (smaller(filters, kPairFilters) + kPairPanel - 1) / kPairPanel * kPairPanel + 16;
+}
+
+// Offsets of the taps, the strip with what the last tile reads behind it, sums.
+struct StripScratch {
+  int64_t offsets, strip, sums;  // bytes of each
+  StripScratch(const ConvWindow& window, const PhaseLayout& layout, int64_t channels, int64_t filters, int64_t rows)
+      : offsets((window.rows * window.cols * int64_t{sizeof(int32_t)} + 63) / 64 * 64),
+        strip((layout.size + kTileRows) * channels * int64_t{sizeof(BF16)}),
+        sums(strip_tiles(layout, window, rows) * kTileRows * strip_sums_row(filters) * int64_t{sizeof(float)}) {}
+  int64_t bytes() const { return offsets + strip + sums; }
+};
+
+inline int64_t conv_strip_bytes(const ConvWindow& window, int64_t channels, int64_t filters, int64_t rows) {
+  return StripScratch(window, PhaseLayout(window, rows), channels, filters, rows).bytes();
+}
+
+// One row of one phase: `pitch` pixels, every stride-th of the image's row from position x on, zeros outside.
+inline void copy_strip_row(const ConvImages<const BF16>& in, const BF16* row, int64_t x, int64_t stride, int64_t pitch,
+                           int64_t channels, BF16* dst) {
+  const int64_t low = x >= 0 ? 0 : smaller((-x + stride - 1) / stride, pitch);
+  const int64_t end = in.width <= x ? 0 : smaller((in.width - x + stride - 1) / stride, pitch);
+  const int64_t high = larger(low, end);
+  clear_values(dst, low * channels);
+  const BF16* from = row + (x + low * stride) * in.x_stride;
+  if (stride == 1 && in.x_stride == channels) {
+    copy_values<false>(dst + low * channels, from, (high - low) * channels);
+  } else {
+    for (int64_t p = low; p < high; ++p, from += stride * in.x_stride) {
+      copy_values<false>(dst + p * channels, from, channels);
+    }
+  }
+  clear_values(dst + high * channels, (pitch - high) * channels);
+}
+
+inline void copy_strip(const ConvImages<const BF16>& in, const BF16* image, const ConvWindow& window,
+                       const PhaseLayout& layout, int64_t row, int64_t channels, BF16* strip) {
+  const int64_t first_y = row * window.stride_y + window.first_y;
+  for (int64_t vertical = 0; vertical < window.stride_y; ++vertical) {
+    for (int64_t phase = 0; phase < window.stride_x; ++phase) {
+      for (int64_t v = 0; v < layout.height; ++v, strip += layout.pitch * channels) {
+        const int64_t iy = first_y + v * window.stride_y + vertical;
+        if (iy < 0 || iy >= in.height) {
+          clear_values(strip, layout.pitch * channels);
+        } else {
+          copy_strip_row(in, image + iy * in.y_stride, window.first_x + phase, window.stride_x, layout.pitch, channels,
+                         strip);
+        }
+      }
+    }
+  }
+}
+
+// sums[kTileRows][kVectors vectors] = the product over all taps; `elements` pairs of each. Offsets count pairs.
+template <int kVectors>
+void strip_tile(int64_t taps, const int32_t* offsets, int64_t elements, const Pair* left, const Pair* weight,
+                float* sums, int64_t sums_row) {
+#if defined(TILEWRIGHT_ISA_HAS_TILE_UNIT)
+  configure_tiles(kTileRows);
+  multiply_tiles<true, (kVectors > 1)>(elements, left, elements, weight, kPairPanel, sums, sums_row, false, offsets,
+                                       taps);
+#else
+  TileSums<Pair, kTileRows, kVectors> tile;
+  for (int64_t t = 0; t < taps; ++t) {
+    const Pair* from = left + offsets[t];
+    for (int64_t k = 0; k < elements; ++k, weight += kPairPanel) tile.add(from + k, elements, weight);
+  }
+  tile.store_to(sums, sums_row, kVectors * kLanes<float>, TileEnd<float>{});
+#endif
+}
+
+inline void conv_strip(const ConvPairsArgs<BF16>& args, int64_t n, int64_t row_begin, int64_t row_end,
+                       int64_t filter_begin, int64_t filter_end, void* scratch) {
+  const TileUnitScope unit;
+  const ConvWindow& window = args.window;
+  const ConvImages<BF16>& out = args.out;
+  const int64_t C = args.channels, taps = window.rows * window.cols, elements = C / 2, pairs = taps * elements;
+  const int64_t rows = row_end - row_begin, panels = (args.filters + kPairPanel - 1) / kPairPanel;
+  const PhaseLayout layout(window, rows);
+  const StripScratch parts(window, layout, C, filter_end - filter_begin, rows);
+  auto* offsets = static_cast<int32_t*>(scratch);
+  auto* strip = reinterpret_cast<BF16*>(static_cast<char*>(scratch) + parts.offsets);
+  auto* sums = reinterpret_cast<float*>(static_cast<char*>(scratch) + parts.offsets + parts.strip);
+  const int64_t sums_row = strip_sums_row(filter_end - filter_begin), tiles = strip_tiles(layout, window, rows);
+  find_tap_offsets(window, layout, offsets);
+  for (int64_t t = 0; t < taps; ++t) offsets[t] *= static_cast<int32_t>(elements);
+  for (int64_t group = 0; group < args.groups; ++group) {
+    copy_strip(args.in, args.in.data + n * args.in.n_stride + group * C, window, layout, row_begin, C, strip);
+    const Pair* weights = static_cast<const Pair*>(args.weight) + group * panels * kPairPanel * pairs;
+    for (int64_t filter = filter_begin; filter < filter_end; filter += kPairFilters) {
+      const int64_t filters = smaller(kPairFilters, filter_end - filter);
+      for (int64_t f = 0; f < filters; f += kPairPanel) {
+        const Pair* weight = weights + (filter + f) * pairs;
+        const bool wide = filters - f > kLanes<float>;
+        for (int64_t t = 0; t < tiles; ++t) {
+          const Pair* left = reinterpret_cast<const Pair*>(strip) + t * kTileRows * elements;
+          float* to = sums + t * kTileRows * sums_row + f;
+          wide ? strip_tile<2>(taps, offsets, elements, left, weight, to, sums_row)
+               : strip_tile<1>(taps, offsets, elements, left, weight, to, sums_row);
+        }
+      }
+      const int64_t first = group * args.filters + filter;
+      const float* bias = args.epilogue.bias != nullptr ? args.epilogue.bias + first : nullptr;
+      for (int64_t y = 0; y < rows; ++y) {
+        const int64_t row = n * out.n_stride + (row_begin + y) * out.y_stride + first;
+        for (int64_t x = 0; x < window.width; ++x) {
+          finish_row<BF16>(args.epilogue, sums + (y * layout.pitch + x) * sums_row, filters, bias, 0.0f,
+                           row + x * out.x_stride, out.data, 1);
+        }
+      }
+    }
+  }
+}
+
+inline void fill_conv2d(TypedKernels<BF16>& table) {
+  table.conv2d.pairs = {kPairPanel,       kPairStep,  pack_pair_weights,      conv_pairs,
+                        conv_strip_bytes, conv_strip, conv_pairs_weight_grad, finish_pair_weights};
+}
+
+}  // namespace
+}  // namespace tilewright
