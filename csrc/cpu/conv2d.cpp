@@ -37,12 +37,15 @@ bool prefers_planes(const Conv2dShape& shape) {
          std::max(shape.filters, shape.channels) / shape.groups < kFewFilters;
 }
 
-// Planes of narrow images waste a block's columns at every row's end: with enough channels to fill vectors of filters,
-// copying such images to channels_last and back costs less.
+// Planes whose copies to channels_last and back are paid for by the arithmetic: multiplications for each element that
+// is copied. Tiles of pixels as rows are 5 to 10 % faster, and know no short rows of images.
 bool prefers_channels_last(const Conv2dShape& shape) {
-  constexpr int64_t kNarrow = 8, kManyChannels = 32;
-  return shape.format == kPlanes && shape.groups == 1 && shape.out[1] <= kNarrow &&
-         shape.kernel[0] * shape.kernel[1] > 1 && std::min(shape.filters, shape.channels) >= kManyChannels;
+  // One to three channels fill little of what transposes them.
+  const int64_t worth_a_copy = shape.channels < 4 ? 200 : 100;
+  if (shape.format != kPlanes || shape.groups > 1) return false;
+  const int64_t K = shape.kernel[0] * shape.kernel[1] * shape.channels;
+  const int64_t copied = shape.channels * shape.stride[0] * shape.stride[1] + shape.filters;
+  return K * shape.filters >= worth_a_copy * copied;
 }
 
 // A function of the shape, the dtype, the instruction set and the switches of Winograd. adds_twice: a bias and a

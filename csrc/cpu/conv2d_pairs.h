@@ -45,6 +45,10 @@ inline int64_t strip_rows(const ConvPairsArgs<BF16>& args, int64_t images) {
   int64_t rows = std::min(window.height, std::max<int64_t>(1, kPixels / pitch));
   rows = std::min(rows, divide_up(window.height, divide_up(kItems, images)));
   while (rows > 1 && bytes(rows) > kLargestScratch) rows = divide_up(rows, 2);
+  // Every block reads all weights: small ones of weights beyond L2 are better joined over images.
+  constexpr int64_t kCachedWeights = 768 * 1024, kFewPixels = 128;
+  const int64_t weights = args.groups * args.filters * window.rows * window.cols * args.channels;
+  if (weights > kCachedWeights && rows * window.width < kFewPixels) return 0;
   return bytes(rows) > kLargestScratch ? 0 : divide_up(window.height, divide_up(window.height, rows));
 }
 
@@ -69,10 +73,14 @@ inline void run_conv_pairs(const ConvPairsArgs<BF16>& args, int64_t images) {
   if (const int64_t rows = strip_rows(args, images); rows > 0) return run_conv_strips(args, images, rows);
   const ConvWindow& window = args.window;
   const int64_t K = window.rows * window.cols * args.channels, pixels = images * window.height * window.width;
-  constexpr int64_t kItems = 16, kTile = 32, kFewestFilters = 64, kPanel = 32;
-  const int64_t most = std::min(kPairPixels, std::max(kTile, divide_up(divide_up(pixels, kItems), kTile) * kTile));
+  constexpr int64_t kTile = 32, kPanel = 32;
+  const int64_t weights = args.groups * args.filters * K;
+  // A part copies its own patches: twice what it reads.
+  const WorkCut cut(pixels, kPairPixels, divide_up(args.filters, kPanel), static_cast<double>(weights * sizeof(BF16)),
+                    static_cast<double>(2 * pixels * args.groups * K * sizeof(BF16)));
+  const int64_t most = std::min(kPairPixels, divide_up(divide_up(pixels, cut.blocks), kTile) * kTile);
   const int64_t blocks = divide_up(pixels, most);
-  const Cut parts{args.filters, std::min(divide_up(kItems, blocks), divide_up(args.filters, kFewestFilters)), kPanel};
+  const Cut parts{args.filters, cut.parts, kPanel};
   // A product of pairs takes a tenth of the time of one of float32.
   const int64_t cost = args.groups * most * divide_up(args.filters, parts.pieces) * K / 256;
   parallel_for_cost(blocks * parts.pieces, cost, [&](int64_t begin, int64_t end) {

@@ -49,10 +49,10 @@ void run_conv_rows(const ConvRowsArgs<T>& args, int64_t images) {
   const int64_t of_pixel = args.in.x_stride * window.stride_y * window.stride_x;
   int64_t most = kPixels;
   while (most > kFewestPixels && most * of_pixel > kElements) most /= 2;
-  constexpr int64_t kItems = 16, kUnit = 12;
-  most = std::min(most, std::max(kUnit, divide_up(divide_up(pixels, kItems), kUnit) * kUnit));
-  const Cut blocks{pixels, divide_up(pixels, most), 1};
-  const Cut parts{panels.count, std::min(panels.count, divide_up(kItems, blocks.pieces)), 1};
+  const WorkCut cut(pixels, most, panels.count,
+                    static_cast<double>(args.groups * panels.filters() * K * sizeof(Acc<T>)),
+                    static_cast<double>(pixels * of_pixel * sizeof(Acc<T>)));
+  const Cut blocks{pixels, cut.blocks, 1}, parts{panels.count, cut.parts, 1};
   // Two flops in a register tile take a thirtieth of the time of an element read.
   const int64_t cost = args.groups * most * divide_up(args.filters, parts.pieces) * K / 32;
   parallel_for_cost(blocks.pieces * parts.pieces, cost, [&](int64_t begin, int64_t end) {

@@ -234,7 +234,7 @@ void pack_row_weights(const ConvWeights<const T>& weights, int64_t K, int64_t pa
 }
 
 // A panel's block of k lies in L1 while tiles pass over it: 24 of 32 KB or more.
-constexpr int64_t kRowWeightBytes = 24 * 1024;
+constexpr int64_t kRowWeightBytes = 32 * 1024;
 
 // One panel of filters of one group.
 template <typename T, int kVectors>
