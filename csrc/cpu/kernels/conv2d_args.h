@@ -237,8 +237,8 @@ struct Conv2dKernels {
 
 template <typename T>
 struct DepthwiseKernels {
-  // channels_last: rows count through all images
-  void (*last)(const ConvDepthwiseArgs<T>&, int64_t row_begin, int64_t row_end);
+  // channels_last: rows count through all images; zeros: room for as many as there are channels
+  void (*last)(const ConvDepthwiseArgs<T>&, int64_t row_begin, int64_t row_end, T* zeros);
   void (*last_weight_grad)(const ConvDepthwiseGradArgs<T>&, int64_t row_begin, int64_t row_end);
   // planes: plane (n, f) = n * channels + f; output rows row_begin .. row_end of each
   int64_t (*planes_scratch)(const ConvWindow&, int64_t rows);  // elements

@@ -1,53 +1,16 @@
 // Depthwise convolution: every filter reads one channel, so there is no product of matrices, only sums over taps.
 //
-//   channels_last   a vector of channels; a few pixels of a row at once share each load of a tap's weights
+//   channels_last   a vector of channels; a few pixels of a row at once share weights and positions (depthwise_last.h)
 //   planes          one plane's phases at a time (conv2d_flat.h): whole vectors, no edges, rows of any width
 // Data gradients are the same sums over dy with other windows. Weight gradients keep one accumulator per tap.
 #pragma once
-#include "cpu/kernels/conv2d.h"
+#include "cpu/kernels/depthwise_last.h"
 
 namespace tilewright {
 namespace {
 
-// --- channels_last ---------------------------------------------------------------------------------------------------
-
-// Pixels at once: 8 chains of fmas (2 ports x latency 4), and one load of weights for 8 of pixels.
-constexpr int kDepthwisePixels = 8;
-
-// kPixels pixels from x on, taps of columns [col_begin, col_end), all inside the image.
-template <typename T, int kPixels>
-inline void depthwise_last_pixels(const ConvDepthwiseArgs<T>& args, const T* image, int64_t y, int64_t x,
-                                  int64_t col_begin, int64_t col_end, int64_t place) {
-  using A = Acc<T>;
-  const ConvWindow& window = args.window;
-  const ConvImages<const T>& in = args.in;
-  const int64_t pixel_step = window.stride_x * in.x_stride, tap_step = window.step_x * in.x_stride;
-  const int64_t C = args.channels;
-  const int64_t iy0 = y * window.stride_y + window.first_y;
-  const T* at = image + (x * window.stride_x + window.first_x) * in.x_stride;
-  for_each_vector<A>(C, [&](int64_t c, int64_t n) TILEWRIGHT_INLINE {
-    const Vec<A> bias = args.epilogue.bias != nullptr ? load(args.epilogue.bias + c, n) : Vec<A>{};
-    Vec<A> sum[kPixels];
-#pragma GCC unroll 8
-    for (int p = 0; p < kPixels; ++p) sum[p] = bias;
-    for (int64_t i = 0; i < window.rows; ++i) {
-      const int64_t iy = iy0 + i * window.step_y;
-      if (iy < 0 || iy >= in.height) continue;
-      const A* weight = args.weight + (i * window.cols + col_begin) * C + c;
-      const T* from = at + iy * in.y_stride + col_begin * tap_step + c;
-      for (int64_t j = col_begin; j < col_end; ++j, weight += C, from += tap_step) {
-        const Vec<A> w = load(weight, n);
-#pragma GCC unroll 8
-        for (int p = 0; p < kPixels; ++p) sum[p] = fma(load(from + p * pixel_step, n), w, sum[p]);
-      }
-    }
-#pragma GCC unroll 8
-    for (int p = 0; p < kPixels; ++p) {
-      const int64_t offset = place + p * args.out.x_stride + c;
-      store(args.out.data + offset, finish_vector<T>(args.epilogue, sum[p], offset, n), n);
-    }
-  });
-}
+// --- channels_last: weight gradient
+// ------------------------------------------------------------------------------------
 
 // Pixels [begin, end) of a row whose taps all lie inside the image's width.
 inline void inner_pixels(const ConvWindow& window, int64_t width, int64_t& begin, int64_t& end) {
@@ -56,37 +19,6 @@ inline void inner_pixels(const ConvWindow& window, int64_t width, int64_t& begin
   begin = smaller(begin, window.width);
   end = width - last <= 0 ? 0 : (width - last + window.stride_x - 1) / window.stride_x;
   end = larger(begin, smaller(end, window.width));
-}
-
-template <typename T>
-void depthwise_last(const ConvDepthwiseArgs<T>& args, int64_t row_begin, int64_t row_end) {
-  const ConvWindow& window = args.window;
-  int64_t inner_begin, inner_end;
-  inner_pixels(window, args.in.width, inner_begin, inner_end);
-  for (int64_t r = row_begin; r < row_end; ++r) {
-    const int64_t n = r / window.height, y = r % window.height;
-    const T* image = args.in.data + n * args.in.n_stride;
-    const int64_t place = n * args.out.n_stride + y * args.out.y_stride;
-    for (int64_t x = 0; x < window.width;) {
-      const int64_t here = place + x * args.out.x_stride;
-      if (x >= inner_begin && x + kDepthwisePixels <= inner_end) {
-        depthwise_last_pixels<T, kDepthwisePixels>(args, image, y, x, 0, window.cols, here);
-        x += kDepthwisePixels;
-        continue;
-      }
-      if (x >= inner_begin && x + kDepthwisePixels / 2 <= inner_end) {
-        depthwise_last_pixels<T, kDepthwisePixels / 2>(args, image, y, x, 0, window.cols, here);
-        x += kDepthwisePixels / 2;
-        continue;
-      }
-      int64_t col_begin = 0, col_end = window.cols;
-      const int64_t ix = x * window.stride_x + window.first_x;
-      while (col_begin < col_end && ix + col_begin * window.step_x < 0) ++col_begin;
-      while (col_end > col_begin && ix + (col_end - 1) * window.step_x >= args.in.width) --col_end;
-      depthwise_last_pixels<T, 1>(args, image, y, x, col_begin, col_end, here);
-      ++x;
-    }
-  }
 }
 
 // A tap of a weight gradient: where its first pixel reads, and its place in sums.
