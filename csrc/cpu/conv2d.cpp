@@ -7,7 +7,7 @@
 
 #include "cpu/conv2d_depthwise.h"
 #include "cpu/conv2d_format.h"
-#include "cpu/conv2d_pairs.h"
+#include "cpu/conv2d_pairs_groups.h"
 #include "cpu/conv2d_planes.h"
 #include "cpu/conv2d_pointwise.h"
 #include "cpu/conv2d_rows.h"
@@ -76,7 +76,7 @@ void forward(ConvWay way, const Conv2dShape& shape, const Tensor& x, const Tenso
   if (way == ConvWay::kDepthwise) return depthwise_forward<T>(shape, x, weight_in, epilogue, output);
   const auto [weight, weight_last] = dense_weight(weight_in);
   if constexpr (std::is_same_v<T, BF16>) {
-    if (way == ConvWay::kPairs) return pairs_forward(shape, x, weight, weight_last, epilogue, output);
+    if (way == ConvWay::kPairs) return grouped_pairs_forward(shape, x, weight, weight_last, epilogue, output);
   }
   if (way == ConvWay::kWinograd && winograd_forward<T>(shape, x, weight, weight_last, epilogue, output)) return;
   if (shape.format == kPlanes) return planes_forward<T>(shape, x, weight, weight_last, epilogue, output);
@@ -149,7 +149,7 @@ Tensor input_gradient(ConvWay way, const Conv2dShape& shape, const Tensor& dy, c
   dispatch_floating(dy.scalar_type(), "conv2d_backward", [&](auto element) {
     using T = decltype(element);
     if constexpr (std::is_same_v<T, BF16>) {
-      if (way == ConvWay::kPairs) return pairs_input_grad(shape, dy, from, last, dx);
+      if (way == ConvWay::kPairs) return grouped_pairs_input_grad(shape, dy, from, last, dx);
     }
     if (way == ConvWay::kWinograd && winograd_input_grad<T>(shape, dy, from, last, dx)) return;
     if (shape.format == kPlanes) return planes_input_grad<T>(shape, dy, from, last, dx);
@@ -172,7 +172,7 @@ Tensor weight_gradient(ConvWay way, const Conv2dShape& shape, const Tensor& dy, 
   dispatch_floating(dy.scalar_type(), "conv2d_backward", [&](auto element) {
     using T = decltype(element);
     if constexpr (std::is_same_v<T, BF16>) {
-      if (way == ConvWay::kPairs) return pairs_weight_grad(shape, dy, x, dweight);
+      if (way == ConvWay::kPairs) return grouped_pairs_weight_grad(shape, dy, x, dweight);
     }
     if (way == ConvWay::kDepthwise) {
       dweight.copy_(depthwise_weight_grad<T>(shape, dy, x).reshape(weight.sizes()));

@@ -1,6 +1,10 @@
 // bfloat16 on processors that multiply pairs of it (kernels/conv2d_pairs.h): dense and grouped convolution of
 // channels_last images. All cuts depend on the shape alone.
 #pragma once
+#include <ATen/ops/zeros.h>
+
+#include <atomic>
+
 #include "cpu/conv2d_work.h"
 
 namespace tilewright {
@@ -52,7 +56,7 @@ inline int64_t strip_rows(const ConvPairsArgs<BF16>& args, int64_t images) {
   return bytes(rows) > kLargestScratch ? 0 : divide_up(window.height, divide_up(window.height, rows));
 }
 
-inline void run_conv_strips(const ConvPairsArgs<BF16>& args, int64_t images, int64_t rows) {
+inline bool run_conv_strips(const ConvPairsArgs<BF16>& args, int64_t images, int64_t rows) {
   const ConvWindow& window = args.window;
   const int64_t K = window.rows * window.cols * args.channels, blocks = divide_up(window.height, rows);
   constexpr int64_t kItems = 16, kFewestFilters = 64, kPanel = 32;
@@ -60,17 +64,23 @@ inline void run_conv_strips(const ConvPairsArgs<BF16>& args, int64_t images, int
                   kPanel};
   const int64_t cost = args.groups * rows * window.width * divide_up(args.filters, parts.pieces) * K / 256;
   const int64_t bytes = kernels<BF16>().conv2d.pairs.strip_bytes(window, args.channels, args.filters, rows);
+  std::atomic<bool> finite{true};
   parallel_for_cost(images * blocks * parts.pieces, cost, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t part = i % parts.pieces, row = i / parts.pieces % blocks * rows, n = i / parts.pieces / blocks;
-      kernels<BF16>().conv2d.pairs.strip(args, n, row, std::min(window.height, row + rows), parts.at(part),
-                                         parts.at(part + 1), thread_scratch(kConvScratchSlot, bytes));
+      const bool all_finite =
+          kernels<BF16>().conv2d.pairs.strip(args, n, row, std::min(window.height, row + rows), parts.at(part),
+                                             parts.at(part + 1), thread_scratch(kConvScratchSlot, bytes));
+      if (!all_finite) finite = false;
     }
   });
+  return finite;
 }
 
-inline void run_conv_pairs(const ConvPairsArgs<BF16>& args, int64_t images) {
+// False where args asks to check and a sum is not finite, or nothing would check it.
+inline bool run_conv_pairs(const ConvPairsArgs<BF16>& args, int64_t images) {
   if (const int64_t rows = strip_rows(args, images); rows > 0) return run_conv_strips(args, images, rows);
+  if (args.checks) return false;
   const ConvWindow& window = args.window;
   const int64_t K = window.rows * window.cols * args.channels, pixels = images * window.height * window.width;
   constexpr int64_t kTile = 32, kPanel = 32;
@@ -90,22 +100,23 @@ inline void run_conv_pairs(const ConvPairsArgs<BF16>& args, int64_t images) {
                                            parts.at(part + 1), conv_pairs_scratch());
     }
   });
+  return true;
 }
 
-inline void pairs_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& weight, bool weight_last,
-                          const ConvEpilogue<BF16>& epilogue, const Tensor& output) {
+inline bool pairs_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& weight, bool weight_last,
+                          const ConvEpilogue<BF16>& epilogue, const Tensor& output, bool checks = false) {
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
   const int64_t K = C * shape.kernel[0] * shape.kernel[1];
   const WeightLayout layout = forward_weights(shape, weight_last, ConvOrder::kTapsOuter);
   const Tensor packed = pack_conv_pairs(layout, const_data<BF16>(weight), F * K, shape.groups, K, x.options());
-  run_conv_pairs({images_of(x, const_data<BF16>(x), 0, shape.format),
-                  images_of(output, mutable_data<BF16>(output), 0, shape.format), forward_window(shape), shape.groups,
-                  C, F, packed.const_data_ptr(), epilogue},
-                 shape.images);
+  return run_conv_pairs({images_of(x, const_data<BF16>(x), 0, shape.format),
+                         images_of(output, mutable_data<BF16>(output), 0, shape.format), forward_window(shape),
+                         shape.groups, C, F, packed.const_data_ptr(), epilogue, checks},
+                        shape.images);
 }
 
-inline void pairs_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight, bool weight_last,
-                             const Tensor& dx) {
+inline bool pairs_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight, bool weight_last,
+                             const Tensor& dx, bool checks = false) {
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
   const int64_t group_weights = F * C * shape.kernel[0] * shape.kernel[1];
   for (const GradientClass& part : gradient_classes(shape)) {
@@ -121,11 +132,13 @@ inline void pairs_input_grad(const Conv2dShape& shape, const Tensor& dy, const T
                              F,
                              C,
                              packed.const_data_ptr(),
-                             {}};
+                             {},
+                             checks};
     args.out.height = part.y.pixels;
     args.out.width = part.x.pixels;
-    run_conv_pairs(args, shape.images);
+    if (!run_conv_pairs(args, shape.images)) return false;
   }
+  return true;
 }
 
 // dy contiguous; dweight in either format.

@@ -117,6 +117,7 @@ struct ConvPairsArgs {
   int64_t groups, channels, filters;  // of one group
   const void* weight;
   ConvEpilogue<T> epilogue;
+  bool checks = false;  // do sums that are not finite matter to the caller?
 };
 
 template <typename T>
@@ -193,9 +194,10 @@ struct ConvPairsKernels {
   // scratch: kPairScratchBytes, aligned to 64 bytes.
   void (*forward)(const ConvPairsArgs<T>&, int64_t pixel_begin, int64_t pixel_end, int64_t filter_begin,
                   int64_t filter_end, void* scratch);
-  // Without patches: output rows of image n. Channels are a multiple of step. strip_bytes: of scratch.
+  // Without patches: output rows of image n. Channels are a multiple of step. strip_bytes: of scratch. Returns whether
+  // all sums are finite, if it is asked to check.
   int64_t (*strip_bytes)(const ConvWindow&, int64_t channels, int64_t filters, int64_t rows);
-  void (*strip)(const ConvPairsArgs<T>&, int64_t n, int64_t row_begin, int64_t row_end, int64_t filter_begin,
+  bool (*strip)(const ConvPairsArgs<T>&, int64_t n, int64_t row_begin, int64_t row_end, int64_t filter_begin,
                 int64_t filter_end, void* scratch);
   void (*weight_grad)(const ConvPairsGradArgs<T>&, int64_t pixel_begin, int64_t pixel_end, int64_t k_begin,
                       int64_t k_end, int64_t filter_begin, int64_t filter_end, void* scratch);

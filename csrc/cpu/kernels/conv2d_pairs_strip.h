@@ -89,7 +89,21 @@ void strip_tile(int64_t taps, const int32_t* offsets, int64_t elements, const Pa
 #endif
 }
 
-inline void conv_strip(const ConvPairsArgs<BF16>& args, int64_t n, int64_t row_begin, int64_t row_end,
+// Are all sums of the pixels that are there finite?
+inline bool sums_are_finite(const PhaseLayout& layout, const ConvWindow& window, int64_t rows, const float* sums,
+                            int64_t sums_row, int64_t filters) {
+  VecF32 check{};
+  for (int64_t y = 0; y < rows; ++y) {
+    for (int64_t x = 0; x < window.width; ++x) {
+      const float* pixel = sums + (y * layout.pitch + x) * sums_row;
+      for_each_vector<float>(
+          filters, [&](int64_t f, int64_t n) TILEWRIGHT_INLINE { check = fma(load(pixel + f, n), VecF32{}, check); });
+    }
+  }
+  return reduce_add<float>(check) == 0.0f;
+}
+
+inline bool conv_strip(const ConvPairsArgs<BF16>& args, int64_t n, int64_t row_begin, int64_t row_end,
                        int64_t filter_begin, int64_t filter_end, void* scratch) {
   const TileUnitScope unit;
   const ConvWindow& window = args.window;
@@ -104,6 +118,7 @@ inline void conv_strip(const ConvPairsArgs<BF16>& args, int64_t n, int64_t row_b
   const int64_t sums_row = strip_sums_row(filter_end - filter_begin), tiles = strip_tiles(layout, window, rows);
   find_tap_offsets(window, layout, offsets);
   for (int64_t t = 0; t < taps; ++t) offsets[t] *= static_cast<int32_t>(elements);
+  bool finite = true;
   for (int64_t group = 0; group < args.groups; ++group) {
     copy_strip(args.in, args.in.data + n * args.in.n_stride + group * C, window, layout, row_begin, C, strip);
     const Pair* weights = static_cast<const Pair*>(args.weight) + group * panels * kPairPanel * pairs;
@@ -119,6 +134,7 @@ inline void conv_strip(const ConvPairsArgs<BF16>& args, int64_t n, int64_t row_b
                : strip_tile<1>(taps, offsets, elements, left, weight, to, sums_row);
         }
       }
+      if (args.checks) finite = sums_are_finite(layout, window, rows, sums, sums_row, filters) && finite;
       const int64_t first = group * args.filters + filter;
       const float* bias = args.epilogue.bias != nullptr ? args.epilogue.bias + first : nullptr;
       for (int64_t y = 0; y < rows; ++y) {
@@ -130,6 +146,7 @@ inline void conv_strip(const ConvPairsArgs<BF16>& args, int64_t n, int64_t row_b
       }
     }
   }
+  return finite;
 }
 
 inline void fill_conv2d(TypedKernels<BF16>& table) {
