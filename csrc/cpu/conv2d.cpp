@@ -32,7 +32,7 @@ struct ConvPlan {
 
 // Groups of few filters fill a vector of pixels, not one of filters: such channels_last images are worked on as planes.
 bool prefers_planes(const Conv2dShape& shape) {
-  constexpr int64_t kFewFilters = 16;
+  constexpr int64_t kFewFilters = 8;
   return shape.format != kPlanes && shape.groups > 1 &&
          std::max(shape.filters, shape.channels) / shape.groups < kFewFilters;
 }

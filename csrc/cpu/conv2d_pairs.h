@@ -33,27 +33,34 @@ inline Tensor pack_conv_pairs(const WeightLayout& layout, const BF16* data, int6
   return packed;
 }
 
-// Output rows per block of the kernel without patches; 0 where patches serve better: strides that skip positions,
-// images so narrow that the dropped columns cost more than patches do, or channels that do not fill steps.
-inline int64_t strip_rows(const ConvPairsArgs<BF16>& args, int64_t images) {
+// How one product is computed: output rows per block of the kernel without patches, or 0: with patches. tap_step: k's
+// from one tap to the next.
+struct PairsPlan {
+  int64_t rows, tap_step;
+};
+
+// Patches serve better with strides that skip positions, with images so narrow that the dropped columns cost more than
+// patches do, and with channels that fill less than half of their steps.
+inline PairsPlan plan_pairs(const ConvWindow& window, int64_t groups, int64_t channels, int64_t filters,
+                            int64_t images) {
   constexpr int64_t kPixels = 256, kLargestScratch = 1 << 20, kItems = 16;
-  const ConvWindow& window = args.window;
+  const auto& kernel = kernels<BF16>().conv2d.pairs;
+  const PairsPlan patches{0, channels};
   const int64_t pitch = window.width + (window.cols - 1) * window.step_x / window.stride_x;
-  if (args.channels % kernels<BF16>().conv2d.pairs.step != 0 || window.stride_y > window.rows ||
-      window.stride_x > window.cols || pitch * 3 > window.width * 4) {
-    return 0;
+  const int64_t tap_step = divide_up(channels, kernel.step) * kernel.step;
+  if (tap_step > 2 * channels || window.stride_y > window.rows || window.stride_x > window.cols ||
+      pitch * 3 > window.width * 4) {
+    return patches;
   }
-  const auto bytes = [&](int64_t rows) {
-    return kernels<BF16>().conv2d.pairs.strip_bytes(window, args.channels, args.filters, rows);
-  };
+  const auto bytes = [&](int64_t rows) { return kernel.strip_bytes(window, channels, filters, rows); };
   int64_t rows = std::min(window.height, std::max<int64_t>(1, kPixels / pitch));
   rows = std::min(rows, divide_up(window.height, divide_up(kItems, images)));
   while (rows > 1 && bytes(rows) > kLargestScratch) rows = divide_up(rows, 2);
   // Every block reads all weights: small ones of weights beyond L2 are better joined over images.
   constexpr int64_t kCachedWeights = 768 * 1024, kFewPixels = 128;
-  const int64_t weights = args.groups * args.filters * window.rows * window.cols * args.channels;
-  if (weights > kCachedWeights && rows * window.width < kFewPixels) return 0;
-  return bytes(rows) > kLargestScratch ? 0 : divide_up(window.height, divide_up(window.height, rows));
+  const int64_t weights = groups * filters * window.rows * window.cols * channels;
+  if (bytes(rows) > kLargestScratch || (weights > kCachedWeights && rows * window.width < kFewPixels)) return patches;
+  return {divide_up(window.height, divide_up(window.height, rows)), tap_step};
 }
 
 inline bool run_conv_strips(const ConvPairsArgs<BF16>& args, int64_t images, int64_t rows) {
@@ -78,8 +85,8 @@ inline bool run_conv_strips(const ConvPairsArgs<BF16>& args, int64_t images, int
 }
 
 // False where args asks to check and a sum is not finite, or nothing would check it.
-inline bool run_conv_pairs(const ConvPairsArgs<BF16>& args, int64_t images) {
-  if (const int64_t rows = strip_rows(args, images); rows > 0) return run_conv_strips(args, images, rows);
+inline bool run_conv_pairs(const ConvPairsArgs<BF16>& args, int64_t images, const PairsPlan& plan) {
+  if (plan.rows > 0) return run_conv_strips(args, images, plan.rows);
   if (args.checks) return false;
   const ConvWindow& window = args.window;
   const int64_t K = window.rows * window.cols * args.channels, pixels = images * window.height * window.width;
@@ -106,13 +113,16 @@ inline bool run_conv_pairs(const ConvPairsArgs<BF16>& args, int64_t images) {
 inline bool pairs_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& weight, bool weight_last,
                           const ConvEpilogue<BF16>& epilogue, const Tensor& output, bool checks = false) {
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
-  const int64_t K = C * shape.kernel[0] * shape.kernel[1];
-  const WeightLayout layout = forward_weights(shape, weight_last, ConvOrder::kTapsOuter);
-  const Tensor packed = pack_conv_pairs(layout, const_data<BF16>(weight), F * K, shape.groups, K, x.options());
+  const int64_t taps = shape.kernel[0] * shape.kernel[1];
+  const ConvWindow window = forward_window(shape);
+  const PairsPlan plan = plan_pairs(window, shape.groups, C, F, shape.images);
+  const WeightLayout layout = forward_weights(shape, weight_last, ConvOrder::kTapsOuter, plan.tap_step);
+  const Tensor packed =
+      pack_conv_pairs(layout, const_data<BF16>(weight), F * C * taps, shape.groups, taps * plan.tap_step, x.options());
   return run_conv_pairs({images_of(x, const_data<BF16>(x), 0, shape.format),
-                         images_of(output, mutable_data<BF16>(output), 0, shape.format), forward_window(shape),
-                         shape.groups, C, F, packed.const_data_ptr(), epilogue, checks},
-                        shape.images);
+                         images_of(output, mutable_data<BF16>(output), 0, shape.format), window, shape.groups, C, F,
+                         packed.const_data_ptr(), epilogue, checks},
+                        shape.images, plan);
 }
 
 inline bool pairs_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight, bool weight_last,
@@ -121,9 +131,10 @@ inline bool pairs_input_grad(const Conv2dShape& shape, const Tensor& dy, const T
   const int64_t group_weights = F * C * shape.kernel[0] * shape.kernel[1];
   for (const GradientClass& part : gradient_classes(shape)) {
     if (part.taps() == 0) continue;  // dx is zero there
-    const WeightLayout layout = gradient_weights(shape, part, weight_last, ConvOrder::kTapsOuter);
-    const Tensor packed =
-        pack_conv_pairs(layout, const_data<BF16>(weight), group_weights, shape.groups, part.taps() * F, dy.options());
+    const PairsPlan plan = plan_pairs(part.window(), shape.groups, F, C, shape.images);
+    const WeightLayout layout = gradient_weights(shape, part, weight_last, ConvOrder::kTapsOuter, plan.tap_step);
+    const Tensor packed = pack_conv_pairs(layout, const_data<BF16>(weight), group_weights, shape.groups,
+                                          part.taps() * plan.tap_step, dy.options());
     const auto out = images_of(dx, mutable_data<BF16>(dx), 0, shape.format);
     ConvPairsArgs<BF16> args{images_of(dy, const_data<BF16>(dy), 0, shape.format),
                              every_nth(out, part.y.residue, part.x.residue, shape.stride[0], shape.stride[1]),
@@ -136,7 +147,7 @@ inline bool pairs_input_grad(const Conv2dShape& shape, const Tensor& dy, const T
                              checks};
     args.out.height = part.y.pixels;
     args.out.width = part.x.pixels;
-    if (!run_conv_pairs(args, shape.images)) return false;
+    if (!run_conv_pairs(args, shape.images, plan)) return false;
   }
   return true;
 }

@@ -115,21 +115,24 @@ struct WeightLayout {
   }
 };
 
-// channels_last: the order of the weights in memory; order: that of k.
-inline WeightLayout forward_weights(const Conv2dShape& shape, bool channels_last, ConvOrder order) {
+// channels_last: the order of the weights in memory; order: that of k. tap_step: k's from one tap to the next where
+// taps are outermost; the channels, or more.
+inline WeightLayout forward_weights(const Conv2dShape& shape, bool channels_last, ConvOrder order,
+                                    int64_t tap_step = 0) {
   const int64_t C = shape.channels / shape.groups, taps = shape.kernel[0] * shape.kernel[1], K = C * taps;
+  const int64_t step = std::max(tap_step, C);
   WeightLayout layout{std::vector<int32_t>(K), shape.filters / shape.groups, K, 1, 0, K, 1, 0};
   for (int64_t e = 0; e < K; ++e) {
     const int64_t c = channels_last ? e % C : e / taps, t = channels_last ? e / C : e % taps;
-    layout.row_of[e] = static_cast<int32_t>(order == ConvOrder::kTapsOuter ? t * C + c : c * taps + t);
+    layout.row_of[e] = static_cast<int32_t>(order == ConvOrder::kTapsOuter ? t * step + c : c * taps + t);
   }
   return layout;
 }
 
 // The data gradient's: its filters are the channels, summed over are the filters and the taps of one class.
 inline WeightLayout gradient_weights(const Conv2dShape& shape, const GradientClass& part, bool channels_last,
-                                     ConvOrder order) {
-  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
+                                     ConvOrder order, int64_t tap_step = 0) {
+  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups, step = std::max(tap_step, F);
   const int64_t taps = shape.kernel[0] * shape.kernel[1];
   const bool taps_outer = order == ConvOrder::kTapsOuter;
   const bool neighbours = channels_last || taps == 1;
@@ -139,7 +142,7 @@ inline WeightLayout gradient_weights(const Conv2dShape& shape, const GradientCla
     for (int64_t j = 0; j < part.x.count; ++j) {
       const int64_t t = part.y.kernel_index(i) * shape.kernel[1] + part.x.kernel_index(j);
       const int64_t place = i * part.x.count + j;
-      layout.row_of[t] = static_cast<int32_t>(taps_outer ? place * F : place);
+      layout.row_of[t] = static_cast<int32_t>(taps_outer ? place * step : place);
     }
   }
   return layout;

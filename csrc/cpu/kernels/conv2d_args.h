@@ -194,8 +194,8 @@ struct ConvPairsKernels {
   // scratch: kPairScratchBytes, aligned to 64 bytes.
   void (*forward)(const ConvPairsArgs<T>&, int64_t pixel_begin, int64_t pixel_end, int64_t filter_begin,
                   int64_t filter_end, void* scratch);
-  // Without patches: output rows of image n. Channels are a multiple of step. strip_bytes: of scratch. Returns whether
-  // all sums are finite, if it is asked to check.
+  // Without patches: output rows of image n. The weights of a tap are filled up to a multiple of step. strip_bytes: of
+  // scratch. Returns whether all sums are finite, if it is asked to check.
   int64_t (*strip_bytes)(const ConvWindow&, int64_t channels, int64_t filters, int64_t rows);
   bool (*strip)(const ConvPairsArgs<T>&, int64_t n, int64_t row_begin, int64_t row_end, int64_t filter_begin,
                 int64_t filter_end, void* scratch);

@@ -31,26 +31,31 @@ struct StripScratch {
   int64_t bytes() const { return offsets + strip + sums; }
 };
 
+// Values of one pixel in the strip: whole steps.
+inline int64_t strip_pixel(int64_t channels) { return (channels + kPairStep - 1) / kPairStep * kPairStep; }
+
 inline int64_t conv_strip_bytes(const ConvWindow& window, int64_t channels, int64_t filters, int64_t rows) {
-  return StripScratch(window, PhaseLayout(window, rows), channels, filters, rows).bytes();
+  return StripScratch(window, PhaseLayout(window, rows), strip_pixel(channels), filters, rows).bytes();
 }
 
 // One row of one phase: `pitch` pixels, every stride-th of the image's row from position x on, zeros outside.
 inline void copy_strip_row(const ConvImages<const BF16>& in, const BF16* row, int64_t x, int64_t stride, int64_t pitch,
                            int64_t channels, BF16* dst) {
+  const int64_t pixel = strip_pixel(channels);
   const int64_t low = x >= 0 ? 0 : smaller((-x + stride - 1) / stride, pitch);
   const int64_t end = in.width <= x ? 0 : smaller((in.width - x + stride - 1) / stride, pitch);
   const int64_t high = larger(low, end);
-  clear_values(dst, low * channels);
+  clear_values(dst, low * pixel);
   const BF16* from = row + (x + low * stride) * in.x_stride;
-  if (stride == 1 && in.x_stride == channels) {
-    copy_values<false>(dst + low * channels, from, (high - low) * channels);
+  if (stride == 1 && in.x_stride == pixel) {
+    copy_values<false>(dst + low * pixel, from, (high - low) * pixel);
   } else {
     for (int64_t p = low; p < high; ++p, from += stride * in.x_stride) {
-      copy_values<false>(dst + p * channels, from, channels);
+      copy_values<false>(dst + p * pixel, from, channels);
+      if (pixel > channels) clear_values(dst + p * pixel + channels, pixel - channels);
     }
   }
-  clear_values(dst + high * channels, (pitch - high) * channels);
+  clear_values(dst + high * pixel, (pitch - high) * pixel);
 }
 
 inline void copy_strip(const ConvImages<const BF16>& in, const BF16* image, const ConvWindow& window,
@@ -58,10 +63,10 @@ inline void copy_strip(const ConvImages<const BF16>& in, const BF16* image, cons
   const int64_t first_y = row * window.stride_y + window.first_y;
   for (int64_t vertical = 0; vertical < window.stride_y; ++vertical) {
     for (int64_t phase = 0; phase < window.stride_x; ++phase) {
-      for (int64_t v = 0; v < layout.height; ++v, strip += layout.pitch * channels) {
+      for (int64_t v = 0; v < layout.height; ++v, strip += layout.pitch * strip_pixel(channels)) {
         const int64_t iy = first_y + v * window.stride_y + vertical;
         if (iy < 0 || iy >= in.height) {
-          clear_values(strip, layout.pitch * channels);
+          clear_values(strip, layout.pitch * strip_pixel(channels));
         } else {
           copy_strip_row(in, image + iy * in.y_stride, window.first_x + phase, window.stride_x, layout.pitch, channels,
                          strip);
@@ -108,10 +113,11 @@ inline bool conv_strip(const ConvPairsArgs<BF16>& args, int64_t n, int64_t row_b
   const TileUnitScope unit;
   const ConvWindow& window = args.window;
   const ConvImages<BF16>& out = args.out;
-  const int64_t C = args.channels, taps = window.rows * window.cols, elements = C / 2, pairs = taps * elements;
+  const int64_t C = args.channels, taps = window.rows * window.cols, elements = strip_pixel(C) / 2,
+                pairs = taps * elements;
   const int64_t rows = row_end - row_begin, panels = (args.filters + kPairPanel - 1) / kPairPanel;
   const PhaseLayout layout(window, rows);
-  const StripScratch parts(window, layout, C, filter_end - filter_begin, rows);
+  const StripScratch parts(window, layout, strip_pixel(C), filter_end - filter_begin, rows);
   auto* offsets = static_cast<int32_t*>(scratch);
   auto* strip = reinterpret_cast<BF16*>(static_cast<char*>(scratch) + parts.offsets);
   auto* sums = reinterpret_cast<float*>(static_cast<char*>(scratch) + parts.offsets + parts.strip);
