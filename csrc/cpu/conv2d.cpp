@@ -25,6 +25,8 @@ enum class ConvWay {
   kDense,      // products of patches that are not written: of rows (channels_last) or planes
 };
 
+enum class ConvPass { kForward, kBackward };
+
 struct ConvPlan {
   ConvWay way;
   at::MemoryFormat format;
@@ -48,11 +50,19 @@ bool prefers_channels_last(const Conv2dShape& shape) {
   return K * shape.filters >= worth_a_copy * copied;
 }
 
-// A function of the shape, the dtype, the instruction set and the switches of Winograd. adds_twice: a bias and a
-// residual, of which a product of matrices adds one.
-ConvPlan choose_plan(const Conv2dShape& shape, at::ScalarType dtype, bool adds_twice = false) {
+// Large windows share more of what they load across channels than along rows, and the data gradient of strides writes
+// neighbouring channels, not every second pixel of a plane.
+bool depthwise_prefers_last(const Conv2dShape& shape, ConvPass pass) {
+  constexpr int64_t kLargeWindow = 49, kVector = 16;
+  return shape.channels >= kVector &&
+         (shape.kernel[0] * shape.kernel[1] >= kLargeWindow || (pass == ConvPass::kBackward && shape.stride[1] > 1));
+}
+
+// A function of the shape, the dtype, the pass, the instruction set and the switches of Winograd. adds_twice: a bias
+// and a residual, of which a product of matrices adds one.
+ConvPlan choose_plan(const Conv2dShape& shape, at::ScalarType dtype, ConvPass pass, bool adds_twice = false) {
   constexpr auto kLast = at::MemoryFormat::ChannelsLast;
-  if (is_depthwise(shape)) return {ConvWay::kDepthwise, shape.format};
+  if (is_depthwise(shape)) return {ConvWay::kDepthwise, depthwise_prefers_last(shape, pass) ? kLast : shape.format};
   if (pointwise_suits(shape, dtype) && !adds_twice) return {ConvWay::kPointwise, shape.format};
   if (multiplies_pairs(dtype)) return {ConvWay::kPairs, kLast};
   if (winograd_suits(shape, dtype)) return {ConvWay::kWinograd, shape.format};
@@ -98,7 +108,7 @@ std::tuple<Tensor, Tensor> conv2d_forward_cpu(const Tensor& input, const Tensor&
     return {at::empty(size, input.options()), saves_pre ? at::empty(size, input.options()) : Tensor()};
   }
   const auto promised = shape.format;
-  const ConvPlan plan = choose_plan(shape, dtype, bias_in.defined() && residual_in.defined());
+  const ConvPlan plan = choose_plan(shape, dtype, ConvPass::kForward, bias_in.defined() && residual_in.defined());
   shape.format = plan.format;
 
   Tensor output = at::empty(size, input.options().memory_format(shape.format));
@@ -201,7 +211,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
     return {dx, dweight, dbias};
   }
   const auto promised = shape.format;
-  const ConvPlan plan = choose_plan(shape, input.scalar_type());
+  const ConvPlan plan = choose_plan(shape, input.scalar_type(), ConvPass::kBackward);
   shape.format = plan.format;
   const bool dense = plan.way == ConvWay::kPointwise || plan.way == ConvWay::kPairs;
   const Tensor dy = dense ? dense_in_format(grad_output, shape.format) : in_format(grad_output, shape.format);

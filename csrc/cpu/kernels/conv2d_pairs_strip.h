@@ -16,18 +16,19 @@ inline int64_t strip_tiles(const PhaseLayout& layout, const ConvWindow& window, 
   return tile_count((rows - 1) * layout.pitch + window.width);
 }
 
-// Sums of a block: whole tiles, a line more than the filters from one pixel to the next.
+// Sums of one tile of pixels, which stay in L1 (18 KB): a line more than the filters from one pixel to the next.
+constexpr int64_t kStripFilters = 128;
 inline int64_t strip_sums_row(int64_t filters) {
-  return (smaller(filters, kPairFilters) + kPairPanel - 1) / kPairPanel * kPairPanel + 16;
+  return (smaller(filters, kStripFilters) + kPairPanel - 1) / kPairPanel * kPairPanel + 16;
 }
 
 // Offsets of the taps, the strip with what the last tile reads behind it, sums.
 struct StripScratch {
   int64_t offsets, strip, sums;  // bytes of each
-  StripScratch(const ConvWindow& window, const PhaseLayout& layout, int64_t channels, int64_t filters, int64_t rows)
+  StripScratch(const ConvWindow& window, const PhaseLayout& layout, int64_t channels, int64_t filters)
       : offsets((window.rows * window.cols * int64_t{sizeof(int32_t)} + 63) / 64 * 64),
         strip((layout.size + kTileRows) * channels * int64_t{sizeof(BF16)}),
-        sums(strip_tiles(layout, window, rows) * kTileRows * strip_sums_row(filters) * int64_t{sizeof(float)}) {}
+        sums(kTileRows * strip_sums_row(filters) * int64_t{sizeof(float)}) {}
   int64_t bytes() const { return offsets + strip + sums; }
 };
 
@@ -35,7 +36,7 @@ struct StripScratch {
 inline int64_t strip_pixel(int64_t channels) { return (channels + kPairStep - 1) / kPairStep * kPairStep; }
 
 inline int64_t conv_strip_bytes(const ConvWindow& window, int64_t channels, int64_t filters, int64_t rows) {
-  return StripScratch(window, PhaseLayout(window, rows), strip_pixel(channels), filters, rows).bytes();
+  return StripScratch(window, PhaseLayout(window, rows), strip_pixel(channels), filters).bytes();
 }
 
 // One row of one phase: `pitch` pixels, every stride-th of the image's row from position x on, zeros outside.
@@ -94,15 +95,49 @@ void strip_tile(int64_t taps, const int32_t* offsets, int64_t elements, const Pa
 #endif
 }
 
-// Are all sums of the pixels that are there finite?
-inline bool sums_are_finite(const PhaseLayout& layout, const ConvWindow& window, int64_t rows, const float* sums,
-                            int64_t sums_row, int64_t filters) {
+// A block of output rows of one image, its strip copied.
+struct StripBlock {
+  int64_t n, row, rows;  // image, first row of the output, rows
+  PhaseLayout layout;
+  const int32_t* offsets;
+  const BF16* strip;
+  float* sums;
+  int64_t sums_row;
+};
+
+// The sums of tile `tile` for filters [filter, filter + filters) of a group.
+inline void sum_strip_tile(const ConvPairsArgs<BF16>& args, const StripBlock& block, int64_t tile, const Pair* weights,
+                           int64_t filters) {
+  const int64_t taps = args.window.rows * args.window.cols, elements = strip_pixel(args.channels) / 2;
+  const Pair* left = reinterpret_cast<const Pair*>(block.strip) + tile * kTileRows * elements;
+  for (int64_t f = 0; f < filters; f += kPairPanel) {
+    const Pair* weight = weights + f * taps * elements;
+    filters - f > kLanes<float>
+        ? strip_tile<2>(taps, block.offsets, elements, left, weight, block.sums + f, block.sums_row)
+        : strip_tile<1>(taps, block.offsets, elements, left, weight, block.sums + f, block.sums_row);
+  }
+}
+
+// Its pixels to the output, from filter `first` of all on. Returns whether all sums are finite, if asked to check.
+inline bool finish_strip_tile(const ConvPairsArgs<BF16>& args, const StripBlock& block, int64_t tile, int64_t first,
+                              int64_t filters) {
+  const ConvImages<BF16>& out = args.out;
+  const float* bias = args.epilogue.bias != nullptr ? args.epilogue.bias + first : nullptr;
+  const float* sums = block.sums;
+  int64_t y = tile * kTileRows / block.layout.pitch, x = tile * kTileRows % block.layout.pitch;
   VecF32 check{};
-  for (int64_t y = 0; y < rows; ++y) {
-    for (int64_t x = 0; x < window.width; ++x) {
-      const float* pixel = sums + (y * layout.pitch + x) * sums_row;
-      for_each_vector<float>(
-          filters, [&](int64_t f, int64_t n) TILEWRIGHT_INLINE { check = fma(load(pixel + f, n), VecF32{}, check); });
+  for (int64_t p = 0; p < kTileRows && y < block.rows; ++p, sums += block.sums_row) {
+    if (x < args.window.width) {
+      const int64_t place = block.n * out.n_stride + (block.row + y) * out.y_stride + x * out.x_stride + first;
+      finish_row<BF16>(args.epilogue, sums, filters, bias, 0.0f, place, out.data, 1);
+      if (args.checks) {
+        for_each_vector<float>(
+            filters, [&](int64_t f, int64_t n) TILEWRIGHT_INLINE { check = fma(load(sums + f, n), VecF32{}, check); });
+      }
+    }
+    if (++x == block.layout.pitch) {
+      x = 0;
+      ++y;
     }
   }
   return reduce_add<float>(check) == 0.0f;
@@ -112,43 +147,25 @@ inline bool conv_strip(const ConvPairsArgs<BF16>& args, int64_t n, int64_t row_b
                        int64_t filter_begin, int64_t filter_end, void* scratch) {
   const TileUnitScope unit;
   const ConvWindow& window = args.window;
-  const ConvImages<BF16>& out = args.out;
-  const int64_t C = args.channels, taps = window.rows * window.cols, elements = strip_pixel(C) / 2,
-                pairs = taps * elements;
+  const int64_t C = args.channels, taps = window.rows * window.cols, elements = strip_pixel(C) / 2;
   const int64_t rows = row_end - row_begin, panels = (args.filters + kPairPanel - 1) / kPairPanel;
   const PhaseLayout layout(window, rows);
-  const StripScratch parts(window, layout, strip_pixel(C), filter_end - filter_begin, rows);
+  const StripScratch parts(window, layout, strip_pixel(C), filter_end - filter_begin);
   auto* offsets = static_cast<int32_t*>(scratch);
   auto* strip = reinterpret_cast<BF16*>(static_cast<char*>(scratch) + parts.offsets);
   auto* sums = reinterpret_cast<float*>(static_cast<char*>(scratch) + parts.offsets + parts.strip);
-  const int64_t sums_row = strip_sums_row(filter_end - filter_begin), tiles = strip_tiles(layout, window, rows);
   find_tap_offsets(window, layout, offsets);
   for (int64_t t = 0; t < taps; ++t) offsets[t] *= static_cast<int32_t>(elements);
+  const StripBlock block{n, row_begin, rows, layout, offsets, strip, sums, strip_sums_row(filter_end - filter_begin)};
   bool finite = true;
   for (int64_t group = 0; group < args.groups; ++group) {
     copy_strip(args.in, args.in.data + n * args.in.n_stride + group * C, window, layout, row_begin, C, strip);
-    const Pair* weights = static_cast<const Pair*>(args.weight) + group * panels * kPairPanel * pairs;
-    for (int64_t filter = filter_begin; filter < filter_end; filter += kPairFilters) {
-      const int64_t filters = smaller(kPairFilters, filter_end - filter);
-      for (int64_t f = 0; f < filters; f += kPairPanel) {
-        const Pair* weight = weights + (filter + f) * pairs;
-        const bool wide = filters - f > kLanes<float>;
-        for (int64_t t = 0; t < tiles; ++t) {
-          const Pair* left = reinterpret_cast<const Pair*>(strip) + t * kTileRows * elements;
-          float* to = sums + t * kTileRows * sums_row + f;
-          wide ? strip_tile<2>(taps, offsets, elements, left, weight, to, sums_row)
-               : strip_tile<1>(taps, offsets, elements, left, weight, to, sums_row);
-        }
-      }
-      if (args.checks) finite = sums_are_finite(layout, window, rows, sums, sums_row, filters) && finite;
-      const int64_t first = group * args.filters + filter;
-      const float* bias = args.epilogue.bias != nullptr ? args.epilogue.bias + first : nullptr;
-      for (int64_t y = 0; y < rows; ++y) {
-        const int64_t row = n * out.n_stride + (row_begin + y) * out.y_stride + first;
-        for (int64_t x = 0; x < window.width; ++x) {
-          finish_row<BF16>(args.epilogue, sums + (y * layout.pitch + x) * sums_row, filters, bias, 0.0f,
-                           row + x * out.x_stride, out.data, 1);
-        }
+    const Pair* weights = static_cast<const Pair*>(args.weight) + group * panels * kPairPanel * taps * elements;
+    for (int64_t filter = filter_begin; filter < filter_end; filter += kStripFilters) {
+      const int64_t filters = smaller(kStripFilters, filter_end - filter);
+      for (int64_t tile = 0; tile < strip_tiles(layout, window, rows); ++tile) {
+        sum_strip_tile(args, block, tile, weights + filter * taps * elements, filters);
+        finite = finish_strip_tile(args, block, tile, group * args.filters + filter, filters) && finite;
       }
     }
   }
