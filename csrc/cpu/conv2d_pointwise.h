@@ -105,8 +105,10 @@ inline void pointwise_input_grad(const Conv2dShape& shape, const Tensor& dy, con
   if (strided) pixels.copy_(dense);
 }
 
-inline void pointwise_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& input,
-                                  const Tensor& dweight) {
+// bias_sums: [filters] in the accumulation type, or undefined; added to where dy is read transposed, which copies it
+// anyway. Returns whether it was.
+inline bool pointwise_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& input,
+                                  const Tensor& dweight, const Tensor& bias_sums) {
   const PointwiseLayout layout(shape);
   const Tensor x = dense_in_format(strided_pixels(shape, input), shape.format);
   Product product = layout.product();
@@ -117,7 +119,8 @@ inline void pointwise_weight_grad(const Conv2dShape& shape, const Tensor& dy, co
   product.a = layout.last ? transposed(layout.of(dy)) : layout.of(dy);
   product.b = layout.last ? layout.of(x) : transposed(layout.of(x));
   product.c = layout.weight(dweight);
-  run_product(product, dy.scalar_type(), "conv2d_backward");
+  if (bias_sums.defined() && shape.groups == 1) product.left_sums = bias_sums.mutable_data_ptr();
+  return run_product(product, dy.scalar_type(), "conv2d_backward");
 }
 
 }  // namespace tilewright
