@@ -1,5 +1,7 @@
 """conv2d against float64 math and against native: shapes, options, memory formats, numbers that are not finite."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -137,6 +139,22 @@ def test_not_finite_like_native(isa, memory_format, value):
             torch.testing.assert_close(a, b, equal_nan=True, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_not_finite_in_bfloat16(isa, memory_format, value):
+    # Joined groups multiply another group's values by 0, padded channels and pixels by zeros.
+    for case in ("joined groups of 16", "joined groups of stride 2", "channels that do not fill a step", "stem"):
+        x, weight, bias, options = make(case, torch.bfloat16, FORMATS[memory_format])
+        x[0, 2, 3, 4] = value
+        native, dy = run(F.conv2d, [x, weight, bias], None, **options)
+        ours, _ = run(TF.conv2d, [x, weight, bias], dy, **options)
+        dy[0, 1, 2, 3] = value
+        native_grads, _ = run(F.conv2d, [x.nan_to_num(0, 0, 0), weight, bias], dy, **options)
+        our_grads, _ = run(TF.conv2d, [x.nan_to_num(0, 0, 0), weight, bias], dy, **options)
+        for a, b in zip(ours + our_grads, native + native_grads, strict=True):
+            torch.testing.assert_close(a, b, equal_nan=True, rtol=0.05, atol=0.2)
+
+
 @pytest.mark.parametrize("case", [name for name in CASES if name.startswith("minimal filtering")])
 def test_nothing_left_by_another_call_counts(case):
     x, weight, bias, options = make(case, torch.float32, torch.contiguous_format)
@@ -155,9 +173,13 @@ def test_same_bits_for_any_thread_count():
         "5x5 kernel on one channel",
         "minimal filtering, many tiles",
         "minimal filtering, many channels",
+        "1x1 stride 2",
+        "weights beyond the cache",
+        "joined groups of 16",
+        "strips of stride 2",
     ):
-        for memory_format in FORMATS.values():
-            x, weight, bias, options = make(case, torch.float32, memory_format)
+        for memory_format, dtype in itertools.product(FORMATS.values(), (torch.float32, torch.bfloat16)):
+            x, weight, bias, options = make(case, dtype, memory_format)
             x = torch.cat([x] * 4)
             dy, results = None, []
             for threads in (1, 2, 3):

@@ -23,7 +23,7 @@ ACTIVATIONS = {
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_conv2d_act(isa, memory_format, activation, with_residual):
-    for case in ("3x3", "1x1", "groups", "24 groups", "depthwise stride 2", "7x7 images"):
+    for case in ("3x3", "1x1", "1x1 stride 2", "groups", "24 groups", "depthwise stride 2", "7x7 images"):
         for dtype in (torch.float32, torch.bfloat16):
             x, weight, bias, options = make(case, dtype, FORMATS[memory_format])
             residual = torch.randn(F.conv2d(x, weight, **options).shape, dtype=dtype) if with_residual else None

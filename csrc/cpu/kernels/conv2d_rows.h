@@ -233,15 +233,17 @@ void pack_row_weights(const ConvWeights<const T>& weights, int64_t K, int64_t pa
   }
 }
 
-// A panel's block of k lies in L1 while tiles pass over it: 24 of 32 KB or more.
-constexpr int64_t kRowWeightBytes = 32 * 1024;
+// A panel's block of k lies in L1 while tiles pass over it (32 KB: half of what newer machines have, beside pixels that
+// come once), and its sums are not so long that their rounding shows (native's are blocked as well).
+constexpr int64_t kRowWeightBytes = 32 * 1024, kLongestRowChain = 192;
 
 // One panel of filters of one group.
 template <typename T, int kVectors>
 void conv_rows_panel(const ConvRowsArgs<T>& args, const RowRuns& runs, const RowTable<Acc<T>>& table, int64_t group,
                      int64_t pixel, const Acc<T>* weight, int64_t filter, int64_t filters, Acc<T>* block) {
   using A = Acc<T>;
-  constexpr int64_t kWidth = kVectors * kLanes<A>, kDepth = kRowWeightBytes / (kWidth * int64_t{sizeof(A)});
+  constexpr int64_t kWidth = kVectors * kLanes<A>, kFitting = kRowWeightBytes / (kWidth * int64_t{sizeof(A)});
+  constexpr int64_t kDepth = kFitting < kLongestRowChain ? kFitting : kLongestRowChain;
   const ConvImages<T>& out = args.out;
   const ConvWindow& window = args.window;
   const int64_t K = runs.count * runs.length, blocks = larger(1, (K + kDepth - 1) / kDepth), pixels = table.pixels;
