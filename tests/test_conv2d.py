@@ -95,6 +95,7 @@ def _strided_inputs() -> dict[str, Tensor]:
         "transposed": base.transpose(2, 3),
         "expanded batch": torch.randn(1, 8, 10, 12).expand(3, -1, -1, -1),
         "expanded channels": torch.randn(3, 1, 10, 12).expand(-1, 8, -1, -1),
+        "expanded columns": torch.randn(3, 10, 1, 8).permute(0, 3, 1, 2).expand(-1, -1, -1, 12),
         "one value": torch.randn(1, 1, 1, 1).expand(3, 8, 10, 12),
         "misaligned": torch.randn(3 * 8 * 10 * 12 + 1)[1:].view(3, 8, 10, 12),
     }
@@ -104,8 +105,8 @@ def _strided_inputs() -> dict[str, Tensor]:
 @pytest.mark.parametrize("kind", _strided_inputs().keys())
 def test_strided_inputs(isa, kind, kernel):
     x = _strided_inputs()[kind]
-    for groups in (1, x.shape[1]):
-        weight = torch.randn(8, x.shape[1] // groups, kernel, kernel)
+    for groups, memory_format in itertools.product((1, 2, x.shape[1]), FORMATS.values()):
+        weight = torch.randn(8, x.shape[1] // groups, kernel, kernel).contiguous(memory_format=memory_format)
         ours, native = TF.conv2d(x, weight, groups=groups), F.conv2d(x, weight, groups=groups)
         torch.testing.assert_close(ours, native)
         assert ours.stride() == native.stride()

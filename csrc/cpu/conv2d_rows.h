@@ -46,7 +46,7 @@ void run_conv_rows(const ConvRowsArgs<T>& args, int64_t images) {
   const ConvRowPanels panels = conv_row_panels<T>(args.filters);
   // Whole tiles of 6, 9 and 12 rows; what a block reads, and its sums, stay in L2.
   constexpr int64_t kPixels = 252, kFewestPixels = 63, kElements = 96 * 1024;
-  const int64_t of_pixel = args.in.x_stride * window.stride_y * window.stride_x;
+  const int64_t of_pixel = args.groups * args.channels * window.stride_y * window.stride_x;
   int64_t most = kPixels;
   while (most > kFewestPixels && most * of_pixel > kElements) most /= 2;
   const WorkCut cut(pixels, most, panels.count,
@@ -56,7 +56,8 @@ void run_conv_rows(const ConvRowsArgs<T>& args, int64_t images) {
   // Two flops in a register tile take a thirtieth of the time of an element read.
   const int64_t cost = args.groups * most * divide_up(args.filters, parts.pieces) * K / 32;
   parallel_for_cost(blocks.pieces * parts.pieces, cost, [&](int64_t begin, int64_t end) {
-    auto* scratch = conv_rows_scratch<Acc<T>>(kernel.rows_scratch(window, args.channels, args.in.x_stride, most + 1));
+    auto* scratch =
+        conv_rows_scratch<Acc<T>>(kernel.rows_scratch(window, args.groups, args.channels, args.in.x_stride, most + 1));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t block = i % blocks.pieces, part = i / blocks.pieces;
       kernel.rows(args, blocks.at(block), blocks.at(block + 1), parts.at(part), parts.at(part + 1), scratch);
@@ -130,7 +131,7 @@ void rows_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& 
   const int64_t cost = groups * (pixels / chunks.pieces) * (K / ks.pieces + 1) * (F / panels.count + 1) / 32;
   parallel_for_cost(chunks.pieces * ks.pieces * panels.count, cost, [&](int64_t begin, int64_t end) {
     auto* scratch =
-        conv_rows_scratch<Acc<T>>(kernel.rows_scratch(first.window, C, first.in.x_stride, kConvRowsGradPixels));
+        conv_rows_scratch<Acc<T>>(kernel.rows_scratch(first.window, groups, C, first.in.x_stride, kConvRowsGradPixels));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t panel = i % panels.count, k = i / panels.count % ks.pieces, chunk = i / panels.count / ks.pieces;
       ConvRowsGradArgs<T> args = first;

@@ -227,7 +227,8 @@ struct Conv2dKernels {
   int64_t row_lanes, row_vectors;
   void (*pack_row_weights)(const ConvWeights<const T>&, int64_t k, int64_t panel_begin, int64_t panel_end,
                            Acc<T>* packed);
-  int64_t (*rows_scratch)(const ConvWindow&, int64_t channels, int64_t x_stride, int64_t pixels);  // accumulators
+  int64_t (*rows_scratch)(const ConvWindow&, int64_t groups, int64_t channels, int64_t x_stride,
+                          int64_t pixels);  // accumulators
   void (*rows)(const ConvRowsArgs<T>&, int64_t pixel_begin, int64_t pixel_end, int64_t panel_begin, int64_t panel_end,
                Acc<T>* scratch);
   void (*rows_weight_grad)(const ConvRowsGradArgs<T>&, int64_t pixel_begin, int64_t pixel_end, int64_t k_begin,

@@ -1,18 +1,13 @@
 // Convolution of channels_last images without patches: each row of a register tile is a pixel, and reads its patch
-// through pointers.
+// through pointers (conv2d_row_table.h).
 //
-//   table[run][pixel] -> the run's first element in the image          out[pixel, f] (+)= sum over runs and elements
+//   forward       out[pixel, f] (+)= sum over runs and elements of table[run][pixel][element] * weight[k][f]
+//   weight grad   sums[k, f]    (+)= sum over pixels of table[run][pixel][element] * dy[pixel, f]
 //
-//                pixel 0   1   2   3   4   5
-//     run (0,0)    o   o   >   >   >   >         a run is one tap's channels; where those are few, a row of taps
-//     run (0,1)    o   >   >   >   >   >         (neighbours in memory). o: outside of the image, a run of zeros
-//     run (1,0)    o   o   >   >   >   >
-//
-// The same table serves the weight's gradient, whose tile has elements of a run as rows and sums over pixels. Padding,
-// stride, dilation and the ends of images are in the table and nowhere else.
+// Tiles are as wide as the filters allow: 6 pixels x 64 filters, 9 x 48, 10 x 32 of AVX-512's vectors.
 #pragma once
 #include "cpu/kernels/conv2d_epilogue.h"
-#include "cpu/kernels/conv2d_pack.h"
+#include "cpu/kernels/conv2d_row_table.h"
 
 namespace tilewright {
 namespace {
@@ -105,120 +100,6 @@ inline TILEWRIGHT_INLINE void for_width(int64_t width, const Body& body) {
   body(VectorCount<kVectors>{});
 }
 
-// --- the table ---
-
-// How patches are cut into runs.
-struct RowRuns {
-  bool joined;  // a run is a row of taps
-  int64_t count, length;
-};
-inline RowRuns row_runs(const ConvWindow& window, int64_t channels, int64_t x_stride) {
-  constexpr int64_t kFewChannels = 32, kLongest = 128;
-  const bool joined = window.step_x == 1 && x_stride == channels && window.cols > 1 && channels < kFewChannels &&
-                      window.cols * channels <= kLongest;
-  return joined ? RowRuns{true, window.rows, window.cols * channels}
-                : RowRuns{false, window.rows * window.cols, channels};
-}
-
-template <typename A>
-struct RowTable {
-  const A** at;  // [run][pixels]
-  int64_t pixels;
-  const A* zeros;  // as many as a pixel has channels, of all groups, or a run elements
-  A* edges;        // runs that are partly outside: copies
-};
-
-// First of `count` positions first, first + stride ... that is not below `limit`.
-inline int64_t first_not_below(int64_t first, int64_t stride, int64_t limit, int64_t count) {
-  if (first >= limit) return 0;
-  const int64_t steps = stride == 1 ? limit - first : (limit - first + stride - 1) / stride;
-  return smaller(steps, count);
-}
-
-// One row of taps that start at position x, some outside: a copy with zeros there.
-template <typename A>
-inline const A* copy_edge(RowTable<A>& table, const A* row, int64_t width, int64_t channels, int64_t x, int64_t cols) {
-  const int64_t low = smaller(larger(0, -x), cols), high = larger(low, smaller(cols, width - x));
-  A* copy = table.edges;
-  table.edges += cols * channels;
-  for (int64_t i = 0; i < low * channels; ++i) copy[i] = 0;
-  for (int64_t i = low * channels; i < high * channels; ++i) copy[i] = row[x * channels + i];
-  for (int64_t i = high * channels; i < cols * channels; ++i) copy[i] = 0;
-  return copy;
-}
-
-// Pixels of one row of the output, `count` from x on, to the table's columns from `place` on.
-template <typename A>
-void fill_row_of_table(const ConvImages<const A>& in, const ConvWindow& window, const RowRuns& runs, const A* image,
-                       int64_t y, int64_t x, int64_t count, int64_t place, RowTable<A>& table) {
-  const int64_t stride = window.stride_x, step = stride * in.x_stride;
-  for (int64_t r = 0; r < runs.count; ++r) {
-    const int64_t i = runs.joined ? r : r / window.cols, j = runs.joined ? 0 : r % window.cols;
-    const int64_t iy = y * window.stride_y + window.first_y + i * window.step_y;
-    const int64_t ix = x * stride + window.first_x + j * window.step_x;
-    const A** to = table.at + r * table.pixels + place;
-    if (iy < 0 || iy >= in.height) {
-      for (int64_t p = 0; p < count; ++p) to[p] = table.zeros;
-      continue;
-    }
-    const A* row = image + iy * in.y_stride;
-    const int64_t reach = runs.joined ? window.cols - 1 : 0;
-    const int64_t low = first_not_below(ix, stride, 0, count);
-    const int64_t high = larger(low, first_not_below(ix, stride, in.width - reach, count));
-    const A* from = row + ix * in.x_stride;
-    for (int64_t p = low; p < high; ++p) to[p] = from + p * step;
-    for (int64_t p = 0; p < count; ++p) {
-      if (p == low) p = high;
-      if (p >= count) break;
-      to[p] = runs.joined ? copy_edge(table, row, in.width, runs.length / window.cols, ix + p * stride, window.cols)
-                          : table.zeros;
-    }
-  }
-}
-
-template <typename A>
-void fill_table(const ConvImages<const A>& in, const ConvWindow& window, const RowRuns& runs, int64_t pixel,
-                int64_t pixels, RowTable<A>& table) {
-  int64_t x = pixel % window.width, y = pixel / window.width % window.height;
-  int64_t n = pixel / (window.width * window.height);
-  for (int64_t at = 0; at < pixels;) {
-    const int64_t count = smaller(window.width - x, pixels - at);
-    fill_row_of_table(in, window, runs, in.data + n * in.n_stride, y, x, count, at, table);
-    at += count;
-    x = 0;
-    if (++y == window.height) {
-      y = 0;
-      ++n;
-    }
-  }
-}
-
-inline int64_t to_line(int64_t elements) { return (elements + 15) / 16 * 16; }
-
-// Scratch: block of sums or of gradients, zeros, table, copied edges; in accumulators of 4 or 8 bytes.
-template <typename A>
-int64_t conv_rows_scratch(const ConvWindow& window, int64_t channels, int64_t x_stride, int64_t pixels) {
-  constexpr int64_t kPointer = sizeof(A*) / sizeof(A);
-  const RowRuns runs = row_runs(window, channels, x_stride);
-  const int64_t edges = runs.joined ? pixels * runs.count * runs.length : 0;
-  return to_line(pixels * kRowVectors * kLanes<A>) + to_line(larger(x_stride, runs.length)) +
-         to_line(pixels * runs.count * kPointer) + edges + 16;
-}
-
-// The table of a block of pixels in scratch behind `behind` accumulators.
-template <typename A>
-RowTable<A> make_table(const ConvImages<const A>& in, const ConvWindow& window, const RowRuns& runs, int64_t pixel,
-                       int64_t pixels, A* scratch, int64_t behind) {
-  constexpr int64_t kPointer = sizeof(A*) / sizeof(A);
-  A* zeros = scratch + to_line(behind);
-  const int64_t zero_count = to_line(larger(in.x_stride, runs.length));
-  fill_zero(zeros, zero_count);
-  A* at = zeros + zero_count;
-  RowTable<A> table{reinterpret_cast<const A**>(at), pixels, zeros, at + to_line(pixels * runs.count * kPointer)};
-  fill_table(in, window, runs, pixel, pixels, table);
-  return table;
-}
-
 // --- forward ---
 
 // Weights of one group to panels of row tiles: [panel][k][the panel's columns].
@@ -283,7 +164,7 @@ template <typename T>
 void conv_rows(const ConvRowsArgs<T>& args, int64_t pixel_begin, int64_t pixel_end, int64_t panel_begin,
                int64_t panel_end, Acc<T>* scratch) {
   using A = Acc<T>;
-  const RowRuns runs = row_runs(args.window, args.channels, args.in.x_stride);
+  const RowRuns runs = row_runs(args.window, args.groups, args.channels, args.in.x_stride);
   const ConvRowPanels panels = row_panels<A>(args.filters);
   const int64_t pixels = pixel_end - pixel_begin, K = runs.count * runs.length;
   const RowTable<A> table =
@@ -325,7 +206,7 @@ template <typename T>
 void conv_rows_weight_grad(const ConvRowsGradArgs<T>& args, int64_t pixel_begin, int64_t pixel_end, int64_t k_begin,
                            int64_t k_end, int64_t panel_begin, int64_t panel_end, Acc<T>* scratch) {
   using A = Acc<T>;
-  const RowRuns runs = row_runs(args.window, args.channels, args.in.x_stride);
+  const RowRuns runs = row_runs(args.window, args.groups, args.channels, args.in.x_stride);
   const ConvRowPanels panels = row_panels<A>(args.filters);
   const ConvImages<const T>& grad = args.grad;
   const ConvWindow pixels_of_grad{grad.height, grad.width, 1, 1, 1, 1, 0, 0, 1, 1};

@@ -9,8 +9,7 @@
 namespace tilewright {
 namespace {
 
-// --- channels_last: weight gradient
-// ------------------------------------------------------------------------------------
+// --- channels_last: weight gradient ---
 
 // Pixels [begin, end) of a row whose taps all lie inside the image's width.
 inline void inner_pixels(const ConvWindow& window, int64_t width, int64_t& begin, int64_t& end) {
