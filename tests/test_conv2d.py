@@ -84,8 +84,11 @@ def test_own_kernels_do_the_work():
     assert not any("aten::convolution" in name or "mkldnn" in name for name in called)
 
 
-def _strided_inputs() -> dict[str, Tensor]:
-    base = torch.randn(3, 8, 10, 12)
+def _strided_inputs(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    def randn(*size: int) -> Tensor:
+        return torch.randn(*size, dtype=dtype)
+
+    base = randn(3, 8, 10, 12)
     return {
         "every second row": base[:, :, ::2],
         "every second column": base[..., ::2],
@@ -93,27 +96,36 @@ def _strided_inputs() -> dict[str, Tensor]:
         "some channels of channels_last": base.contiguous(memory_format=torch.channels_last)[:, 2:6],
         "cropped channels_last": base.contiguous(memory_format=torch.channels_last)[:, :, 1:8, 2:9],
         "transposed": base.transpose(2, 3),
-        "expanded batch": torch.randn(1, 8, 10, 12).expand(3, -1, -1, -1),
-        "expanded channels": torch.randn(3, 1, 10, 12).expand(-1, 8, -1, -1),
-        "expanded columns": torch.randn(3, 10, 1, 8).permute(0, 3, 1, 2).expand(-1, -1, -1, 12),
-        "one value": torch.randn(1, 1, 1, 1).expand(3, 8, 10, 12),
-        "misaligned": torch.randn(3 * 8 * 10 * 12 + 1)[1:].view(3, 8, 10, 12),
+        "expanded batch": randn(1, 8, 10, 12).expand(3, -1, -1, -1),
+        "expanded channels": randn(3, 1, 10, 12).expand(-1, 8, -1, -1),
+        "expanded columns": randn(3, 10, 1, 8).permute(0, 3, 1, 2).expand(-1, -1, -1, 12),
+        "one value": randn(1, 1, 1, 1).expand(3, 8, 10, 12),
+        "misaligned": randn(3 * 8 * 10 * 12 + 1)[1:].view(3, 8, 10, 12),
     }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("kind", _strided_inputs().keys())
-def test_strided_inputs(isa, kind, kernel):
-    x = _strided_inputs()[kind]
+def test_strided_inputs(isa, kind, kernel, dtype):
+    x = _strided_inputs(dtype)[kind]
+    close = {} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
     for groups, memory_format in itertools.product((1, 2, x.shape[1]), FORMATS.values()):
-        weight = torch.randn(8, x.shape[1] // groups, kernel, kernel).contiguous(memory_format=memory_format)
-        ours, native = TF.conv2d(x, weight, groups=groups), F.conv2d(x, weight, groups=groups)
-        torch.testing.assert_close(ours, native)
+        weight = torch.randn(8, x.shape[1] // groups, kernel, kernel, dtype=dtype)
+        weight = weight.contiguous(memory_format=memory_format)
+        for bias in (torch.randn(16, dtype=dtype)[::2], torch.randn(1, dtype=dtype).expand(8)):
+            ours, native = TF.conv2d(x, weight, bias, groups=groups), F.conv2d(x, weight, bias, groups=groups)
+            torch.testing.assert_close(ours, native, **close)
         assert ours.stride() == native.stride()
-        dy = torch.randn(ours.shape[1:]).expand_as(ours)  # gradients come expanded from sum() and the like
-        leaves = [x.clone().requires_grad_(), weight.requires_grad_()]
-        grads = [torch.autograd.grad(f.conv2d(*leaves, groups=groups), leaves, dy) for f in (TF, F)]
-        torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+        # Gradients come expanded from sum() and the like.
+        for small in (torch.randn(ours.shape[1:], dtype=dtype), torch.randn(3, 8, 1, 1, dtype=dtype)):
+            dy = small.expand_as(ours)
+            leaves = [x.clone().requires_grad_(), weight.requires_grad_()]
+            grads = [torch.autograd.grad(f.conv2d(*leaves, groups=groups), leaves, dy) for f in (TF, F)]
+            largest = max(g.abs().max().item() for g in grads[1])
+            torch.testing.assert_close(
+                *grads, rtol=1e-4 if not close else 0.05, atol=largest * (0.02 if close else 1e-5)
+            )
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 8, 8), (0, 4, 3, 3)])
@@ -144,7 +156,14 @@ def test_not_finite_like_native(isa, memory_format, value):
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_not_finite_in_bfloat16(isa, memory_format, value):
     # Joined groups multiply another group's values by 0, padded channels and pixels by zeros.
-    for case in ("joined groups of 16", "joined groups of stride 2", "channels that do not fill a step", "stem"):
+    for case in (
+        "joined groups of 16",
+        "joined groups of stride 2",
+        "two joined groups",
+        "two groups of 16 channels",
+        "channels that do not fill a step",
+        "stem",
+    ):
         x, weight, bias, options = make(case, torch.bfloat16, FORMATS[memory_format])
         x[0, 2, 3, 4] = value
         native, dy = run(F.conv2d, [x, weight, bias], None, **options)

@@ -32,6 +32,14 @@ struct ConvPlan {
   at::MemoryFormat format;
 };
 
+// Elements of a pixel's patch that lie side by side in channels_last images (kernels/conv2d_row_table.h).
+bool has_short_runs(const Conv2dShape& shape) {
+  constexpr int64_t kShort = 8, kFewChannels = 32, kLongest = 128;
+  const int64_t C = shape.channels / shape.groups, row = shape.kernel[1] * C;
+  const bool joined = shape.groups == 1 && shape.dilation[1] == 1 && C < kFewChannels && row <= kLongest;
+  return (joined ? row : C) < kShort;
+}
+
 // Groups of few filters fill a vector of pixels, not one of filters: such channels_last images are worked on as planes.
 bool prefers_planes(const Conv2dShape& shape) {
   constexpr int64_t kFewFilters = 8;
@@ -48,6 +56,7 @@ bool prefers_channels_last(const Conv2dShape& shape, ConvPass pass) {
     constexpr int64_t kFewestFilters = 16;
     return pass == ConvPass::kBackward && std::min(shape.channels, shape.filters) / shape.groups >= kFewestFilters;
   }
+  if (has_short_runs(shape)) return false;
   // One to three channels fill little of what transposes them.
   const int64_t worth_a_copy = shape.channels < 4 ? 200 : 100;
   const int64_t K = shape.kernel[0] * shape.kernel[1] * shape.channels;

@@ -42,10 +42,8 @@ void run_planes(const ConvDepthwiseArgs<T>& args) {
 template <typename T>
 void run_last(const ConvDepthwiseArgs<T>& args) {
   const int64_t cost = args.window.width * args.channels * (args.window.rows * args.window.cols + 4) / 8;
-  parallel_for_cost(args.images * args.window.height, cost, [&](int64_t begin, int64_t end) {
-    auto* zeros = static_cast<T*>(thread_scratch(kConvScratchSlot, args.channels * sizeof(T)));
-    kernels<T>().depthwise.last(args, begin, end, zeros);
-  });
+  parallel_for_cost(args.images * args.window.height, cost,
+                    [&](int64_t begin, int64_t end) { kernels<T>().depthwise.last(args, begin, end); });
 }
 
 // Weights [filters, taps] in the accumulation type, as the kernel of this format reads them; `taps` selects and orders.

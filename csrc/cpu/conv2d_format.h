@@ -44,7 +44,8 @@ inline Tensor dense_in_format(const Tensor& images, at::MemoryFormat format) {
 // Readable by the kernels of the format without a copy: its innermost dimension has stride 1.
 inline Tensor in_format(const Tensor& images, at::MemoryFormat format) {
   const int64_t inner = format == kPlanes ? 3 : 1;
-  return images.stride(inner) == 1 ? images : changed_format(images, format);
+  const bool single = format != kPlanes && images.size(inner) == 1;  // its stride is anything
+  return single || images.stride(inner) == 1 ? images : changed_format(images, format);
 }
 
 // A result that was computed in one format, in the format it is promised in.

@@ -1,8 +1,6 @@
 // bfloat16 on processors that multiply pairs of it (kernels/conv2d_pairs.h): dense and grouped convolution of
 // channels_last images. All cuts depend on the shape alone.
 #pragma once
-#include <ATen/ops/zeros.h>
-
 #include <atomic>
 
 #include "cpu/conv2d_work.h"
@@ -66,9 +64,10 @@ inline PairsPlan plan_pairs(const ConvWindow& window, int64_t groups, int64_t ch
 inline bool run_conv_strips(const ConvPairsArgs<BF16>& args, int64_t images, int64_t rows) {
   const ConvWindow& window = args.window;
   const int64_t K = window.rows * window.cols * args.channels, blocks = divide_up(window.height, rows);
-  constexpr int64_t kItems = 16, kFewestFilters = 64, kPanel = 32;
+  // Every part copies the strip again: not for less than 64 filters.
+  constexpr int64_t kItems = 16, kFewestFilters = 64;
   const Cut parts{args.filters, std::min(divide_up(kItems, blocks * images), divide_up(args.filters, kFewestFilters)),
-                  kPanel};
+                  kernels<BF16>().conv2d.pairs.panel};
   const int64_t cost = args.groups * rows * window.width * divide_up(args.filters, parts.pieces) * K / 256;
   const int64_t bytes = kernels<BF16>().conv2d.pairs.strip_bytes(window, args.channels, args.filters, rows);
   std::atomic<bool> finite{true};
@@ -90,14 +89,15 @@ inline bool run_conv_pairs(const ConvPairsArgs<BF16>& args, int64_t images, cons
   if (args.checks) return false;
   const ConvWindow& window = args.window;
   const int64_t K = window.rows * window.cols * args.channels, pixels = images * window.height * window.width;
-  constexpr int64_t kTile = 32, kPanel = 32;
+  constexpr int64_t kTile = 32;  // rows of AMX's tile
+  const int64_t panel = kernels<BF16>().conv2d.pairs.panel;
   const int64_t weights = args.groups * args.filters * K;
   // A part copies its own patches: twice what it reads.
-  const WorkCut cut(pixels, kPairPixels, divide_up(args.filters, kPanel), static_cast<double>(weights * sizeof(BF16)),
+  const WorkCut cut(pixels, kPairPixels, divide_up(args.filters, panel), static_cast<double>(weights * sizeof(BF16)),
                     static_cast<double>(2 * pixels * args.groups * K * sizeof(BF16)));
   const int64_t most = std::min(kPairPixels, divide_up(divide_up(pixels, cut.blocks), kTile) * kTile);
   const int64_t blocks = divide_up(pixels, most);
-  const Cut parts{args.filters, cut.parts, kPanel};
+  const Cut parts{args.filters, cut.parts, panel};
   // A product of pairs takes a tenth of the time of one of float32.
   const int64_t cost = args.groups * most * divide_up(args.filters, parts.pieces) * K / 256;
   parallel_for_cost(blocks * parts.pieces, cost, [&](int64_t begin, int64_t end) {
@@ -158,7 +158,7 @@ inline void pairs_weight_grad(const Conv2dShape& shape, const Tensor& dy, const 
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups, groups = shape.groups;
   const int64_t K = C * shape.kernel[0] * shape.kernel[1], pixels = shape.images * shape.out[0] * shape.out[1];
   constexpr int64_t kItems = 16, kPartK = 1024;
-  const Cut filters{F, divide_up(F, kPairFilters), 32};
+  const Cut filters{F, divide_up(F, kPairFilters), kernel.panel};
   const Cut ks{K, divide_up(K, kPartK), kPairGradK};
   const int64_t parts = filters.pieces * ks.pieces;
   const Cut chunks{pixels, std::min(divide_up(kItems, parts), divide_up(pixels, kPairGradPixels)), 2};

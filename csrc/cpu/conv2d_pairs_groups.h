@@ -6,17 +6,19 @@
 //
 // A zero times another group's infinity would be NaN: where a sum is not finite, the groups are computed apart.
 #pragma once
+#include <ATen/ops/zeros.h>
+
 #include "cpu/conv2d_pairs.h"
 
 namespace tilewright {
 
-// How many neighbouring groups are joined; 1: none.
-inline int64_t joined_groups(const Conv2dShape& shape) {
-  constexpr int64_t kStep = 32;
-  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
-  if (shape.groups == 1 || C >= kStep || kStep % C != 0 || F > kStep) return 1;
-  const int64_t joined = kStep / C;
-  return shape.groups % joined == 0 ? joined : 1;
+// How many neighbouring groups are joined, by the channels of a group that are summed over and those that are written;
+// 1: none. Where a step is two channels nothing is gained.
+inline int64_t joined_groups(int64_t groups, int64_t summed, int64_t written) {
+  const auto& kernel = kernels<BF16>().conv2d.pairs;
+  if (groups == 1 || summed >= kernel.step || kernel.step % summed != 0 || written > kernel.panel) return 1;
+  const int64_t joined = kernel.step / summed;
+  return groups % joined == 0 ? joined : 1;
 }
 
 inline Conv2dShape joined_shape(const Conv2dShape& shape, int64_t joined) {
@@ -36,21 +38,27 @@ inline Tensor blocks_of_groups(const Conv2dShape& shape, const Tensor& weight, i
   return weight.view({groups, joined, F, C, shape.kernel[0], shape.kernel[1]}).permute({0, 2, 3, 4, 5, 1});
 }
 
-inline Tensor empty_joined(const Conv2dShape& shape, const Tensor& weight, int64_t joined) {
+inline Tensor zeros_joined(const Conv2dShape& shape, const Tensor& weight, int64_t joined) {
   const int64_t C = shape.channels / shape.groups * joined;
   return at::zeros({shape.filters, C, shape.kernel[0], shape.kernel[1]}, weight.options());
 }
 inline Tensor joined_weight(const Conv2dShape& shape, const Tensor& weight, int64_t joined) {
-  Tensor result = empty_joined(shape, weight, joined);
+  Tensor result = zeros_joined(shape, weight, joined);
   blocks_of_joined(shape, result, joined).copy_(blocks_of_groups(shape, weight.contiguous(), joined));
   return result;
 }
 
 inline void grouped_pairs_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& weight, bool weight_last,
                                   const ConvEpilogue<BF16>& epilogue, const Tensor& output) {
-  const int64_t joined = joined_groups(shape);
-  if (joined > 1 && pairs_forward(joined_shape(shape, joined), x, joined_weight(shape, weight, joined), false, epilogue,
-                                  output, /*checks=*/true)) {
+  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
+  const int64_t joined = joined_groups(shape.groups, C, F);
+  // Only strips look at what they have summed.
+  const auto is_checked = [&] {
+    return plan_pairs(forward_window(shape), shape.groups / joined, C * joined, F * joined, shape.images).rows > 0;
+  };
+  if (joined > 1 && is_checked() &&
+      pairs_forward(joined_shape(shape, joined), x, joined_weight(shape, weight, joined), false, epilogue, output,
+                    /*checks=*/true)) {
     return;
   }
   pairs_forward(shape, x, weight, weight_last, epilogue, output);
@@ -58,9 +66,18 @@ inline void grouped_pairs_forward(const Conv2dShape& shape, const Tensor& x, con
 
 inline void grouped_pairs_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight, bool weight_last,
                                      const Tensor& dx) {
-  const int64_t joined = joined_groups(shape);
-  if (joined > 1 && pairs_input_grad(joined_shape(shape, joined), dy, joined_weight(shape, weight, joined), false, dx,
-                                     /*checks=*/true)) {
+  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
+  const int64_t joined = joined_groups(shape.groups, F, C);
+  const auto is_checked = [&] {
+    for (const GradientClass& part : gradient_classes(shape)) {
+      const auto plan = plan_pairs(part.window(), shape.groups / joined, F * joined, C * joined, shape.images);
+      if (part.taps() > 0 && plan.rows == 0) return false;
+    }
+    return true;
+  };
+  if (joined > 1 && is_checked() &&
+      pairs_input_grad(joined_shape(shape, joined), dy, joined_weight(shape, weight, joined), false, dx,
+                       /*checks=*/true)) {
     return;
   }
   pairs_input_grad(shape, dy, weight, weight_last, dx);
@@ -69,9 +86,9 @@ inline void grouped_pairs_input_grad(const Conv2dShape& shape, const Tensor& dy,
 // What lies between the groups is computed and dropped: it reaches no gradient.
 inline void grouped_pairs_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x,
                                       const Tensor& dweight) {
-  const int64_t joined = joined_groups(shape);
+  const int64_t joined = joined_groups(shape.groups, shape.channels / shape.groups, shape.filters / shape.groups);
   if (joined == 1) return pairs_weight_grad(shape, dy, x, dweight);
-  const Tensor all = empty_joined(shape, dweight, joined);
+  const Tensor all = zeros_joined(shape, dweight, joined);
   pairs_weight_grad(joined_shape(shape, joined), dy, x, all);
   const Tensor blocks = blocks_of_joined(shape, all, joined);  // [groups, F, C, KH, KW, joined]
   dweight.copy_(blocks.permute({0, 5, 1, 2, 3, 4}).reshape(dweight.sizes()));

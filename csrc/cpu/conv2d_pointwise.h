@@ -4,8 +4,7 @@
 //   forward           out[pixel, f] = x[pixel, c] w[f, c]^T     out[n][f, pixel] = w[f, c] x[n][c, pixel]
 //   data gradient     dx[pixel, c]  = dy[pixel, f] w[f, c]      dx[n][c, pixel]  = w[f, c]^T dy[n][f, pixel]
 //   weight gradient   dw[f, c]      = dy[pixel, f]^T x[pixel, c]   dw[f, c] = sum over n of dy[n] x[n]^T
-// Groups are batch items. With strides, the pixels that are read are copied together first: they are a quarter of the
-// image or less.
+// Groups are batch items. With strides, the pixels that are read are copied together first: half of the image or less.
 #pragma once
 #include <ATen/ops/slice.h>
 
@@ -81,7 +80,8 @@ inline void pointwise_forward(const Conv2dShape& shape, const Tensor& input, con
   if (residual.defined()) {
     product.addend = layout.of(residual);
   } else if (bias.defined()) {
-    product.addend = {bias.const_data_ptr(), layout.last ? 0 : 1, layout.last ? 1 : 0, {0, F}};
+    const int64_t step = bias.stride(0);
+    product.addend = {bias.const_data_ptr(), layout.last ? 0 : step, layout.last ? step : 0, {0, F * step}};
   }
   product.activation = activation;
   product.pre = pre.defined() ? pre.mutable_data_ptr() : nullptr;

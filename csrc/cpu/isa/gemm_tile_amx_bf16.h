@@ -7,8 +7,6 @@ namespace tilewright {
 namespace {
 constexpr int kTileRows = 32;
 constexpr int kTileVectors = 2;
-constexpr int kVectorRegisters = 32;
-constexpr int kRowVectors = 4;
 
 // Those of avx512_bf16 but for the depth: a left tile of 32 rows x 192 pairs takes 24 of L1's 48 KB (1024^3 on two
 // cores: blocks of 128 2.0, of 192 2.0, of 256 2.0, all of K in one 1.8 TFLOP/s; 4096x768x768 2.1, 2.3, 2.2, 2.0). A

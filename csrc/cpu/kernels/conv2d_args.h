@@ -137,6 +137,7 @@ constexpr int64_t kPairFilters = 256;
 constexpr int64_t kPairSumsRow = kPairFilters + 16;  // rows of a tile do not share L1 sets
 constexpr int64_t kPairGradPixels = 256;
 constexpr int64_t kPairGradK = 128;
+// Whole left tiles: 19 of 14 rows, 16 apart, or 8 of 32; and a vector behind the last.
 constexpr int64_t kPairGradLeft = (kPairFilters + 64) * (kPairGradPixels / 2 + 16);
 constexpr int64_t kPairScratchBytes = 1 << 20;
 
@@ -240,8 +241,8 @@ struct Conv2dKernels {
 
 template <typename T>
 struct DepthwiseKernels {
-  // channels_last: rows count through all images; zeros: room for as many as there are channels
-  void (*last)(const ConvDepthwiseArgs<T>&, int64_t row_begin, int64_t row_end, T* zeros);
+  // channels_last: rows count through all images
+  void (*last)(const ConvDepthwiseArgs<T>&, int64_t row_begin, int64_t row_end);
   void (*last_weight_grad)(const ConvDepthwiseGradArgs<T>&, int64_t row_begin, int64_t row_end);
   // planes: plane (n, f) = n * channels + f; output rows row_begin .. row_end of each
   int64_t (*planes_scratch)(const ConvWindow&, int64_t rows);  // elements

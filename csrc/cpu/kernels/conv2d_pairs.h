@@ -128,6 +128,12 @@ inline void add_products(int64_t filters, int64_t k_count, int64_t pixels, const
   }
 }
 
+static_assert(kPairGradLeft * int64_t{sizeof(Pair)} + kPairGradK * kPairGradPixels * int64_t{sizeof(BF16)} +
+                  kPairGradPixels * kPatchRow * int64_t{sizeof(BF16)} <=
+              kPairScratchBytes);
+static_assert(kPairPixels * kPatchRow * int64_t{sizeof(BF16)} + kPairPixels * kPairSumsRow * int64_t{sizeof(float)} <=
+              kPairScratchBytes);
+
 // Of all groups: filters [filter_begin, filter_end) of each, at most kPairFilters.
 inline void conv_pairs_weight_grad(const ConvPairsGradArgs<BF16>& args, int64_t pixel_begin, int64_t pixel_end,
                                    int64_t k_begin, int64_t k_end, int64_t filter_begin, int64_t filter_end,
@@ -136,7 +142,7 @@ inline void conv_pairs_weight_grad(const ConvPairsGradArgs<BF16>& args, int64_t 
   const int64_t K = args.window.rows * args.window.cols * args.channels, filters = filter_end - filter_begin;
   Pair* left = static_cast<Pair*>(scratch);
   Pair* panels = left + kPairGradLeft;
-  BF16* patches = reinterpret_cast<BF16*>(panels + kPairBlockK / 2 * kPairGradPixels);
+  BF16* patches = reinterpret_cast<BF16*>(panels + kPairGradK / 2 * kPairGradPixels);
   for (int64_t group = 0; group < args.groups; ++group) {
     ConvImages<const BF16> in = args.in;
     in.data += group * args.channels;

@@ -48,7 +48,7 @@ inline void copy_strip_row(const ConvImages<const BF16>& in, const BF16* row, in
   const int64_t high = larger(low, end);
   clear_values(dst, low * pixel);
   const BF16* from = row + (x + low * stride) * in.x_stride;
-  if (stride == 1 && in.x_stride == pixel) {
+  if (stride == 1 && pixel == channels && in.x_stride == channels) {
     copy_values<false>(dst + low * pixel, from, (high - low) * pixel);
   } else {
     for (int64_t p = low; p < high; ++p, from += stride * in.x_stride) {

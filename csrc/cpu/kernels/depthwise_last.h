@@ -8,7 +8,7 @@
 //                                        pixel 2            w0  w1  w2
 //                                        pixel 3                w0  w1  w2
 //
-// Positions outside the image are read from a row of zeros. Windows of up to kMostCols columns without dilation; others
+// Positions outside the image are left out. Windows of up to kMostCols columns without dilation; others
 // take one tap after the other.
 #pragma once
 #include "cpu/kernels/conv2d.h"
@@ -23,9 +23,9 @@ constexpr int kMostCols = 7;
 // kPixels pixels of a row of the output from (y, x) on, of which `count` are there; kCols taps, kStride apart. kInside:
 // all columns lie inside the image.
 template <bool kInside, typename T, int kPixels, int kCols, int kStride>
-inline TILEWRIGHT_INLINE void depthwise_last_pixels_at(const ConvDepthwiseArgs<T>& args, const T* image, const T* zeros,
-                                                       int64_t y, int64_t x, int64_t count, int64_t place,
-                                                       int64_t c_begin, int64_t c_end) {
+inline TILEWRIGHT_INLINE void depthwise_last_pixels_at(const ConvDepthwiseArgs<T>& args, const T* image, int64_t y,
+                                                       int64_t x, int64_t count, int64_t place, int64_t c_begin,
+                                                       int64_t c_end) {
   using A = Acc<T>;
   constexpr int kPositions = (kPixels - 1) * kStride + kCols;
   const ConvWindow& window = args.window;
@@ -46,8 +46,8 @@ inline TILEWRIGHT_INLINE void depthwise_last_pixels_at(const ConvDepthwiseArgs<T
 #pragma GCC unroll 8
       for (int j = 0; j < kCols; ++j) weight[j] = load(args.weight + (i * kCols + j) * C + c, n);
       unrolled<kPositions>([&](auto u) TILEWRIGHT_INLINE {
-        const bool inside = kInside || (ix + u >= 0 && ix + u < width);
-        const Vec<A> position = load(inside ? row + u * x_stride : zeros, n);
+        if (!kInside && (ix + u < 0 || ix + u >= width)) return;
+        const Vec<A> position = load(row + u * x_stride, n);
         unrolled<kPixels>([&](auto p) TILEWRIGHT_INLINE {
           constexpr int kTap = decltype(u){} - decltype(p){} * kStride;
           if constexpr (kTap >= 0 && kTap < kCols) sum[p] = fma(position, weight[kTap], sum[p]);
@@ -64,18 +64,17 @@ inline TILEWRIGHT_INLINE void depthwise_last_pixels_at(const ConvDepthwiseArgs<T
 }
 
 template <typename T, int kPixels, int kCols, int kStride>
-void depthwise_last_pixels(const ConvDepthwiseArgs<T>& args, const T* image, const T* zeros, int64_t y, int64_t x,
-                           int64_t count, int64_t place, int64_t c_begin, int64_t c_end) {
+void depthwise_last_pixels(const ConvDepthwiseArgs<T>& args, const T* image, int64_t y, int64_t x, int64_t count,
+                           int64_t place, int64_t c_begin, int64_t c_end) {
   const int64_t ix = x * kStride + args.window.first_x;
   choose(ix >= 0 && ix + (kPixels - 1) * kStride + kCols <= args.in.width, [&](auto inside) TILEWRIGHT_INLINE {
-    depthwise_last_pixels_at<inside.value, T, kPixels, kCols, kStride>(args, image, zeros, y, x, count, place, c_begin,
-                                                                       c_end);
+    depthwise_last_pixels_at<inside.value, T, kPixels, kCols, kStride>(args, image, y, x, count, place, c_begin, c_end);
   });
 }
 
 template <typename T>
-using DepthwiseLastPixels = void (*)(const ConvDepthwiseArgs<T>&, const T*, const T*, int64_t, int64_t, int64_t,
-                                     int64_t, int64_t, int64_t);
+using DepthwiseLastPixels = void (*)(const ConvDepthwiseArgs<T>&, const T*, int64_t, int64_t, int64_t, int64_t, int64_t,
+                                     int64_t);
 template <typename T, int kPixels, int kStride, int kCols = kMostCols>
 inline DepthwiseLastPixels<T> depthwise_last_pixels_for(int64_t cols) {
   if constexpr (kCols == 1) {
@@ -114,7 +113,7 @@ void depthwise_last_pixel(const ConvDepthwiseArgs<T>& args, const T* image, int6
 // those read stays in L1 from row to row (7 x 7: 14 columns x 7 rows x 256 bytes; 1.5x the rate). Small ones read
 // little twice and go along the rows, as memory lies.
 template <typename T>
-void depthwise_last_tiles(const ConvDepthwiseArgs<T>& args, int64_t n, int64_t begin, int64_t end, const T* zeros) {
+void depthwise_last_tiles(const ConvDepthwiseArgs<T>& args, int64_t n, int64_t begin, int64_t end) {
   constexpr int64_t kSmallWindow = 9;
   constexpr int kHalf = kDepthwisePixels / 2;
   const ConvWindow& window = args.window;
@@ -131,7 +130,7 @@ void depthwise_last_tiles(const ConvDepthwiseArgs<T>& args, int64_t n, int64_t b
       const auto pixels = left > kHalf ? whole : half;
       for (int64_t c = 0; c < args.channels; c += channels) {
         for (int64_t y = top; y < top + height; ++y) {
-          pixels(args, image, zeros, y, x, smaller(left, step),
+          pixels(args, image, y, x, smaller(left, step),
                  n * args.out.n_stride + y * args.out.y_stride + x * args.out.x_stride, c,
                  smaller(args.channels, c + channels));
         }
@@ -141,20 +140,16 @@ void depthwise_last_tiles(const ConvDepthwiseArgs<T>& args, int64_t n, int64_t b
   }
 }
 
-// zeros: as many as there are channels. Rows count through all images.
+// Rows count through all images.
 template <typename T>
-void depthwise_last(const ConvDepthwiseArgs<T>& args, int64_t row_begin, int64_t row_end, T* zeros) {
+void depthwise_last(const ConvDepthwiseArgs<T>& args, int64_t row_begin, int64_t row_end) {
   const ConvWindow& window = args.window;
   const bool tiled = window.step_x == 1 && window.stride_x <= 2 && window.cols <= kMostCols;
-  if (tiled) {
-    for_each_vector<Acc<T>>(args.channels,
-                            [&](int64_t c, int64_t n) TILEWRIGHT_INLINE { store(zeros + c, Vec<Acc<T>>{}, n); });
-  }
   for (int64_t r = row_begin; r < row_end;) {
     const int64_t n = r / window.height, y = r % window.height, end = smaller(window.height, y + row_end - r);
     r += end - y;
     if (tiled) {
-      depthwise_last_tiles(args, n, y, end, zeros);
+      depthwise_last_tiles(args, n, y, end);
       continue;
     }
     for (int64_t row = y; row < end; ++row) {
