@@ -1,8 +1,6 @@
 """accelerate and restore on whole models: the same numbers and state."""
 
 import copy
-import io
-import pickle
 
 import pytest
 import torch
@@ -12,7 +10,7 @@ import tilewright
 import tilewright.nn as TN
 from tilewright.testing import assert_as_accurate, max_error, ops_called
 
-from .models import MODELS, PlainSubclass, encoder, resnet, three_of
+from .models import COPIES, MODELS, PlainSubclass, encoder, resnet, three_of
 
 LAYERS = {
     "Conv2d": nn.Conv2d,
@@ -144,16 +142,6 @@ def test_hooks_stay_and_run():
     tilewright.accelerate(layer)(torch.randn(2, 4, requires_grad=True)).sum().backward()
     layer.state_dict()
     assert seen == ["pre", "forward", "backward", "state"]
-
-
-def _through_file(model: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda m: pickle.loads(pickle.dumps(m)), "torch.save": _through_file}
 
 
 @pytest.mark.parametrize("how", COPIES)

@@ -1,9 +1,7 @@
 """accelerate(fold=True): the numbers, what it says it folds, and that nothing of the model changes."""
 
 import copy
-import io
 import logging
-import pickle
 
 import pytest
 import torch
@@ -15,6 +13,7 @@ from tilewright.testing import assert_as_accurate, max_error
 
 from .fold_cases import NETS, folding, norms_ran, pair, same, settled
 from .fusion_cases import BasicBlock, ResNet
+from .models import COPIES
 
 LAYERS = {
     "plain": {},
@@ -228,16 +227,6 @@ def test_only_and_skip_choose_what_is_folded():
         same(ours, native, x, folds=False)
         same(ours[0], native[0], x)
         same(ours[3], native[3], x, folds=False)
-
-
-def _through_file(model: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda m: pickle.loads(pickle.dumps(m)), "torch.save": _through_file}
 
 
 @pytest.mark.parametrize("called", [False, True])
