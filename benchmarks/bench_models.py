@@ -62,7 +62,10 @@ class _Network:
         for module in model.modules():
             if isinstance(module, nn.Dropout) and not dropout:
                 module.p = 0.0
-        return model.to(memory_format=torch.channels_last) if layout == "NHWC" else model  # type: ignore[call-overload]
+        for parameter in model.parameters():
+            if parameter.dim() == 4:
+                parameter.data = in_layout(parameter.data, layout)
+        return model
 
     def forward_flops(self) -> float:
         """Of one batch, without computing it."""
