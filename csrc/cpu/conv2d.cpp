@@ -34,10 +34,9 @@ struct ConvPlan {
 
 // Elements of a pixel's patch that lie side by side in channels_last images (kernels/conv2d_row_table.h).
 bool has_short_runs(const Conv2dShape& shape) {
-  constexpr int64_t kShort = 8, kFewChannels = 32, kLongest = 128;
-  const int64_t C = shape.channels / shape.groups, row = shape.kernel[1] * C;
-  const bool joined = shape.groups == 1 && shape.dilation[1] == 1 && C < kFewChannels && row <= kLongest;
-  return (joined ? row : C) < kShort;
+  constexpr int64_t kShort = 8;
+  const int64_t C = shape.channels / shape.groups, cols = shape.kernel[1];
+  return (joins_taps(shape.groups, C, cols, shape.dilation[1]) ? cols * C : C) < kShort;
 }
 
 // Groups of few filters fill a vector of pixels, not one of filters: such channels_last images are worked on as planes.
@@ -167,31 +166,29 @@ Tensor input_gradient(ConvWay way, const Conv2dShape& shape, const Tensor& dy, c
     pointwise_input_grad(shape, dy, weight_in.contiguous(), dx);
     return dx;
   }
-  const auto [weight, weight_last] = dense_weight(weight_in);
-  const Tensor& from = weight;
-  const bool last = weight_last;
+  const DenseWeight weight = dense_weight(weight_in);
   dispatch_floating(dy.scalar_type(), "conv2d_backward", [&](auto element) {
     using T = decltype(element);
     if constexpr (std::is_same_v<T, BF16>) {
-      if (way == ConvWay::kPairs) return grouped_pairs_input_grad(shape, dy, from, last, dx);
+      if (way == ConvWay::kPairs) return grouped_pairs_input_grad(shape, dy, weight.tensor, weight.channels_last, dx);
     }
-    if (way == ConvWay::kWinograd && winograd_input_grad<T>(shape, dy, from, last, dx)) return;
-    if (shape.format == kPlanes) return planes_input_grad<T>(shape, dy, from, last, dx);
-    rows_input_grad<T>(shape, dy, from, last, dx);
+    if (way == ConvWay::kWinograd && winograd_input_grad<T>(shape, dy, weight.tensor, weight.channels_last, dx)) return;
+    if (shape.format == kPlanes) return planes_input_grad<T>(shape, dy, weight.tensor, weight.channels_last, dx);
+    rows_input_grad<T>(shape, dy, weight.tensor, weight.channels_last, dx);
   });
   return dx;
 }
 
-// bias_sums: zeros in the accumulation type, or undefined; added to where that costs nothing. Returns whether it was.
-std::tuple<Tensor, bool> weight_gradient(ConvWay way, const Conv2dShape& shape, const Tensor& dy, const Tensor& input,
-                                         const Tensor& weight, at::MemoryFormat promised, const Tensor& bias_sums) {
+// And the bias's, in the accumulation type, where it is wanted and costs nothing; undefined otherwise.
+std::tuple<Tensor, Tensor> weight_gradient(ConvWay way, const Conv2dShape& shape, const Tensor& dy, const Tensor& input,
+                                           const Tensor& weight, at::MemoryFormat promised, bool wants_bias) {
   const auto final_format = conv2d_weight_grad_format(shape, weight, promised);
   // Pairs write either format; the other ways write that of the images.
   const auto format = way == ConvWay::kPairs ? final_format : conv2d_weight_grad_format(shape, weight, shape.format);
   Tensor dweight = at::empty(weight.sizes(), weight.options().memory_format(format));
   if (way == ConvWay::kPointwise) {
-    const bool summed = pointwise_weight_grad(shape, dy, input, dweight, bias_sums);
-    return {result_in(dweight, format, final_format), summed};
+    const Tensor dbias = pointwise_weight_grad(shape, dy, input, dweight, wants_bias);
+    return {result_in(dweight, format, final_format), dbias};
   }
   const Tensor x = in_format(input, shape.format);
   dispatch_floating(dy.scalar_type(), "conv2d_backward", [&](auto element) {
@@ -209,7 +206,7 @@ std::tuple<Tensor, bool> weight_gradient(ConvWay way, const Conv2dShape& shape, 
       rows_weight_grad<T>(shape, dy, x, dweight);
     }
   });
-  return {result_in(dweight, format, final_format), false};
+  return {result_in(dweight, format, final_format), Tensor()};
 }
 
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output, const Tensor& input,
@@ -231,20 +228,14 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
   const bool dense = plan.way == ConvWay::kPointwise || plan.way == ConvWay::kPairs;
   const Tensor dy = dense ? dense_in_format(grad_output, shape.format) : in_format(grad_output, shape.format);
   if (output_mask[0]) dx = result_in(input_gradient(plan.way, shape, dy, weight), shape.format, promised);
-  Tensor bias_sums;
-  bool summed = false;
-  if (output_mask[2]) {
-    bias_sums = at::zeros({shape.filters}, dy.options().dtype(accumulation_dtype(dy.scalar_type())));
-  }
   if (output_mask[1]) {
-    std::tie(dweight, summed) = weight_gradient(plan.way, shape, dy, input, weight, promised, bias_sums);
+    std::tie(dweight, dbias) = weight_gradient(plan.way, shape, dy, input, weight, promised, output_mask[2]);
   }
-  if (summed) {
-    dbias = bias_sums.to(weight.scalar_type());
-  } else if (output_mask[2]) {
+  if (output_mask[2] && !dbias.defined()) {
     dispatch_floating(dy.scalar_type(), "conv2d_backward",
-                      [&](auto element) { dbias = bias_grad<decltype(element)>(shape, dy).to(weight.scalar_type()); });
+                      [&](auto element) { dbias = bias_grad<decltype(element)>(shape, dy); });
   }
+  if (output_mask[2]) dbias = dbias.to(weight.scalar_type());
   return {dx, dweight, dbias};
 }
 

@@ -67,8 +67,8 @@ void depthwise_forward(const Conv2dShape& shape, const Tensor& x_in, const Tenso
   const Tensor x = last ? repeat_channels(shape, x_in) : x_in;
   const Tensor weight = depthwise_weights(shape, weight_in, {});
   const int64_t multiplier = last ? 1 : shape.filters / shape.channels;
-  const ConvDepthwiseArgs<T> args{images_of(x, const_data<T>(x), 0, shape.format),
-                                  images_of(output, mutable_data<T>(output), 0, shape.format),
+  const ConvDepthwiseArgs<T> args{images_of(x, const_data<T>(x), shape.format),
+                                  images_of(output, mutable_data<T>(output), shape.format),
                                   forward_window(shape),
                                   shape.images,
                                   shape.filters / multiplier,
@@ -91,9 +91,8 @@ void depthwise_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tens
       }
     }
     const Tensor weight = depthwise_weights(shape, weight_in, taps);
-    const auto out = images_of(dx, mutable_data<T>(dx), 0, shape.format);
-    const ConvDepthwiseArgs<T> args{images_of(dy, const_data<T>(dy), 0, shape.format),
-                                    every_nth(out, part.y.residue, part.x.residue, shape.stride[0], shape.stride[1]),
+    const ConvDepthwiseArgs<T> args{images_of(dy, const_data<T>(dy), shape.format),
+                                    images_of_class(shape, part, dx, mutable_data<T>(dx)),
                                     part.window(),
                                     shape.images,
                                     shape.filters,
@@ -110,8 +109,8 @@ Tensor depthwise_weight_grad(const Conv2dShape& shape, const Tensor& dy, const T
   const bool last = shape.format == at::MemoryFormat::ChannelsLast;
   const Tensor x = last ? repeat_channels(shape, x_in) : x_in;
   const int64_t multiplier = last ? 1 : shape.filters / shape.channels, taps = shape.kernel[0] * shape.kernel[1];
-  ConvDepthwiseGradArgs<T> args{images_of(x, const_data<T>(x), 0, shape.format),
-                                images_of(dy, const_data<T>(dy), 0, shape.format),
+  ConvDepthwiseGradArgs<T> args{images_of(x, const_data<T>(x), shape.format),
+                                images_of(dy, const_data<T>(dy), shape.format),
                                 forward_window(shape),
                                 shape.images,
                                 shape.filters / multiplier,

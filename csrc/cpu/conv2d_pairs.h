@@ -18,17 +18,10 @@ inline Tensor pack_conv_pairs(const WeightLayout& layout, const BF16* data, int6
                               int64_t K, const at::TensorOptions& options) {
   const auto& kernel = kernels<BF16>().conv2d.pairs;
   const int64_t panels = divide_up(layout.filters, kernel.panel), depth = divide_up(K, kernel.step) * kernel.step;
-  const int64_t panel_size = depth * kernel.panel;
-  Tensor packed = at::empty({groups * panels * panel_size}, options);
-  BF16* out = mutable_data<BF16>(packed);
-  parallel_for_cost(groups * panels, panel_size, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t group = i / panels, panel = i % panels;
-      kernel.pack_weights(layout.at(data + group * group_stride), K, panel, panel + 1,
-                          out + group * panels * panel_size);
-    }
-  });
-  return packed;
+  return pack_panels<BF16>(layout, data, group_stride, groups, panels, panels * depth * kernel.panel, options,
+                           [&](const ConvWeights<const BF16>& weights, int64_t panel, BF16* packed) {
+                             kernel.pack_weights(weights, K, panel, panel + 1, packed);
+                           });
 }
 
 // How one product is computed: output rows per block of the kernel without patches, or 0: with patches. tap_step: k's
@@ -37,21 +30,16 @@ struct PairsPlan {
   int64_t rows, tap_step;
 };
 
-// Patches serve better with strides that skip positions, with images so narrow that the dropped columns cost more than
-// patches do, and with channels that fill less than half of their steps.
+// Patches serve better where phases do not, and with channels that fill less than half of their steps.
 inline PairsPlan plan_pairs(const ConvWindow& window, int64_t groups, int64_t channels, int64_t filters,
                             int64_t images) {
   constexpr int64_t kPixels = 256, kLargestScratch = 1 << 20, kItems = 16;
   const auto& kernel = kernels<BF16>().conv2d.pairs;
   const PairsPlan patches{0, channels};
-  const int64_t pitch = window.width + (window.cols - 1) * window.step_x / window.stride_x;
   const int64_t tap_step = divide_up(channels, kernel.step) * kernel.step;
-  if (tap_step > 2 * channels || window.stride_y > window.rows || window.stride_x > window.cols ||
-      pitch * 3 > window.width * 4) {
-    return patches;
-  }
+  if (tap_step > 2 * channels || !phases_serve(window)) return patches;
   const auto bytes = [&](int64_t rows) { return kernel.strip_bytes(window, channels, filters, rows); };
-  int64_t rows = std::min(window.height, std::max<int64_t>(1, kPixels / pitch));
+  int64_t rows = std::min(window.height, std::max<int64_t>(1, kPixels / phase_pitch(window)));
   rows = std::min(rows, divide_up(window.height, divide_up(kItems, images)));
   while (rows > 1 && bytes(rows) > kLargestScratch) rows = divide_up(rows, 2);
   // Every block reads all weights: small ones of weights beyond L2 are better joined over images.
@@ -119,10 +107,10 @@ inline bool pairs_forward(const Conv2dShape& shape, const Tensor& x, const Tenso
   const WeightLayout layout = forward_weights(shape, weight_last, ConvOrder::kTapsOuter, plan.tap_step);
   const Tensor packed =
       pack_conv_pairs(layout, const_data<BF16>(weight), F * C * taps, shape.groups, taps * plan.tap_step, x.options());
-  return run_conv_pairs({images_of(x, const_data<BF16>(x), 0, shape.format),
-                         images_of(output, mutable_data<BF16>(output), 0, shape.format), window, shape.groups, C, F,
-                         packed.const_data_ptr(), epilogue, checks},
-                        shape.images, plan);
+  return run_conv_pairs(
+      {images_of(x, const_data<BF16>(x), shape.format), images_of(output, mutable_data<BF16>(output), shape.format),
+       window, shape.groups, C, F, packed.const_data_ptr(), epilogue, checks},
+      shape.images, plan);
 }
 
 inline bool pairs_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight, bool weight_last,
@@ -135,9 +123,8 @@ inline bool pairs_input_grad(const Conv2dShape& shape, const Tensor& dy, const T
     const WeightLayout layout = gradient_weights(shape, part, weight_last, ConvOrder::kTapsOuter, plan.tap_step);
     const Tensor packed = pack_conv_pairs(layout, const_data<BF16>(weight), group_weights, shape.groups,
                                           part.taps() * plan.tap_step, dy.options());
-    const auto out = images_of(dx, mutable_data<BF16>(dx), 0, shape.format);
-    ConvPairsArgs<BF16> args{images_of(dy, const_data<BF16>(dy), 0, shape.format),
-                             every_nth(out, part.y.residue, part.x.residue, shape.stride[0], shape.stride[1]),
+    ConvPairsArgs<BF16> args{images_of(dy, const_data<BF16>(dy), shape.format),
+                             images_of_class(shape, part, dx, mutable_data<BF16>(dx)),
                              part.window(),
                              shape.groups,
                              F,
@@ -145,8 +132,6 @@ inline bool pairs_input_grad(const Conv2dShape& shape, const Tensor& dy, const T
                              packed.const_data_ptr(),
                              {},
                              checks};
-    args.out.height = part.y.pixels;
-    args.out.width = part.x.pixels;
     if (!run_conv_pairs(args, shape.images, plan)) return false;
   }
   return true;
@@ -163,7 +148,7 @@ inline void pairs_weight_grad(const Conv2dShape& shape, const Tensor& dy, const 
   const int64_t parts = filters.pieces * ks.pieces;
   const Cut chunks{pixels, std::min(divide_up(kItems, parts), divide_up(pixels, kPairGradPixels)), 2};
   Tensor sums = at::empty({chunks.pieces, shape.filters, K}, dy.options().dtype(at::kFloat));
-  const ConvPairsGradArgs<BF16> first{images_of(x, const_data<BF16>(x), 0, shape.format),
+  const ConvPairsGradArgs<BF16> first{images_of(x, const_data<BF16>(x), shape.format),
                                       const_data<BF16>(dy),
                                       shape.filters,
                                       forward_window(shape),

@@ -28,21 +28,16 @@ struct PixelCut {
   }
 };
 
-// Packs the weights of all groups: [group][panel][k][kernel.panel].
+// The weights of all groups: [group][panel][k][kernel.panel].
 template <typename T>
 Tensor pack_conv_weights(const WeightLayout& layout, const T* data, int64_t group_stride, int64_t groups, int64_t K,
                          const at::TensorOptions& options) {
   const auto& kernel = kernels<T>().conv2d;
-  const int64_t panels = divide_up(layout.filters, kernel.panel), size = panels * kernel.panel * K;
-  Tensor packed = at::empty({groups * size}, options);
-  Acc<T>* out = mutable_data<Acc<T>>(packed);
-  parallel_for_cost(groups * panels, kernel.panel * K, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t group = i / panels, panel = i % panels;
-      kernel.pack_weights(layout.at(data + group * group_stride), K, panel, panel + 1, out + group * size);
-    }
-  });
-  return packed;
+  const int64_t panels = divide_up(layout.filters, kernel.panel);
+  return pack_panels<Acc<T>>(layout, data, group_stride, groups, panels, panels * kernel.panel * K, options,
+                             [&](const ConvWeights<const T>& weights, int64_t panel, Acc<T>* packed) {
+                               kernel.pack_weights(weights, K, panel, panel + 1, packed);
+                             });
 }
 
 // out = conv(in) for all groups. args holds group 0's pointers; the next group's lie the given steps further.
@@ -64,16 +59,13 @@ ConvGemmArgs<T> args_of_group(const ConvGemmArgs<T>& first, int64_t group, const
 }
 
 // Output rows per block of the kernel without patches; 0 where patches serve better: a single tap (nothing is read
-// twice), strides that skip positions, images so narrow that the dropped columns cost more than patches do, or channels
-// so many that a block leaves L2.
+// twice), phases that do not serve, or channels so many that a block leaves L2.
 template <typename T>
 int64_t flat_rows(const ConvGemmArgs<T>& args) {
   constexpr int64_t kLargestScratch = 1 << 18, kPixels = 512;
   const ConvWindow& window = args.window;
-  const int64_t pitch = window.width + (window.cols - 1) * window.step_x / window.stride_x;
-  if (window.rows * window.cols == 1) return 0;
-  if (window.stride_y > window.rows || window.stride_x > window.cols || pitch * 3 > window.width * 4) return 0;
-  int64_t rows = std::min(window.height, std::max<int64_t>(1, kPixels / pitch));
+  if (window.rows * window.cols == 1 || !phases_serve(window)) return 0;
+  int64_t rows = std::min(window.height, std::max<int64_t>(1, kPixels / phase_pitch(window)));
   const auto scratch = [&] { return kernels<T>().conv2d.flat_scratch(window, args.channels, args.filters, rows); };
   while (rows > 2 && scratch() > kLargestScratch) rows = divide_up(rows, 2);
   return scratch() > kLargestScratch ? 0 : divide_up(window.height, divide_up(window.height, rows));
@@ -91,7 +83,7 @@ void run_conv_flat(const ConvGemmArgs<T>& first, int64_t groups, const GroupStep
   const int64_t cost = rows * first.window.width * divide_up(first.filters, filters.pieces) * K / 32;
   parallel_for_cost(groups * first.images * blocks * filters.pieces, cost, [&](int64_t begin, int64_t end) {
     const int64_t elements = kernel.flat_scratch(first.window, first.channels, first.filters, rows);
-    auto* scratch = static_cast<Acc<T>*>(thread_scratch(kConvScratchSlot, elements * sizeof(Acc<T>)));
+    auto* scratch = conv_scratch<Acc<T>>(elements);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t piece = i % filters.pieces, row = i / filters.pieces % blocks * rows;
       const int64_t n = i / filters.pieces / blocks % first.images, group = i / filters.pieces / blocks / first.images;
@@ -115,7 +107,7 @@ void run_conv_gemm(const ConvGemmArgs<T>& first, int64_t groups, const GroupStep
   // Two flops in a register tile take a thirtieth of the time of an element read.
   const int64_t cost = pixels.block * divide_up(first.filters, filters.pieces) * K / 32;
   parallel_for_cost(items, cost, [&](int64_t begin, int64_t end) {
-    Acc<T>* scratch = conv_scratch<T>();
+    Acc<T>* scratch = conv_scratch<Acc<T>>();
     for (int64_t i = begin; i < end; ++i) {
       const int64_t block = i % pixels.count(), piece = i / pixels.count() % filters.pieces;
       const int64_t group = i / pixels.count() / filters.pieces;
@@ -133,8 +125,8 @@ void planes_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& wei
   const WeightLayout layout = forward_weights(shape, weight_last, ConvOrder::kChannelsOuter);
   const Tensor packed = pack_conv_weights(layout, const_data<T>(weight), F * K, shape.groups, K,
                                           x.options().dtype(accumulation_dtype(x.scalar_type())));
-  ConvGemmArgs<T> args{images_of(x, const_data<T>(x), 0, shape.format),
-                       images_of(output, mutable_data<T>(output), 0, shape.format),
+  ConvGemmArgs<T> args{images_of(x, const_data<T>(x), shape.format),
+                       images_of(output, mutable_data<T>(output), shape.format),
                        forward_window(shape),
                        shape.images,
                        C,
@@ -157,17 +149,14 @@ void planes_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor&
     const WeightLayout layout = gradient_weights(shape, part, weight_last, ConvOrder::kChannelsOuter);
     const Tensor packed = pack_conv_weights(layout, const_data<T>(weight), group_weights, shape.groups, K,
                                             dy.options().dtype(accumulation_dtype(dy.scalar_type())));
-    const auto out = images_of(dx, mutable_data<T>(dx), 0, shape.format);
-    ConvGemmArgs<T> args{images_of(dy, const_data<T>(dy), 0, shape.format),
-                         every_nth(out, part.y.residue, part.x.residue, shape.stride[0], shape.stride[1]),
+    ConvGemmArgs<T> args{images_of(dy, const_data<T>(dy), shape.format),
+                         images_of_class(shape, part, dx, mutable_data<T>(dx)),
                          part.window(),
                          shape.images,
                          F,
                          C,
                          const_data<Acc<T>>(packed),
                          {}};
-    args.out.height = part.y.pixels;
-    args.out.width = part.x.pixels;
     const GroupSteps steps{F * args.in.c_stride, C * args.out.c_stride, C};
     join_rows(args.in, args.out, args.window);
     run_conv_gemm(args, shape.groups, steps);
@@ -200,8 +189,8 @@ void planes_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor
   const int64_t blocks = groups * ks.pieces * filters.pieces;
   const Cut chunks{pixels, std::min(divide_up(kItems, blocks), divide_up(pixels, kConvGradPixels)), 1};
   Tensor sums = at::empty({groups, chunks.pieces, K, stride}, x.options().dtype(accumulation_dtype(x.scalar_type())));
-  ConvWeightGradArgs<T> first{images_of(x, const_data<T>(x), 0, shape.format),
-                              images_of(dy, const_data<T>(dy), 0, shape.format),
+  ConvWeightGradArgs<T> first{images_of(x, const_data<T>(x), shape.format),
+                              images_of(dy, const_data<T>(dy), shape.format),
                               forward_window(shape),
                               shape.images,
                               C,
@@ -213,7 +202,7 @@ void planes_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor
   join_rows(first.grad);
   const int64_t cost = pixels / chunks.pieces * (K / ks.pieces + 1) * (F / filters.pieces + 1) / 32;
   parallel_for_cost(blocks * chunks.pieces, cost, [&](int64_t begin, int64_t end) {
-    Acc<T>* scratch = conv_scratch<T>();
+    Acc<T>* scratch = conv_scratch<Acc<T>>();
     for (int64_t i = begin; i < end; ++i) {
       const int64_t filter = i % filters.pieces, k = i / filters.pieces % ks.pieces;
       const int64_t chunk = i / filters.pieces / ks.pieces % chunks.pieces;

@@ -7,6 +7,7 @@
 // Groups are batch items. With strides, the pixels that are read are copied together first: half of the image or less.
 #pragma once
 #include <ATen/ops/slice.h>
+#include <ATen/ops/zeros.h>
 
 #include "cpu/conv2d_format.h"
 #include "cpu/product.h"
@@ -105,10 +106,10 @@ inline void pointwise_input_grad(const Conv2dShape& shape, const Tensor& dy, con
   if (strided) pixels.copy_(dense);
 }
 
-// bias_sums: [filters] in the accumulation type, or undefined; added to where dy is read transposed, which copies it
-// anyway. Returns whether it was.
-inline bool pointwise_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& input,
-                                  const Tensor& dweight, const Tensor& bias_sums) {
+// With the bias's gradient, [filters] in the accumulation type, where it is wanted and dy is read transposed, which
+// copies it anyway; undefined otherwise.
+inline Tensor pointwise_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& input,
+                                    const Tensor& dweight, bool wants_bias) {
   const PointwiseLayout layout(shape);
   const Tensor x = dense_in_format(strided_pixels(shape, input), shape.format);
   Product product = layout.product();
@@ -119,8 +120,12 @@ inline bool pointwise_weight_grad(const Conv2dShape& shape, const Tensor& dy, co
   product.a = layout.last ? transposed(layout.of(dy)) : layout.of(dy);
   product.b = layout.last ? layout.of(x) : transposed(layout.of(x));
   product.c = layout.weight(dweight);
-  if (bias_sums.defined() && shape.groups == 1) product.left_sums = bias_sums.mutable_data_ptr();
-  return run_product(product, dy.scalar_type(), "conv2d_backward");
+  Tensor sums;
+  if (wants_bias && shape.groups == 1) {
+    sums = at::zeros({shape.filters}, dy.options().dtype(accumulation_dtype(dy.scalar_type())));
+    product.left_sums = sums.mutable_data_ptr();
+  }
+  return run_product(product, dy.scalar_type(), "conv2d_backward") ? sums : Tensor();
 }
 
 }  // namespace tilewright

@@ -18,26 +18,15 @@ ConvRowPanels conv_row_panels(int64_t filters) {
   return ConvRowPanels(filters, kernels<T>().conv2d.row_lanes, kernels<T>().conv2d.row_vectors);
 }
 
+// The weights of all groups: [group][panel][k][filters of the panel].
 template <typename T>
 Tensor pack_conv_row_weights(const WeightLayout& layout, const T* data, int64_t group_stride, int64_t groups, int64_t K,
                              const at::TensorOptions& options) {
   const ConvRowPanels panels = conv_row_panels<T>(layout.filters);
-  const int64_t size = panels.filters() * K;
-  Tensor packed = at::empty({groups * size}, options);
-  Acc<T>* out = mutable_data<Acc<T>>(packed);
-  parallel_for_cost(groups * panels.count, size / panels.count, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t group = i / panels.count, panel = i % panels.count;
-      kernels<T>().conv2d.pack_row_weights(layout.at(data + group * group_stride), K, panel, panel + 1,
-                                           out + group * size);
-    }
-  });
-  return packed;
-}
-
-template <typename A>
-A* conv_rows_scratch(int64_t elements) {
-  return static_cast<A*>(thread_scratch(kConvScratchSlot, elements * sizeof(A)));
+  return pack_panels<Acc<T>>(layout, data, group_stride, groups, panels.count, panels.filters() * K, options,
+                             [&](const ConvWeights<const T>& weights, int64_t panel, Acc<T>* packed) {
+                               kernels<T>().conv2d.pack_row_weights(weights, K, panel, panel + 1, packed);
+                             });
 }
 
 template <typename T>
@@ -60,7 +49,7 @@ void run_conv_rows(const ConvRowsArgs<T>& args, int64_t images) {
   const int64_t cost = args.groups * most * divide_up(args.filters, parts.pieces) * K / 32;
   parallel_for_cost(blocks.pieces * parts.pieces, cost, [&](int64_t begin, int64_t end) {
     auto* scratch =
-        conv_rows_scratch<Acc<T>>(kernel.rows_scratch(window, args.groups, args.channels, args.in.x_stride, largest));
+        conv_scratch<Acc<T>>(kernel.rows_scratch(window, args.groups, args.channels, args.in.x_stride, largest));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t block = i % blocks.pieces, part = i / blocks.pieces;
       kernel.rows(args, blocks.at(block), blocks.at(block + 1), parts.at(part), parts.at(part + 1), scratch);
@@ -76,8 +65,8 @@ void rows_forward(const Conv2dShape& shape, const Tensor& x_in, const Tensor& we
   const Tensor x = widened_images(x_in);
   const WeightLayout layout = forward_weights(shape, weight_last, ConvOrder::kTapsOuter);
   const Tensor packed = pack_conv_row_weights(layout, const_data<T>(weight), F * K, shape.groups, K, x.options());
-  run_conv_rows(ConvRowsArgs<T>{images_of(x, const_data<Acc<T>>(x), 0, shape.format),
-                                images_of(output, mutable_data<T>(output), 0, shape.format), forward_window(shape),
+  run_conv_rows(ConvRowsArgs<T>{images_of(x, const_data<Acc<T>>(x), shape.format),
+                                images_of(output, mutable_data<T>(output), shape.format), forward_window(shape),
                                 shape.groups, C, F, const_data<Acc<T>>(packed), epilogue},
                 shape.images);
 }
@@ -93,17 +82,14 @@ void rows_input_grad(const Conv2dShape& shape, const Tensor& dy_in, const Tensor
     const WeightLayout layout = gradient_weights(shape, part, weight_last, ConvOrder::kTapsOuter);
     const Tensor packed = pack_conv_row_weights(layout, const_data<T>(weight), group_weights, shape.groups,
                                                 part.taps() * F, dy.options());
-    const auto out = images_of(dx, mutable_data<T>(dx), 0, shape.format);
-    ConvRowsArgs<T> args{images_of(dy, const_data<Acc<T>>(dy), 0, shape.format),
-                         every_nth(out, part.y.residue, part.x.residue, shape.stride[0], shape.stride[1]),
+    ConvRowsArgs<T> args{images_of(dy, const_data<Acc<T>>(dy), shape.format),
+                         images_of_class(shape, part, dx, mutable_data<T>(dx)),
                          part.window(),
                          shape.groups,
                          F,
                          C,
                          const_data<Acc<T>>(packed),
                          {}};
-    args.out.height = part.y.pixels;
-    args.out.width = part.x.pixels;
     run_conv_rows(args, shape.images);
   }
 }
@@ -122,8 +108,8 @@ void rows_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& 
                    std::min(divide_up(kItems, ks.pieces * panels.count), divide_up(pixels, kConvRowsGradPixels)), 1};
   const int64_t stride = panels.filters(), group_sums = chunks.pieces * K * stride;
   Tensor sums = at::empty({groups * group_sums}, x.options());
-  const ConvRowsGradArgs<T> first{images_of(x, const_data<Acc<T>>(x), 0, shape.format),
-                                  images_of(dy, const_data<T>(dy), 0, shape.format),
+  const ConvRowsGradArgs<T> first{images_of(x, const_data<Acc<T>>(x), shape.format),
+                                  images_of(dy, const_data<T>(dy), shape.format),
                                   forward_window(shape),
                                   groups,
                                   C,
@@ -134,7 +120,7 @@ void rows_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& 
   const int64_t cost = groups * (pixels / chunks.pieces) * (K / ks.pieces + 1) * (F / panels.count + 1) / 32;
   parallel_for_cost(chunks.pieces * ks.pieces * panels.count, cost, [&](int64_t begin, int64_t end) {
     auto* scratch =
-        conv_rows_scratch<Acc<T>>(kernel.rows_scratch(first.window, groups, C, first.in.x_stride, kConvRowsGradPixels));
+        conv_scratch<Acc<T>>(kernel.rows_scratch(first.window, groups, C, first.in.x_stride, kConvRowsGradPixels));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t panel = i % panels.count, k = i / panels.count % ks.pieces, chunk = i / panels.count / ks.pieces;
       ConvRowsGradArgs<T> args = first;

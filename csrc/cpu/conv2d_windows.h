@@ -57,17 +57,11 @@ inline std::vector<GradientClass> gradient_classes(const Conv2dShape& shape) {
   return classes;
 }
 
-// The images of one group. The channel stride of a single channel is anything; kernels choose their way by it.
+// The channel stride of a single channel is anything; kernels choose their way by it.
 template <typename T>
-ConvImages<T> images_of(const Tensor& tensor, T* data, int64_t first_channel, at::MemoryFormat format) {
+ConvImages<T> images_of(const Tensor& tensor, T* data, at::MemoryFormat format) {
   const int64_t c_stride = format == at::MemoryFormat::ChannelsLast ? 1 : tensor.stride(1);
-  return {data + first_channel * c_stride,
-          tensor.size(2),
-          tensor.size(3),
-          tensor.stride(0),
-          c_stride,
-          tensor.stride(2),
-          tensor.stride(3)};
+  return {data, tensor.size(2), tensor.size(3), tensor.stride(0), c_stride, tensor.stride(2), tensor.stride(3)};
 }
 
 // Every second, third ... pixel from (y, x) on.
@@ -76,6 +70,16 @@ ConvImages<T> every_nth(ConvImages<T> images, int64_t y, int64_t x, int64_t step
   images.data += y * images.y_stride + x * images.x_stride;
   images.y_stride *= step_y;
   images.x_stride *= step_x;
+  return images;
+}
+
+// The pixels of dx that a class writes.
+template <typename T>
+ConvImages<T> images_of_class(const Conv2dShape& shape, const GradientClass& part, const Tensor& dx, T* data) {
+  ConvImages<T> images =
+      every_nth(images_of(dx, data, shape.format), part.y.residue, part.x.residue, shape.stride[0], shape.stride[1]);
+  images.height = part.y.pixels;
+  images.width = part.x.pixels;
   return images;
 }
 
@@ -103,6 +107,13 @@ void join_rows(ConvImages<In>& in, ConvImages<Out>& out, ConvWindow& window) {
   join_rows(out);
   window.width *= window.height;
   window.height = 1;
+}
+
+// Whether a copy of the image in phases of the strides (kernels/conv2d_phases.h) costs less than patches do: no phase
+// is skipped, and few columns are computed and dropped.
+inline bool phases_serve(const ConvWindow& window) {
+  const int64_t pitch = phase_pitch(window);
+  return window.stride_y <= window.rows && window.stride_x <= window.cols && pitch * 3 <= window.width * 4;
 }
 
 // Weights [filters, channels, kernel] of one group as runs of memory, and the table that says where they go.

@@ -243,10 +243,10 @@ bool winograd_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& w
   const auto layout = forward_weights(shape, weight_last, ConvOrder::kTapsOuter);
   const auto weights = transform_conv_weights(layout, const_data<T>(weight), shape.channels,
                                               x.options().dtype(accumulation_dtype(x.scalar_type())));
-  return run_winograd(WinogradConv<T>{images_of(x, const_data<T>(x), 0, shape.format),
-                                      images_of(output, mutable_data<T>(output), 0, shape.format),
-                                      forward_window(shape), shape.images, shape.channels, shape.filters,
-                                      const_data<Acc<T>>(weights.tensor), weights.point_stride, epilogue});
+  return run_winograd(WinogradConv<T>{images_of(x, const_data<T>(x), shape.format),
+                                      images_of(output, mutable_data<T>(output), shape.format), forward_window(shape),
+                                      shape.images, shape.channels, shape.filters, const_data<Acc<T>>(weights.tensor),
+                                      weights.point_stride, epilogue});
 }
 
 template <typename T>
@@ -256,8 +256,8 @@ bool winograd_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tenso
   const auto layout = gradient_weights(shape, part, weight_last, ConvOrder::kTapsOuter);
   const auto weights = transform_conv_weights(layout, const_data<T>(weight), shape.filters,
                                               dy.options().dtype(accumulation_dtype(dy.scalar_type())));
-  return run_winograd(WinogradConv<T>{images_of(dy, const_data<T>(dy), 0, shape.format),
-                                      images_of(dx, mutable_data<T>(dx), 0, shape.format),
+  return run_winograd(WinogradConv<T>{images_of(dy, const_data<T>(dy), shape.format),
+                                      images_of(dx, mutable_data<T>(dx), shape.format),
                                       part.window(),
                                       shape.images,
                                       shape.filters,

@@ -100,8 +100,8 @@ bool winograd_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tens
   const int64_t chunks = in_blocks ? kChunks : 1;
   const auto options = x.options().dtype(accumulation_dtype(x.scalar_type()));
   const Tensor sums = at::empty({chunks, kWinogradPoints, C, stride}, options);
-  const WinogradWeightGrad<T> args{images_of(x, const_data<T>(x), 0, shape.format),
-                                   images_of(dy, const_data<T>(dy), 0, shape.format),
+  const WinogradWeightGrad<T> args{images_of(x, const_data<T>(x), shape.format),
+                                   images_of(dy, const_data<T>(dy), shape.format),
                                    forward_window(shape),
                                    shape.images,
                                    C,

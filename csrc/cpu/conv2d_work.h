@@ -9,9 +9,9 @@ namespace tilewright {
 
 constexpr int kConvScratchSlot = 2;
 
-template <typename T>
-Acc<T>* conv_scratch() {
-  return static_cast<Acc<T>*>(thread_scratch(kConvScratchSlot, kConvScratchElements * sizeof(Acc<T>)));
+template <typename A>
+A* conv_scratch(int64_t elements = kConvScratchElements) {
+  return static_cast<A*>(thread_scratch(kConvScratchSlot, elements * sizeof(A)));
 }
 
 // A stretch cut into equal pieces whose ends are multiples of unit.
@@ -41,10 +41,26 @@ struct WorkCut {
   }
 };
 
+// The weights of all groups in panels of `Packed`: pack(weights of a group, panel, the group's panels), which take
+// group_size elements.
+template <typename Packed, typename T, typename Pack>
+Tensor pack_panels(const WeightLayout& layout, const T* data, int64_t group_stride, int64_t groups, int64_t panels,
+                   int64_t group_size, const at::TensorOptions& options, const Pack& pack) {
+  Tensor packed = at::empty({groups * group_size}, options);
+  Packed* out = mutable_data<Packed>(packed);
+  parallel_for_cost(groups * panels, group_size / panels, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t group = i / panels;
+      pack(layout.at(data + group * group_stride), i % panels, out + group * group_size);
+    }
+  });
+  return packed;
+}
+
 // In the accumulation type.
 template <typename T>
 Tensor bias_grad(const Conv2dShape& shape, const Tensor& dy) {
-  auto grad = images_of(dy, const_data<T>(dy), 0, shape.format);
+  auto grad = images_of(dy, const_data<T>(dy), shape.format);
   join_rows(grad);
   const int64_t pixels = shape.images * shape.out[0] * shape.out[1], F = shape.filters;
   constexpr int64_t kChunks = 16, kFilters = 64, kMinElements = 16384;

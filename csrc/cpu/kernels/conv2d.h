@@ -9,6 +9,17 @@
 #pragma once
 #if defined(TILEWRIGHT_ISA_HAS_BF16_DOT)  // all else is then AVX-512's
 #include "cpu/kernels/conv2d_pairs_strip.h"
+
+namespace tilewright {
+namespace {
+
+inline void fill_conv2d(TypedKernels<BF16>& table) {
+  table.conv2d.pairs = {kPairPanel,       kPairStep,  pack_pair_weights,      conv_pairs,
+                        conv_strip_bytes, conv_strip, conv_pairs_weight_grad, finish_pair_weights};
+}
+
+}  // namespace
+}  // namespace tilewright
 #else
 #include "cpu/kernels/conv2d_flat.h"
 #include "cpu/kernels/conv2d_rows.h"
@@ -160,12 +171,12 @@ void conv_bias_grad(const ConvImages<const T>& grad, int64_t pixel_begin, int64_
 
 template <typename T>
 void fill_conv2d(TypedKernels<T>& table) {
-  table.conv2d = {kTileCols<Acc<T> >,  pack_weights<T>,
+  table.conv2d = {kTileCols<Acc<T>>,   pack_weights<T>,
                   unpack_weights<T>,   conv_gemm<T>,
                   conv_flat_scratch,   conv_flat_rows<T>,
                   conv_weight_grad<T>, conv_bias_grad<T>,
-                  kLanes<Acc<T> >,     kRowVectors,
-                  pack_row_weights<T>, conv_rows_scratch<Acc<T> >,
+                  kLanes<Acc<T>>,      kRowVectors,
+                  pack_row_weights<T>, conv_rows_scratch<Acc<T>>,
                   conv_rows<T>,        conv_rows_weight_grad<T>,
                   transpose_matrix<T>, {}};
 }

@@ -8,7 +8,8 @@
 
 namespace tilewright {
 
-// Planes of one group's channels: element (n, c, y, x) is at data[n * n_stride + c * c_stride + ...].
+// Images in either format, or the pixels of one residue of theirs: element (n, c, y, x) is at data[n * n_stride + c *
+// c_stride + ...].
 template <typename T>
 struct ConvImages {
   T* data;
@@ -27,6 +28,17 @@ struct ConvWindow {
   int64_t first_y, first_x;
   int64_t step_y, step_x;
 };
+
+// Pixels from one row to the next where an image is copied with its padding (conv2d_phases.h).
+inline int64_t phase_pitch(const ConvWindow& window) {
+  return window.width + (window.cols - 1) * window.step_x / window.stride_x;
+}
+
+// Whether the taps of a row, neighbours in channels_last images, are read as one run: where single ones would be short.
+inline bool joins_taps(int64_t groups, int64_t channels, int64_t cols, int64_t step_x) {
+  constexpr int64_t kFewChannels = 32, kLongest = 128;
+  return groups == 1 && step_x == 1 && cols > 1 && channels < kFewChannels && cols * channels <= kLongest;
+}
 
 // Order of k: taps outermost for channels_last images (whose patches are runs of channels), channels outermost else
 // (whose patches are runs of a row). It is also the order of the weights in memory of that format.

@@ -142,20 +142,20 @@ void pack_point_columns(const T* src, int64_t c_stride, int64_t count, int64_t k
   }
 }
 
-// One vector of filters, f and on, to a column of a panel whose rows are dst_row apart: a block of a run is transposed
-// in registers and its rows go to their k.
-template <typename T>
-void pack_filters(const ConvWeights<const T>& weights, int64_t f, Acc<T>* dst, int64_t dst_row) {
+// Calls keep(k, the weights of filters f .. f + kLanes - 1) for every k, zeros behind the last filter: a block of a run
+// is transposed in registers and its rows are those of their k.
+template <typename T, typename Keep>
+inline void for_each_weight_row(const ConvWeights<const T>& weights, int64_t f, const Keep& keep) {
   using A = Acc<T>;
   constexpr int64_t kStep = kLanes<A>;
   const int64_t lanes = smaller(larger(weights.filters - f, 0), kStep);
   for (int64_t r = 0; r < weights.runs; ++r) {
     const T* run = weights.data + f * weights.filter_stride + r * weights.run_stride;
+    const int64_t first = r * weights.run_step;
     if (weights.element_stride != 1) {  // filters are neighbours
       for (int64_t e = 0; e < weights.run_length; ++e) {
         const int64_t k = weights.row_of[e];
-        const Vec<A> v = lanes > 0 ? load(run + e * weights.element_stride, lanes) : Vec<A>{};
-        if (k >= 0) store(dst + (k + r * weights.run_step) * dst_row, v);
+        if (k >= 0) keep(first + k, lanes > 0 ? load(run + e * weights.element_stride, lanes) : Vec<A>{});
       }
       continue;
     }
@@ -168,10 +168,17 @@ void pack_filters(const ConvWeights<const T>& weights, int64_t f, Acc<T>* dst, i
       transpose<A>(block);
       for (int64_t i = 0; i < width; ++i) {
         const int64_t k = weights.row_of[e + i];
-        if (k >= 0) store(dst + (k + r * weights.run_step) * dst_row, block[i]);
+        if (k >= 0) keep(first + k, block[i]);
       }
     }
   }
+}
+
+// One vector of filters, f and on, to a column of a panel whose rows are dst_row apart.
+template <typename T>
+void pack_filters(const ConvWeights<const T>& weights, int64_t f, Acc<T>* dst, int64_t dst_row) {
+  for_each_weight_row(weights, f,
+                      [=](int64_t k, Vec<Acc<T>> values) TILEWRIGHT_INLINE { store(dst + k * dst_row, values); });
 }
 
 // dst[j * dst_row + i] = src[i * src_row + j]: images of one format to the other. In stretches of 64 columns, so that
@@ -180,7 +187,7 @@ template <typename T>
 void transpose_matrix(int64_t rows, int64_t cols, const T* src, int64_t src_row, T* dst, int64_t dst_row) {
   using A = Acc<T>;
   constexpr int64_t kStep = kLanes<A>, kStretch = 64, kFew = 4;
-  if (rows <= kFew || cols <= kFew) {  // a block would be mostly empty (images of one to three channels: 5x the time)
+  if (rows <= kFew || cols <= kFew) {  // a block would be mostly empty (images of one to three channels: 1.5x the time)
     for (int64_t j = 0; j < cols; ++j) {
       for (int64_t i = 0; i < rows; ++i) dst[j * dst_row + i] = src[i * src_row + j];
     }

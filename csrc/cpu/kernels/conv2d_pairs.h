@@ -25,35 +25,12 @@ inline void merge_row(Pair* panel, int64_t k, VecU32 values) {
 // [panel][pairs of k][kPairPanel]
 inline void pack_pair_weights(const ConvWeights<const BF16>& weights, int64_t K, int64_t panel_begin, int64_t panel_end,
                               void* packed) {
-  constexpr int64_t kStep = kLanes<float>;
   const int64_t pairs = pairs_of(K);
-  for (int64_t f = panel_begin * kPairPanel; f < panel_end * kPairPanel; f += kStep) {
+  for (int64_t f = panel_begin * kPairPanel; f < panel_end * kPairPanel; f += kLanes<float>) {
     Pair* panel = static_cast<Pair*>(packed) + f / kPairPanel * kPairPanel * pairs + f % kPairPanel;
     for (int64_t k = 0; k < pairs; ++k) store(panel + k * kPairPanel, VecU32{});
-    const int64_t lanes = smaller(weights.filters - f, kStep);
-    for (int64_t r = 0; r < weights.runs && lanes > 0; ++r) {
-      const BF16* run = weights.data + f * weights.filter_stride + r * weights.run_stride;
-      const int64_t first = r * weights.run_step;
-      if (weights.element_stride != 1) {  // filters are neighbours
-        for (int64_t e = 0; e < weights.run_length; ++e) {
-          const int64_t k = weights.row_of[e];
-          if (k >= 0) merge_row(panel, first + k, bit_cast<VecU32>(load(run + e * weights.element_stride, lanes)));
-        }
-        continue;
-      }
-      for (int64_t e = 0; e < weights.run_length; e += kStep) {
-        const int64_t width = smaller(weights.run_length - e, kStep);
-        VecF32 block[kStep];
-        for (int64_t j = 0; j < kStep; ++j) {
-          block[j] = j < lanes ? load(run + j * weights.filter_stride + e, width) : VecF32{};
-        }
-        transpose<float>(block);
-        for (int64_t i = 0; i < width; ++i) {
-          const int64_t k = weights.row_of[e + i];
-          if (k >= 0) merge_row(panel, first + k, bit_cast<VecU32>(block[i]));
-        }
-      }
-    }
+    for_each_weight_row(
+        weights, f, [=](int64_t k, VecF32 values) TILEWRIGHT_INLINE { merge_row(panel, k, bit_cast<VecU32>(values)); });
   }
 }
 

@@ -69,9 +69,9 @@ inline void copy_clipped_patch(const ConvImages<const BF16>& in, const ConvWindo
   }
 }
 
-constexpr int64_t kPairBlockK = 384;             // values; as matmul's blocks of pairs
-constexpr int64_t kPatchRow = kPairBlockK + 32;  // values from one patch to the next: a line more than a block
-constexpr int64_t kMostPatchPieces = kPairBlockK + 1;
+constexpr int64_t kPairBlockK = 384;               // values; as matmul's blocks of pairs
+constexpr int64_t kPatchRow = kPairBlockK + 32;    // values from one patch to the next: a line more than a block
+constexpr int64_t kMostPatchPieces = kPairBlockK;  // of at least one value
 
 // The pieces that a patch inside the image is made of, the same for all pixels.
 struct PatchPieces {

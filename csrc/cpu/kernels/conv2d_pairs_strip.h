@@ -77,24 +77,6 @@ inline void copy_strip(const ConvImages<const BF16>& in, const BF16* image, cons
   }
 }
 
-// sums[kTileRows][kVectors vectors] = the product over all taps; `elements` pairs of each. Offsets count pairs.
-template <int kVectors>
-void strip_tile(int64_t taps, const int32_t* offsets, int64_t elements, const Pair* left, const Pair* weight,
-                float* sums, int64_t sums_row) {
-#if defined(TILEWRIGHT_ISA_HAS_TILE_UNIT)
-  configure_tiles(kTileRows);
-  multiply_tiles<true, (kVectors > 1)>(elements, left, elements, weight, kPairPanel, sums, sums_row, false, offsets,
-                                       taps);
-#else
-  TileSums<Pair, kTileRows, kVectors> tile;
-  for (int64_t t = 0; t < taps; ++t) {
-    const Pair* from = left + offsets[t];
-    for (int64_t k = 0; k < elements; ++k, weight += kPairPanel) tile.add(from + k, elements, weight);
-  }
-  tile.store_to(sums, sums_row, kVectors * kLanes<float>, TileEnd<float>{});
-#endif
-}
-
 // A block of output rows of one image, its strip copied.
 struct StripBlock {
   int64_t n, row, rows;  // image, first row of the output, rows
@@ -105,16 +87,14 @@ struct StripBlock {
   int64_t sums_row;
 };
 
-// The sums of tile `tile` for filters [filter, filter + filters) of a group.
-inline void sum_strip_tile(const ConvPairsArgs<BF16>& args, const StripBlock& block, int64_t tile, const Pair* weights,
+// The sums of tile number `index` for filters [filter, filter + filters) of a group.
+inline void sum_strip_tile(const ConvPairsArgs<BF16>& args, const StripBlock& block, int64_t index, const Pair* weights,
                            int64_t filters) {
   const int64_t taps = args.window.rows * args.window.cols, elements = strip_pixel(args.channels) / 2;
-  const Pair* left = reinterpret_cast<const Pair*>(block.strip) + tile * kTileRows * elements;
+  const Pair* left = reinterpret_cast<const Pair*>(block.strip) + index * kTileRows * elements;
   for (int64_t f = 0; f < filters; f += kPairPanel) {
-    const Pair* weight = weights + f * taps * elements;
-    filters - f > kLanes<float>
-        ? strip_tile<2>(taps, block.offsets, elements, left, weight, block.sums + f, block.sums_row)
-        : strip_tile<1>(taps, block.offsets, elements, left, weight, block.sums + f, block.sums_row);
+    const auto tile = filters - f > kLanes<float> ? gemm_stretches<Pair, kTileVectors> : gemm_stretches<Pair, 1>;
+    tile(taps, block.offsets, elements, left, elements, weights + f * taps * elements, block.sums + f, block.sums_row);
   }
 }
 
@@ -170,11 +150,6 @@ inline bool conv_strip(const ConvPairsArgs<BF16>& args, int64_t n, int64_t row_b
     }
   }
   return finite;
-}
-
-inline void fill_conv2d(TypedKernels<BF16>& table) {
-  table.conv2d.pairs = {kPairPanel,       kPairStep,  pack_pair_weights,      conv_pairs,
-                        conv_strip_bytes, conv_strip, conv_pairs_weight_grad, finish_pair_weights};
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ struct PhaseLayout {
   int64_t size;           // of all phases
   explicit PhaseLayout(const ConvWindow& window, int64_t rows)
       : height(rows + (window.rows - 1) * window.step_y / window.stride_y),
-        pitch(window.width + (window.cols - 1) * window.step_x / window.stride_x),
+        pitch(phase_pitch(window)),
         size(window.stride_y * window.stride_x * height * pitch) {}
 };
 

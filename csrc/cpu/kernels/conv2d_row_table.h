@@ -22,9 +22,7 @@ struct RowRuns {
   int64_t zeros;  // that stand for a position outside: a run's, or of all groups' channels
 };
 inline RowRuns row_runs(const ConvWindow& window, int64_t groups, int64_t channels, int64_t x_stride) {
-  constexpr int64_t kFewChannels = 32, kLongest = 128;
-  const bool joined = groups == 1 && window.step_x == 1 && x_stride == channels && window.cols > 1 &&
-                      channels < kFewChannels && window.cols * channels <= kLongest;
+  const bool joined = x_stride == channels && joins_taps(groups, channels, window.cols, window.step_x);
   const int64_t length = joined ? window.cols * channels : channels;
   return {joined, joined ? window.rows : window.rows * window.cols, length, larger(length, groups * channels)};
 }
@@ -104,27 +102,30 @@ void fill_table(const ConvImages<const A>& in, const ConvWindow& window, const R
 
 inline int64_t to_line(int64_t elements) { return (elements + 15) / 16 * 16; }
 
+// Of a pointer, in accumulators.
+template <typename A>
+constexpr int64_t kPointerSize = int64_t{sizeof(A*)} / int64_t{sizeof(A)};
+
 // Scratch: block of sums or of gradients, zeros, table, copied edges; in accumulators of 4 or 8 bytes.
 template <typename A>
 int64_t conv_rows_scratch(const ConvWindow& window, int64_t groups, int64_t channels, int64_t x_stride,
                           int64_t pixels) {
-  constexpr int64_t kPointer = sizeof(A*) / sizeof(A);
   const RowRuns runs = row_runs(window, groups, channels, x_stride);
   const int64_t edges = runs.joined ? pixels * runs.count * runs.length : 0;
-  return to_line(pixels * kRowVectors * kLanes<A>) + to_line(runs.zeros) + to_line(pixels * runs.count * kPointer) +
-         edges + 16;
+  return to_line(pixels * kRowVectors * kLanes<A>) + to_line(runs.zeros) +
+         to_line(pixels * runs.count * kPointerSize<A>) + edges + 16;
 }
 
 // The table of a block of pixels in scratch behind `behind` accumulators.
 template <typename A>
 RowTable<A> make_table(const ConvImages<const A>& in, const ConvWindow& window, const RowRuns& runs, int64_t pixel,
                        int64_t pixels, A* scratch, int64_t behind) {
-  constexpr int64_t kPointer = sizeof(A*) / sizeof(A);
   A* zeros = scratch + to_line(behind);
   const int64_t zero_count = to_line(runs.zeros);
   fill_zero(zeros, zero_count);
   A* at = zeros + zero_count;
-  RowTable<A> table{reinterpret_cast<const A**>(at), pixels, zeros, at + to_line(pixels * runs.count * kPointer)};
+  RowTable<A> table{reinterpret_cast<const A**>(at), pixels, zeros,
+                    at + to_line(pixels * runs.count * kPointerSize<A>)};
   fill_table(in, window, runs, pixel, pixels, table);
   return table;
 }

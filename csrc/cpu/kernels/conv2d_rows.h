@@ -114,8 +114,8 @@ void pack_row_weights(const ConvWeights<const T>& weights, int64_t K, int64_t pa
   }
 }
 
-// A panel's block of k lies in L1 while tiles pass over it (32 KB: half of what newer machines have, beside pixels that
-// come once), and its sums are not so long that their rounding shows (native's are blocked as well).
+// A panel's block of k lies in L1 while tiles pass over it (32 KB, all of which older machines have, two thirds of
+// newer ones: pixels come once), and its sums are not so long that their rounding shows (native's are blocked as well).
 constexpr int64_t kRowWeightBytes = 32 * 1024, kLongestRowChain = 192;
 
 // One panel of filters of one group.
@@ -201,6 +201,27 @@ void conv_rows_grad_panel(const RowRuns& runs, const RowTable<A>& table, int64_t
   }
 }
 
+// Filters `filter` and on of dy, `filters` of them and zeros behind: panel[pixel][kVectors vectors].
+template <typename T, int kVectors>
+void pack_grad_rows(const ConvImages<const T>& grad, int64_t pixel, int64_t pixels, int64_t filter, int64_t filters,
+                    Acc<T>* panel) {
+  using A = Acc<T>;
+  constexpr int64_t kWidth = kVectors * kLanes<A>;
+  const ConvWindow pixels_of_grad{grad.height, grad.width, 1, 1, 1, 1, 0, 0, 1, 1};
+  for_each_pixel_run(grad, pixels_of_grad, pixel, pixels, [&](int64_t offset, int64_t at, int64_t count) {
+    const T* from = grad.data + offset + filter;
+    for (int64_t i = 0; i < count; ++i) {
+#pragma GCC unroll 4
+      for (int64_t j = 0; j < kWidth; j += kLanes<A>) {
+        const int64_t width = filters - j;
+        A* to = panel + (at + i) * kWidth + j;
+        const T* source = from + i * grad.x_stride + j;
+        store(to, width >= kLanes<A> ? load(source) : width > 0 ? load(source, width) : Vec<A>{});
+      }
+    }
+  });
+}
+
 // sums[k][f] of one group over the pixels, k in [k_begin, k_end), panels of filters in the given range.
 template <typename T>
 void conv_rows_weight_grad(const ConvRowsGradArgs<T>& args, int64_t pixel_begin, int64_t pixel_end, int64_t k_begin,
@@ -208,8 +229,6 @@ void conv_rows_weight_grad(const ConvRowsGradArgs<T>& args, int64_t pixel_begin,
   using A = Acc<T>;
   const RowRuns runs = row_runs(args.window, args.groups, args.channels, args.in.x_stride);
   const ConvRowPanels panels = row_panels<A>(args.filters);
-  const ConvImages<const T>& grad = args.grad;
-  const ConvWindow pixels_of_grad{grad.height, grad.width, 1, 1, 1, 1, 0, 0, 1, 1};
   for (int64_t pixel = pixel_begin; pixel < pixel_end; pixel += kConvRowsGradPixels) {
     const int64_t pixels = smaller(kConvRowsGradPixels, pixel_end - pixel);
     const RowTable<A> table =
@@ -218,20 +237,8 @@ void conv_rows_weight_grad(const ConvRowsGradArgs<T>& args, int64_t pixel_begin,
       for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
         const int64_t filter = panels.filter(panel);
         for_width(panels.width(panel), [&](auto vectors) {
-          constexpr int64_t kWidth = vectors.value * kLanes<A>;
-          const int64_t filters = smaller(args.filters - filter, kWidth);
-          for_each_pixel_run(grad, pixels_of_grad, pixel, pixels, [&](int64_t offset, int64_t at, int64_t count) {
-            const T* from = grad.data + offset + group * args.filters + filter;
-            for (int64_t i = 0; i < count; ++i) {
-#pragma GCC unroll 4
-              for (int64_t j = 0; j < kWidth; j += kLanes<A>) {
-                const int64_t width = filters - j;
-                A* to = scratch + (at + i) * kWidth + j;
-                const T* source = from + i * grad.x_stride + j;
-                store(to, width >= kLanes<A> ? load(source) : width > 0 ? load(source, width) : Vec<A>{});
-              }
-            }
-          });
+          pack_grad_rows<T, vectors.value>(args.grad, pixel, pixels, group * args.filters + filter,
+                                           args.filters - filter, scratch);
           A* sums = args.sums + group * args.sums_group + k_begin * args.sums_stride + filter;
           conv_rows_grad_panel<A, vectors.value>(runs, table, group * args.channels, scratch, k_begin, k_end, sums,
                                                  args.sums_stride, pixel > pixel_begin);

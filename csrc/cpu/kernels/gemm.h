@@ -168,6 +168,9 @@ constexpr bool kHasTileUnit = true;
 template <int kRows, int kVectors, typename C>
 void multiply_on_tile_unit(int64_t K, const BF16Pair* a, int64_t a_row, const BF16Pair* b, int64_t b_row, C* c,
                            int64_t c_row, int64_t n, const TileEnd<C>& end);
+template <int kVectors>
+void multiply_stretches_on_tile_unit(int64_t stretches, const int32_t* offsets, int64_t K, const BF16Pair* a,
+                                     int64_t a_row, const BF16Pair* b, float* c, int64_t c_row);
 #else
 constexpr bool kHasTileUnit = false;
 struct [[maybe_unused]] TileUnitScope {};
@@ -184,6 +187,24 @@ void gemm_tile(int64_t K, const E* a, int64_t a_row, int64_t a_col, const B* b, 
   TileSums<E, kRows, kVectors> sums;
   for (int64_t k = 0; k < K; ++k) sums.add(a + k * a_col, a_row, b + k * b_row);
   sums.store_to(c, c_row, n, end);
+}
+
+// A whole tile whose left rows are read in stretches of K elements: stretch s starts at a + offsets[s], and b's rows, a
+// panel's, go on from stretch to stretch.
+template <typename E, int kVectors>
+void gemm_stretches(int64_t stretches, const int32_t* offsets, int64_t K, const E* a, int64_t a_row, const E* b,
+                    SumOf<E>* c, int64_t c_row) {
+#if defined(TILEWRIGHT_ISA_HAS_TILE_UNIT)
+  if constexpr (kStepOf<E> > 1) {
+    return multiply_stretches_on_tile_unit<kVectors>(stretches, offsets, K, a, a_row, b, c, c_row);
+  }
+#endif
+  TileSums<E, kTileRows, kVectors> sums;
+  for (int64_t s = 0; s < stretches; ++s) {
+    const E* from = a + offsets[s];
+    for (int64_t k = 0; k < K; ++k, b += kTileCols<E>) sums.add(from + k, a_row, b);
+  }
+  sums.store_to(c, c_row, kVectors * kLanes<SumOf<E>>, TileEnd<SumOf<E>>{});
 }
 
 template <typename E, typename C = SumOf<E>>

@@ -101,6 +101,14 @@ inline TILEWRIGHT_INLINE void multiply_tiles(int64_t K, const BF16Pair* a, int64
   if constexpr (kTall && kWide) _tile_stored(3, below + kUnitRows, sums_bytes);
 }
 
+// As gemm_stretches.
+template <int kVectors>
+void multiply_stretches_on_tile_unit(int64_t stretches, const int32_t* offsets, int64_t K, const BF16Pair* a,
+                                     int64_t a_row, const BF16Pair* b, float* c, int64_t c_row) {
+  configure_tiles(kTileRows);
+  multiply_tiles<true, (kVectors > 1)>(K, a, a_row, b, kTileCols<BF16Pair>, c, c_row, false, offsets, stretches);
+}
+
 // As gemm_tile: K in elements, a multiple of kUnitStep; left's rows contiguous (a_col = 1).
 template <int kRows, int kVectors, typename C>
 void multiply_on_tile_unit(int64_t K, const BF16Pair* a, int64_t a_row, const BF16Pair* b, int64_t b_row, C* c,
