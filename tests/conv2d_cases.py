@@ -27,6 +27,12 @@ CASES = {
     "minimal filtering, no padding": ((3, 32, 16, 17), (32, 32, 3, 3), {}),
     "minimal filtering, many tiles": ((16, 24, 14, 14), (24, 24, 3, 3), {"padding": 1}),
     "minimal filtering, one row of many tiles": ((1, 24, 4, 350), (24, 24, 3, 3), {"padding": 1}),
+    "minimal filtering, many small images": ((90, 24, 5, 5), (24, 24, 3, 3), {"padding": 1}),
+    "minimal filtering of 4 x 4, many tiles": ((8, 24, 38, 39), (25, 24, 3, 3), {"padding": 1}),
+    "minimal filtering of 4 x 4, many channels": ((4, 100, 15, 14), (97, 100, 3, 3), {"padding": 1}),
+    "minimal filtering of 4 x 4 in groups": ((5, 52, 14, 15), (50, 26, 3, 3), {"padding": 1, "groups": 2}),
+    "minimal filtering, 5x5": ((8, 26, 15, 14), (33, 26, 5, 5), {"padding": 2}),
+    "minimal filtering, 5x5, many channels": ((2, 96, 18, 18), (90, 96, 5, 5), {}),
     "minimal filtering, many channels": ((2, 144, 14, 14), (150, 144, 3, 3), {"padding": 1}),
     "large plane": ((1, 3, 40, 50), (20, 3, 3, 3), {"padding": 1}),
     "7x7 images": ((3, 20, 7, 7), (18, 20, 3, 3), {"padding": 1}),
@@ -76,6 +82,25 @@ CASES = {
     "depthwise in row blocks": ((1, 3, 90, 150), (3, 1, 3, 3), {"padding": 1, "groups": 3}),
 }
 
+# Those that minimal filtering by six points computes in 32 bits (csrc/cpu/conv2d_winograd_plan.h): they have a bar of
+# their own. Whatever takes that way unlisted is held to the ordinary one.
+SIX_POINTS = {
+    "minimal filtering, tails",
+    "minimal filtering, no padding",
+    "minimal filtering, many tiles",
+    "minimal filtering, one row of many tiles",
+    "minimal filtering of 4 x 4, many tiles",
+    "minimal filtering of 4 x 4, many channels",
+    "minimal filtering of 4 x 4 in groups",
+    "minimal filtering, 5x5",
+    "minimal filtering, 5x5, many channels",
+}
+
+
+def bar_of(case: str) -> float:
+    """Times native's largest error that ours may be."""
+    return 8 if case in SIX_POINTS else 2
+
 
 def make(case: str, dtype: torch.dtype, memory_format: torch.memory_format) -> tuple[Tensor, Tensor, Tensor, dict]:
     x_shape, weight_shape, options = CASES[case]
@@ -109,5 +134,7 @@ def compare(
     exact, _ = run(reference, wide, dy, **options)
     for name, a, b, c in zip(("y", "dx", "dweight", "dbias"), ours, native, exact, strict=False):
         assert_as_accurate(a, b, c, factor=factor, what=name)
+        if a.dtype == torch.float32 and factor > 4:
+            assert (a - c).norm() <= 1e-5 * c.norm(), name
         same_strides = a.stride() == b.stride() or 1 in a.shape or native_as_planes
         assert same_strides, f"{name}: strides {a.stride()}, native {b.stride()}"

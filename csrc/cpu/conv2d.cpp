@@ -29,7 +29,8 @@ enum class ConvPass { kForward, kBackward };
 
 struct ConvPlan {
   ConvWay way;
-  at::MemoryFormat format;
+  at::MemoryFormat format;  // of the images that are read
+  at::MemoryFormat result;  // of those that are written
 };
 
 // Elements of a pixel's patch that lie side by side in channels_last images (kernels/conv2d_row_table.h).
@@ -46,9 +47,9 @@ bool prefers_planes(const Conv2dShape& shape) {
          std::max(shape.filters, shape.channels) / shape.groups < kFewFilters;
 }
 
-// Planes whose copies to channels_last and back are paid for by the arithmetic: multiplications for each element that
-// is copied. Tiles of pixels as rows are 5 to 10 % faster, and know no short rows of images. Of groups, the gradients
-// gain.
+// Planes whose copies to channels_last are paid for by the arithmetic: multiplications for each element that is copied.
+// A forward's result is transposed on its way out of cache, which costs a quarter of a copy; a gradient copies what it
+// reads. Tiles of pixels as rows are 5 to 10 % faster, and know no short rows of images. Of groups, the gradients gain.
 bool prefers_channels_last(const Conv2dShape& shape, ConvPass pass) {
   if (shape.format != kPlanes) return false;
   if (shape.groups > 1) {
@@ -59,8 +60,8 @@ bool prefers_channels_last(const Conv2dShape& shape, ConvPass pass) {
   // One to three channels fill little of what transposes them.
   const int64_t worth_a_copy = shape.channels < 4 ? 200 : 100;
   const int64_t K = shape.kernel[0] * shape.kernel[1] * shape.channels;
-  const int64_t copied = shape.channels * shape.stride[0] * shape.stride[1] + shape.filters;
-  return K * shape.filters >= worth_a_copy * copied;
+  const int64_t filters = pass == ConvPass::kForward ? shape.filters / 4 : shape.filters;
+  return K * shape.filters >= worth_a_copy * (shape.channels * shape.stride[0] * shape.stride[1] + filters);
 }
 
 // Large windows share more of what they load across channels than along rows, and the data gradient of strides writes
@@ -75,12 +76,16 @@ bool depthwise_prefers_last(const Conv2dShape& shape, ConvPass pass) {
 // and a residual, of which a product of matrices adds one.
 ConvPlan choose_plan(const Conv2dShape& shape, at::ScalarType dtype, ConvPass pass, bool adds_twice = false) {
   constexpr auto kLast = at::MemoryFormat::ChannelsLast;
-  if (is_depthwise(shape)) return {ConvWay::kDepthwise, depthwise_prefers_last(shape, pass) ? kLast : shape.format};
-  if (pointwise_suits(shape, dtype) && !adds_twice) return {ConvWay::kPointwise, shape.format};
-  if (multiplies_pairs(dtype)) return {ConvWay::kPairs, kLast};
-  if (winograd_suits(shape, dtype)) return {ConvWay::kWinograd, shape.format};
-  if (prefers_planes(shape)) return {ConvWay::kDense, kPlanes};
-  return {ConvWay::kDense, prefers_channels_last(shape, pass) ? kLast : shape.format};
+  const auto in = [](ConvWay way, at::MemoryFormat format) { return ConvPlan{way, format, format}; };
+  if (is_depthwise(shape)) return in(ConvWay::kDepthwise, depthwise_prefers_last(shape, pass) ? kLast : shape.format);
+  if (pointwise_suits(shape, dtype) && !adds_twice) return in(ConvWay::kPointwise, shape.format);
+  if (multiplies_pairs(dtype)) return in(ConvWay::kPairs, kLast);
+  if (winograd_suits(shape, dtype)) return in(ConvWay::kWinograd, shape.format);
+  if (prefers_planes(shape)) return in(ConvWay::kDense, kPlanes);
+  if (!prefers_channels_last(shape, pass)) return in(ConvWay::kDense, shape.format);
+  // The data gradient of strides writes every second pixel of a plane: slower than a copy of the result.
+  const bool writes_planes = pass == ConvPass::kForward || (shape.stride[0] == 1 && shape.stride[1] == 1);
+  return {ConvWay::kDense, kLast, writes_planes ? kPlanes : kLast};
 }
 
 // Weights contiguous in one format or the other: both are packed without a copy.
@@ -94,8 +99,9 @@ DenseWeight dense_weight(const Tensor& weight) {
 }
 
 template <typename T>
-void forward(ConvWay way, const Conv2dShape& shape, const Tensor& x, const Tensor& weight_in,
+void forward(const ConvPlan& plan, const Conv2dShape& shape, const Tensor& x, const Tensor& weight_in,
              const ConvEpilogue<T>& epilogue, const Tensor& output) {
+  const ConvWay way = plan.way;
   if (way == ConvWay::kDepthwise) return depthwise_forward<T>(shape, x, weight_in, epilogue, output);
   const auto [weight, weight_last] = dense_weight(weight_in);
   if constexpr (std::is_same_v<T, BF16>) {
@@ -103,7 +109,7 @@ void forward(ConvWay way, const Conv2dShape& shape, const Tensor& x, const Tenso
   }
   if (way == ConvWay::kWinograd && winograd_forward<T>(shape, x, weight, weight_last, epilogue, output)) return;
   if (shape.format == kPlanes) return planes_forward<T>(shape, x, weight, weight_last, epilogue, output);
-  rows_forward<T>(shape, x, weight, weight_last, epilogue, output);
+  rows_forward<T>(shape, x, weight, weight_last, epilogue, output, plan.result);
 }
 
 std::tuple<Tensor, Tensor> conv2d_forward_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias_opt,
@@ -124,21 +130,21 @@ std::tuple<Tensor, Tensor> conv2d_forward_cpu(const Tensor& input, const Tensor&
   const ConvPlan plan = choose_plan(shape, dtype, ConvPass::kForward, bias_in.defined() && residual_in.defined());
   shape.format = plan.format;
 
-  Tensor output = at::empty(size, input.options().memory_format(shape.format));
+  Tensor output = at::empty(size, input.options().memory_format(plan.result));
   Tensor pre = saves_pre ? at::empty_like(output) : Tensor();
   // The kernels read the residual at the output's offsets.
-  const Tensor residual = residual_in.defined() ? dense_in_format(residual_in, shape.format) : residual_in;
+  const Tensor residual = residual_in.defined() ? dense_in_format(residual_in, plan.result) : residual_in;
   if (plan.way == ConvWay::kPointwise) {
     pointwise_forward(shape, input, weight.contiguous(), bias_in, residual, activation, output, pre);
   } else {
     const Tensor x = in_format(input, shape.format), bias = as_accumulator(bias_in, dtype);
     dispatch_floating(dtype, "conv2d", [&](auto element) {
       using T = decltype(element);
-      forward<T>(plan.way, shape, x, weight,
+      forward<T>(plan, shape, x, weight,
                  {const_data<Acc<T>>(bias), const_data<T>(residual), activation, mutable_data<T>(pre)}, output);
     });
   }
-  return {result_in(output, shape.format, promised), result_in(pre, shape.format, promised)};
+  return {result_in(output, plan.result, promised), result_in(pre, plan.result, promised)};
 }
 
 Tensor depthwise_input_gradient(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight, const Tensor& dx) {
@@ -152,14 +158,15 @@ Tensor depthwise_input_gradient(const Conv2dShape& shape, const Tensor& dy, cons
       .contiguous(shape.format);
 }
 
-Tensor input_gradient(ConvWay way, const Conv2dShape& shape, const Tensor& dy, const Tensor& weight_in) {
+Tensor input_gradient(const ConvPlan& plan, const Conv2dShape& shape, const Tensor& dy, const Tensor& weight_in) {
+  const ConvWay way = plan.way;
   const bool depthwise = way == ConvWay::kDepthwise;
   // Where the kernel skips pixels, their gradient is 0.
   bool every_pixel = true;
   for (const GradientClass& part : gradient_classes(shape)) every_pixel = every_pixel && part.taps() > 0;
   const std::array<int64_t, 4> size{shape.images, depthwise ? shape.filters : shape.channels, shape.height,
                                     shape.width};
-  Tensor dx = at::empty(size, dy.options().memory_format(shape.format));
+  Tensor dx = at::empty(size, dy.options().memory_format(plan.result));
   if (!every_pixel) dx.zero_();
   if (depthwise) return depthwise_input_gradient(shape, dy, weight_in, dx);
   if (way == ConvWay::kPointwise) {
@@ -174,7 +181,7 @@ Tensor input_gradient(ConvWay way, const Conv2dShape& shape, const Tensor& dy, c
     }
     if (way == ConvWay::kWinograd && winograd_input_grad<T>(shape, dy, weight.tensor, weight.channels_last, dx)) return;
     if (shape.format == kPlanes) return planes_input_grad<T>(shape, dy, weight.tensor, weight.channels_last, dx);
-    rows_input_grad<T>(shape, dy, weight.tensor, weight.channels_last, dx);
+    rows_input_grad<T>(shape, dy, weight.tensor, weight.channels_last, dx, plan.result);
   });
   return dx;
 }
@@ -227,7 +234,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
   shape.format = plan.format;
   const bool dense = plan.way == ConvWay::kPointwise || plan.way == ConvWay::kPairs;
   const Tensor dy = dense ? dense_in_format(grad_output, shape.format) : in_format(grad_output, shape.format);
-  if (output_mask[0]) dx = result_in(input_gradient(plan.way, shape, dy, weight), shape.format, promised);
+  if (output_mask[0]) dx = result_in(input_gradient(plan, shape, dy, weight), plan.result, promised);
   if (output_mask[1]) {
     std::tie(dweight, dbias) = weight_gradient(plan.way, shape, dy, input, weight, promised, output_mask[2]);
   }

@@ -92,7 +92,7 @@ void depthwise_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tens
     }
     const Tensor weight = depthwise_weights(shape, weight_in, taps);
     const ConvDepthwiseArgs<T> args{images_of(dy, const_data<T>(dy), shape.format),
-                                    images_of_class(shape, part, dx, mutable_data<T>(dx)),
+                                    images_of_class(shape, part, dx, mutable_data<T>(dx), shape.format),
                                     part.window(),
                                     shape.images,
                                     shape.filters,

@@ -124,7 +124,7 @@ inline bool pairs_input_grad(const Conv2dShape& shape, const Tensor& dy, const T
     const Tensor packed = pack_conv_pairs(layout, const_data<BF16>(weight), group_weights, shape.groups,
                                           part.taps() * plan.tap_step, dy.options());
     ConvPairsArgs<BF16> args{images_of(dy, const_data<BF16>(dy), shape.format),
-                             images_of_class(shape, part, dx, mutable_data<BF16>(dx)),
+                             images_of_class(shape, part, dx, mutable_data<BF16>(dx), shape.format),
                              part.window(),
                              shape.groups,
                              F,

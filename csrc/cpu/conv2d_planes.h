@@ -150,7 +150,7 @@ void planes_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor&
     const Tensor packed = pack_conv_weights(layout, const_data<T>(weight), group_weights, shape.groups, K,
                                             dy.options().dtype(accumulation_dtype(dy.scalar_type())));
     ConvGemmArgs<T> args{images_of(dy, const_data<T>(dy), shape.format),
-                         images_of_class(shape, part, dx, mutable_data<T>(dx)),
+                         images_of_class(shape, part, dx, mutable_data<T>(dx), shape.format),
                          part.window(),
                          shape.images,
                          F,

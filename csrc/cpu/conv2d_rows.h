@@ -57,23 +57,24 @@ void run_conv_rows(const ConvRowsArgs<T>& args, int64_t images) {
   });
 }
 
+// x is channels_last, output of the given format.
 template <typename T>
 void rows_forward(const Conv2dShape& shape, const Tensor& x_in, const Tensor& weight, bool weight_last,
-                  const ConvEpilogue<T>& epilogue, const Tensor& output) {
+                  const ConvEpilogue<T>& epilogue, const Tensor& output, at::MemoryFormat output_format) {
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
   const int64_t K = C * shape.kernel[0] * shape.kernel[1];
   const Tensor x = widened_images(x_in);
   const WeightLayout layout = forward_weights(shape, weight_last, ConvOrder::kTapsOuter);
   const Tensor packed = pack_conv_row_weights(layout, const_data<T>(weight), F * K, shape.groups, K, x.options());
   run_conv_rows(ConvRowsArgs<T>{images_of(x, const_data<Acc<T>>(x), shape.format),
-                                images_of(output, mutable_data<T>(output), shape.format), forward_window(shape),
+                                images_of(output, mutable_data<T>(output), output_format), forward_window(shape),
                                 shape.groups, C, F, const_data<Acc<T>>(packed), epilogue},
                 shape.images);
 }
 
 template <typename T>
 void rows_input_grad(const Conv2dShape& shape, const Tensor& dy_in, const Tensor& weight, bool weight_last,
-                     const Tensor& dx) {
+                     const Tensor& dx, at::MemoryFormat dx_format) {
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
   const int64_t group_weights = F * C * shape.kernel[0] * shape.kernel[1];
   const Tensor dy = widened_images(dy_in);
@@ -83,7 +84,7 @@ void rows_input_grad(const Conv2dShape& shape, const Tensor& dy_in, const Tensor
     const Tensor packed = pack_conv_row_weights(layout, const_data<T>(weight), group_weights, shape.groups,
                                                 part.taps() * F, dy.options());
     ConvRowsArgs<T> args{images_of(dy, const_data<Acc<T>>(dy), shape.format),
-                         images_of_class(shape, part, dx, mutable_data<T>(dx)),
+                         images_of_class(shape, part, dx, mutable_data<T>(dx), dx_format),
                          part.window(),
                          shape.groups,
                          F,

@@ -75,9 +75,10 @@ ConvImages<T> every_nth(ConvImages<T> images, int64_t y, int64_t x, int64_t step
 
 // The pixels of dx that a class writes.
 template <typename T>
-ConvImages<T> images_of_class(const Conv2dShape& shape, const GradientClass& part, const Tensor& dx, T* data) {
+ConvImages<T> images_of_class(const Conv2dShape& shape, const GradientClass& part, const Tensor& dx, T* data,
+                              at::MemoryFormat format) {
   ConvImages<T> images =
-      every_nth(images_of(dx, data, shape.format), part.y.residue, part.x.residue, shape.stride[0], shape.stride[1]);
+      every_nth(images_of(dx, data, format), part.y.residue, part.x.residue, shape.stride[0], shape.stride[1]);
   images.height = part.y.pixels;
   images.width = part.x.pixels;
   return images;

@@ -1,7 +1,8 @@
 """The runner of ``tilewright check``: each public function, forward and gradients, dtype and ISA, against float64.
 
 The measure is the accuracy bar of :mod:`tilewright.testing`: our largest error against the float64 formula as a
-multiple of native's on the same input (or of the rounding floor where native's is smaller by chance). Up to 2 passes.
+multiple of native's on the same input (or of the rounding floor where native's is smaller by chance). Up to 2 passes,
+in float32 up to what a case allows: 8 where convolutions are computed by minimal filtering.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,28 +13,27 @@ import torch
 from torch import Tensor
 
 from . import functional
-from ._check_cases import CASES, Case
+from ._check_cases import ALLOWED, CASES, Case
 from ._check_formulas import FORMULAS, NATIVE
 from .testing import DTYPES, available_isas, error_ratio, force_isa
-
-ALLOWED = 2.0
 
 
 @dataclass
 class Result:
-    """One function on one ISA: the worst ratio over its cases and where it came up, or what went wrong."""
+    """One function on one ISA: the ratio nearest to what its case allows and where it came up, or what went wrong."""
 
     op: str
     isa: str
     checks: int = 0
     ratio: float = 0.0
+    allowed: float = ALLOWED
     worst: str = ""
     error: str = ""
 
     @property
     def passed(self) -> bool:
         """Whether all was compared and lay within the bar."""
-        return not self.error and self.checks > 0 and self.ratio <= ALLOWED
+        return not self.error and self.checks > 0 and self.ratio <= self.allowed
 
 
 def public_ops() -> list[str]:
@@ -69,6 +69,7 @@ def _check_case(case: Case, dtype: torch.dtype, results: dict[str, Result]) -> N
     rounded = [t.to(dtype) if t.is_floating_point() else t for t in case.inputs]
     wide = [t.double() if t.is_floating_point() else t for t in rounded]
     where = f"{case.label}, {str(dtype).removeprefix('torch.')}"
+    allowed = case.allowed if dtype is torch.float32 else ALLOWED
     try:
         expected = _run(case, FORMULAS, wide, dtype)
         native = _run(case, NATIVE, rounded, dtype)
@@ -83,8 +84,8 @@ def _check_case(case: Case, dtype: torch.dtype, results: dict[str, Result]) -> N
             for name, reference in expected.items():
                 ratio = error_ratio(ours[name], native[name], reference)
                 result.checks += 1
-                if not ratio <= result.ratio:
-                    result.ratio, result.worst = ratio, f"{where}: {name}"
+                if not ratio / allowed <= result.ratio / result.allowed:
+                    result.ratio, result.allowed, result.worst = ratio, allowed, f"{where}: {name}"
         except Exception as error:
             _failed(result, f"{where}: {type(error).__name__}: {error}")
 

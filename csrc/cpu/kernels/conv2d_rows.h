@@ -4,7 +4,8 @@
 //   forward       out[pixel, f] (+)= sum over runs and elements of table[run][pixel][element] * weight[k][f]
 //   weight grad   sums[k, f]    (+)= sum over pixels of table[run][pixel][element] * dy[pixel, f]
 //
-// Tiles are as wide as the filters allow: 6 pixels x 64 filters, 9 x 48, 10 x 32 of AVX-512's vectors.
+// Tiles are as wide as the filters allow: 6 pixels x 64 filters, 9 x 48, 10 x 32 of AVX-512's vectors. The result may
+// be planes: blocks of sums are then transposed on their way out of cache.
 #pragma once
 #include "cpu/kernels/conv2d_epilogue.h"
 #include "cpu/kernels/conv2d_row_table.h"
@@ -118,6 +119,30 @@ void pack_row_weights(const ConvWeights<const T>& weights, int64_t K, int64_t pa
 // newer ones: pixels come once), and its sums are not so long that their rounding shows (native's are blocked as well).
 constexpr int64_t kRowWeightBytes = 32 * 1024, kLongestRowChain = 192;
 
+// A block of sums [pixel][kWidth] to planes; rows of an image that follow each other are one run.
+template <typename T, int64_t kWidth>
+void finish_planes(const ConvRowsArgs<T>& args, const Acc<T>* block, int64_t pixel, int64_t pixels, int64_t filter,
+                   int64_t filters, const Acc<T>* bias) {
+  constexpr int64_t kStep = kLanes<Acc<T>>;
+  const ConvImages<T>& out = args.out;
+  ConvWindow runs = args.window;
+  if (out.y_stride == runs.width) {
+    runs.width *= runs.height;
+    runs.height = 1;
+  }
+  for (int64_t f = 0; f < filters; f += kStep) {  // few planes, and so few pages, at a time
+    for_each_pixel_run(out, runs, pixel, pixels, [&](int64_t offset, int64_t at, int64_t run) {
+      const int64_t place = offset + (filter + f) * out.c_stride;
+      for (int64_t i = 0; i < run; i += kStep) {
+        const Acc<T>* first = block + (at + i) * kWidth + f;
+        finish_transposed<T>(
+            args.epilogue, [=](int64_t row) TILEWRIGHT_INLINE { return first + row * kWidth; }, smaller(kStep, run - i),
+            smaller(kStep, filters - f), bias != nullptr ? bias + f : nullptr, place + i, out.data, out.c_stride);
+      }
+    });
+  }
+}
+
 // One panel of filters of one group.
 template <typename T, int kVectors>
 void conv_rows_panel(const ConvRowsArgs<T>& args, const RowRuns& runs, const RowTable<Acc<T>>& table, int64_t group,
@@ -133,7 +158,8 @@ void conv_rows_panel(const ConvRowsArgs<T>& args, const RowRuns& runs, const Row
   bool direct = false;
   if constexpr (sizeof(T) == sizeof(A)) {
     // Pixels evenly spaced through all images: the product is written where it belongs.
-    direct = out.y_stride == out.x_stride * window.width && out.n_stride == out.y_stride * window.height;
+    direct = out.c_stride == 1 && out.y_stride == out.x_stride * window.width &&
+             out.n_stride == out.y_stride * window.height;
     if (direct) {
       block = out.data + pixel * out.x_stride + group_filter;
       block_row = out.x_stride;
@@ -152,6 +178,9 @@ void conv_rows_panel(const ConvRowsArgs<T>& args, const RowRuns& runs, const Row
   }
   if (direct && args.epilogue.empty()) return;
   const A* bias = args.epilogue.bias != nullptr ? args.epilogue.bias + group_filter : nullptr;
+  if (out.c_stride != 1) {
+    return finish_planes<T, kWidth>(args, block, pixel, pixels, group_filter, filters, bias);
+  }
   for_each_pixel_run(out, window, pixel, pixels, [&](int64_t offset, int64_t at, int64_t run) {
     for (int64_t i = 0; i < run; ++i) {
       const int64_t place = offset + i * out.x_stride + group_filter;

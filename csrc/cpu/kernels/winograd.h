@@ -21,116 +21,106 @@ inline void for_each_image(const WinogradBlock& block, int64_t tile_rows, const 
   }
 }
 
-// The transform of tiles whose positions at(i, j) are S, a storage type or the accumulator.
-template <typename A, typename S>
-inline void read_tile(const S* const (&at)[4][4], int64_t channels, A* out, int64_t point_stride) {
-  for_each_vector<A>(channels, [&](int64_t c, int64_t n) TILEWRIGHT_INLINE {
-    transform_input<A>([&](int i, int j) TILEWRIGHT_INLINE { return load(at[i][j] + c, n); },
-                       [&](int point, Vec<A> v) TILEWRIGHT_INLINE { store(out + point * point_stride + c, v, n); });
-  });
-}
-
-template <typename T>
-void winograd_read_tiles(const ConvImages<const T>& in, const ConvWindow& window, int64_t channels,
-                         const WinogradBlock& block, const WinogradMatrices<Acc<T>>& out, Acc<T>* scratch) {
+// Calls body(tile, at) for the block's tiles, kPixels apart: at[i * kSide + j] is position (i, j) of the tile's kSide x
+// kSide, whose channels are neighbours; zeros outside of the image. Images of planes are transposed in scratch first.
+template <int kPixels, int kSide, typename T, typename Body>
+inline void for_each_tile(const ConvImages<const T>& images, int64_t height, int64_t offset_y, int64_t offset_x,
+                          int64_t channels, const WinogradBlock& block, Acc<T>* scratch, const Body& body) {
   using A = Acc<T>;
-  const int64_t cols = block.col_end - block.col_begin, first_x = 2 * block.col_begin + window.first_x;
-  for_each_image(block, (window.height + 1) / 2, [&](const TileRows& tiles, int64_t first) {
-    const int64_t first_y = 2 * tiles.begin + window.first_y;
-    const Region region{first_y, first_x, 2 * (tiles.end - tiles.begin) + 2, 2 * cols + 2, padded_channels(channels)};
-    A* row_out = out.data + first * out.row_stride;
-    const T* image = in.data + tiles.image * in.n_stride;
-    const bool last = in.c_stride == 1;
-    if (!last) read_region(in, image, channels, region, scratch);
-    const T* zeros = reinterpret_cast<const T*>(scratch);
-    if (last) fill_zero(scratch, channels);
-    for (int64_t row = 0; row < tiles.end - tiles.begin; ++row) {
-      for (int64_t col = 0; col < cols; ++col, row_out += out.row_stride) {
-        if (!last) {
-          const A* at[4][4];
-          for (int i = 0; i < 4; ++i) {
-            for (int j = 0; j < 4; ++j) {
-              at[i][j] = scratch + ((2 * row + i) * region.width + 2 * col + j) * region.pixel;
-            }
-          }
-          read_tile<A, A>(at, channels, row_out, out.point_stride);
-          continue;
-        }
-        const T* at[4][4];
-        for (int i = 0; i < 4; ++i) {
-          const int64_t y = first_y + 2 * row + i;
-          const bool inside = y >= 0 && y < in.height;
-          for (int j = 0; j < 4; ++j) {
-            const int64_t x = first_x + 2 * col + j;
-            at[i][j] = inside && x >= 0 && x < in.width ? image + y * in.y_stride + x * in.x_stride : zeros;
-          }
-        }
-        read_tile<A, T>(at, channels, row_out, out.point_stride);
+  const int64_t cols = block.col_end - block.col_begin, first_x = kPixels * block.col_begin + offset_x;
+  for_each_image(block, (height + kPixels - 1) / kPixels, [&](const TileRows& tiles, int64_t tile) {
+    const int64_t rows = tiles.end - tiles.begin, first_y = kPixels * tiles.begin + offset_y;
+    const Region region{first_y, first_x, kPixels * (rows - 1) + kSide, kPixels * (cols - 1) + kSide,
+                        padded_channels(channels)};
+    const T* image = images.data + tiles.image * images.n_stride;
+    if (images.c_stride != 1) {
+      read_region(images, image, channels, region, scratch);
+      for (int64_t t = 0; t < rows * cols; ++t) {
+        const A* first = scratch + kPixels * (t / cols * region.width + t % cols) * region.pixel;
+        const A* at[kSide * kSide];
+        for (int i = 0; i < kSide * kSide; ++i) at[i] = first + (i / kSide * region.width + i % kSide) * region.pixel;
+        body(tile + t, at);
       }
+      return;
+    }
+    const T* zeros = reinterpret_cast<const T*>(scratch);
+    fill_zero(scratch, channels);
+    for (int64_t t = 0; t < rows * cols; ++t) {
+      const int64_t y = first_y + kPixels * (t / cols), x = first_x + kPixels * (t % cols);
+      const T* at[kSide * kSide];
+      for (int i = 0; i < kSide; ++i) {
+        const bool inside = y + i >= 0 && y + i < images.height;
+        for (int j = 0; j < kSide; ++j) {
+          at[i * kSide + j] = inside && x + j >= 0 && x + j < images.width
+                                  ? image + (y + i) * images.y_stride + (x + j) * images.x_stride
+                                  : zeros;
+        }
+      }
+      body(tile + t, at);
     }
   });
 }
 
-template <typename A, typename S>
-inline void read_gradient_tile(const S* const (&at)[2][2], int64_t filters, A* out, int64_t panel_stride,
+// The transform of tiles whose positions at[i * points + j] are S, a storage type or the accumulator.
+template <typename A, int kPixels, int kTaps, typename S>
+inline void read_tile(const S* const* at, int64_t channels, A* out, int64_t point_stride) {
+  using F = Filtering<kPixels, kTaps>;
+  constexpr int kPoints = F::kPoints;
+  for_each_vector<A>(channels, [&](int64_t c, int64_t n) TILEWRIGHT_INLINE {
+    transform_both_ways<A, kPoints, kPoints>(
+        [](const Vec<A>(&d)[kPoints], Vec<A>(&v)[kPoints]) TILEWRIGHT_INLINE { F::template input<A>(d, v); },
+        [&](int i, int j) TILEWRIGHT_INLINE { return load(at[i * kPoints + j] + c, n); },
+        [&](int i, int j, Vec<A> v) TILEWRIGHT_INLINE { store(out + (i * kPoints + j) * point_stride + c, v, n); });
+  });
+}
+
+template <typename T, int kPixels, int kTaps>
+void winograd_read_tiles(const ConvImages<const T>& in, const ConvWindow& window, int64_t channels,
+                         const WinogradBlock& block, const WinogradMatrices<Acc<T>>& out, Acc<T>* scratch) {
+  for_each_tile<kPixels, Filtering<kPixels, kTaps>::kPoints>(
+      in, window.height, window.first_y, window.first_x, channels, block, scratch,
+      [&](int64_t tile, const auto* const* at) {
+        read_tile<Acc<T>, kPixels, kTaps>(at, channels, out.data + tile * out.row_stride, out.point_stride);
+      });
+}
+
+// The same of gradients, at[i * kPixels + j] being pixels of dy, to panels.
+template <typename A, int kPixels, int kTaps, typename S>
+inline void read_gradient_tile(const S* const* at, int64_t filters, A* out, int64_t panel_stride,
                                int64_t point_stride) {
+  using F = Filtering<kPixels, kTaps>;
+  constexpr int kPoints = F::kPoints;
   for (int64_t f = 0; f < filters; f += kTileCols<A>) {
 #pragma GCC unroll 2
     for (int64_t v = 0; v < kTileCols<A>; v += kLanes<A>) {
       A* to = out + f / kTileCols<A> * panel_stride + v;
       const int64_t n = larger(0, smaller(filters - f - v, kLanes<A>));
-      transform_gradient<A>([&](int i, int j) TILEWRIGHT_INLINE { return load(at[i][j] + (n > 0 ? f + v : 0), n); },
-                            [&](int point, Vec<A> x) TILEWRIGHT_INLINE { store(to + point * point_stride, x); });
+      transform_both_ways<A, kPixels, kPoints>(
+          [](const Vec<A>(&dy)[kPixels], Vec<A>(&u)[kPoints]) TILEWRIGHT_INLINE { F::template gradient<A>(dy, u); },
+          [&](int i, int j) TILEWRIGHT_INLINE { return load(at[i * kPixels + j] + (n > 0 ? f + v : 0), n); },
+          [&](int i, int j, Vec<A> x) TILEWRIGHT_INLINE { store(to + (i * kPoints + j) * point_stride, x); });
     }
   }
 }
 
-template <typename T>
+template <typename T, int kPixels, int kTaps>
 void winograd_read_gradients(const ConvImages<const T>& grad, int64_t filters, const WinogradBlock& block,
                              int64_t first_tile, int64_t tiles_in_all, Acc<T>* panels, Acc<T>* scratch) {
   using A = Acc<T>;
-  const int64_t cols = block.col_end - block.col_begin, first_x = 2 * block.col_begin;
   const int64_t panel_stride = tiles_in_all * kTileCols<A>;
   const int64_t point_stride = (filters + kTileCols<A> - 1) / kTileCols<A> * panel_stride;
-  for_each_image(block, (grad.height + 1) / 2, [&](const TileRows& tiles, int64_t first) {
-    const int64_t first_y = 2 * tiles.begin;
-    const Region region{first_y, first_x, 2 * (tiles.end - tiles.begin), 2 * cols, padded_channels(filters)};
-    A* out = panels + (first_tile + first) * kTileCols<A>;
-    const T* image = grad.data + tiles.image * grad.n_stride;
-    const bool last = grad.c_stride == 1;
-    if (!last) read_region(grad, image, filters, region, scratch);
-    const T* zeros = reinterpret_cast<const T*>(scratch);
-    if (last) fill_zero(scratch, filters);
-    for (int64_t row = 0; row < tiles.end - tiles.begin; ++row) {
-      for (int64_t col = 0; col < cols; ++col, out += kTileCols<A>) {
-        if (!last) {
-          const A* at[2][2];
-          for (int i = 0; i < 2; ++i) {
-            for (int j = 0; j < 2; ++j) {
-              at[i][j] = scratch + ((2 * row + i) * region.width + 2 * col + j) * region.pixel;
-            }
-          }
-          read_gradient_tile<A, A>(at, filters, out, panel_stride, point_stride);
-          continue;
-        }
-        const T* at[2][2];
-        for (int i = 0; i < 2; ++i) {
-          for (int j = 0; j < 2; ++j) {
-            const int64_t y = first_y + 2 * row + i, x = first_x + 2 * col + j;
-            at[i][j] = y < grad.height && x < grad.width ? image + y * grad.y_stride + x * grad.x_stride : zeros;
-          }
-        }
-        read_gradient_tile<A, T>(at, filters, out, panel_stride, point_stride);
-      }
-    }
-  });
+  for_each_tile<kPixels, kPixels>(
+      grad, grad.height, 0, 0, filters, block, scratch, [&](int64_t tile, const auto* const* at) {
+        read_gradient_tile<A, kPixels, kTaps>(at, filters, panels + (first_tile + tile) * kTileCols<A>, panel_stride,
+                                              point_stride);
+      });
 }
 
 // --- products --------------------------------------------------------------------------------------------------------
 
 template <typename A>
 void winograd_multiply(const WinogradProduct<A>& product, int64_t point_begin, int64_t point_end) {
-  const int64_t blocks = larger(1, (product.K + kConvBlockK - 1) / kConvBlockK);
+  const int64_t blocks = larger(1, (product.K + product.depth - 1) / product.depth);
   for (int64_t point = point_begin; point < point_end; ++point) {
     const A* left = product.left + point * product.left_point;
     const A* right = product.right + point * product.right_point;
@@ -148,41 +138,40 @@ void winograd_multiply(const WinogradProduct<A>& product, int64_t point_begin, i
 
 // --- results ---------------------------------------------------------------------------------------------------------
 
-// One tile's pixels, before the epilogue, for a vector of filters.
-template <typename A>
+// One tile's pixels, before the epilogue, for a vector of filters: keep(i, j, pixel).
+template <typename A, int kPixels, int kTaps, typename Keep>
 inline TILEWRIGHT_INLINE void output_of_tile(const WinogradMatrices<const A>& in, int64_t tile, int64_t f, int64_t n,
-                                             Vec<A> (&y)[2][2]) {
+                                             const Keep& keep) {
+  using F = Filtering<kPixels, kTaps>;
+  constexpr int kPoints = F::kPoints;
   const A* from = in.data + tile * in.row_stride + f;
-  transform_output<A>([&](int point) TILEWRIGHT_INLINE { return load(from + point * in.point_stride, n); }, y);
+  transform_both_ways<A, kPoints, kPixels>(
+      [](const Vec<A>(&m)[kPoints], Vec<A>(&y)[kPixels]) TILEWRIGHT_INLINE { F::template output<A>(m, y); },
+      [&](int i, int j) TILEWRIGHT_INLINE { return load(from + (i * kPoints + j) * in.point_stride, n); }, keep);
 }
 
-template <typename T>
+template <typename T, int kPixels, int kTaps>
 bool winograd_write_last(const WinogradMatrices<const Acc<T>>& in, const ConvImages<T>& out,
                          const ConvEpilogue<T>& epilogue, int64_t filter_begin, int64_t filter_end,
                          const WinogradBlock& block) {
   using A = Acc<T>;
   const int64_t cols = block.col_end - block.col_begin, filters = filter_end - filter_begin;
   Vec<A> check{};
-  for_each_image(block, (out.height + 1) / 2, [&](const TileRows& tiles, int64_t tile) {
+  for_each_image(block, (out.height + kPixels - 1) / kPixels, [&](const TileRows& tiles, int64_t tile) {
     for (int64_t row = tiles.begin; row < tiles.end; ++row) {
       for (int64_t col = block.col_begin; col < block.col_begin + cols; ++col, ++tile) {
-        const int64_t height = smaller(2, out.height - 2 * row), width = smaller(2, out.width - 2 * col);
+        const int64_t height = smaller(kPixels, out.height - kPixels * row),
+                      width = smaller(kPixels, out.width - kPixels * col);
         const int64_t place =
-            tiles.image * out.n_stride + 2 * row * out.y_stride + 2 * col * out.x_stride + filter_begin;
+            tiles.image * out.n_stride + kPixels * (row * out.y_stride + col * out.x_stride) + filter_begin;
         for_each_vector<A>(filters, [&](int64_t f, int64_t n) TILEWRIGHT_INLINE {
-          Vec<A> y[2][2];
-          output_of_tile<A>(in, tile, f, n, y);
           const Vec<A> bias = epilogue.bias != nullptr ? load(epilogue.bias + filter_begin + f, n) : Vec<A>{};
-#pragma GCC unroll 2
-          for (int i = 0; i < 2; ++i) {
-#pragma GCC unroll 2
-            for (int j = 0; j < 2; ++j) {
-              if (i >= height || j >= width) continue;
-              check = fma(y[i][j], Vec<A>{}, check);
-              const int64_t at = place + i * out.y_stride + j * out.x_stride + f;
-              store(out.data + at, finish_vector<T>(epilogue, y[i][j] + bias, at, n), n);
-            }
-          }
+          output_of_tile<A, kPixels, kTaps>(in, tile, f, n, [&](int i, int j, Vec<A> y) TILEWRIGHT_INLINE {
+            if (i >= height || j >= width) return;
+            check = fma(y, Vec<A>{}, check);
+            const int64_t at = place + i * out.y_stride + j * out.x_stride + f;
+            store(out.data + at, finish_vector<T>(epilogue, y + bias, at, n), n);
+          });
         });
       }
     }
@@ -190,32 +179,28 @@ bool winograd_write_last(const WinogradMatrices<const Acc<T>>& in, const ConvIma
   return all_finite<A>(check);
 }
 
-template <typename T>
+template <typename T, int kPixels, int kTaps>
 bool winograd_write_planes(const WinogradMatrices<const Acc<T>>& in, const ConvImages<T>& out,
                            const ConvEpilogue<T>& epilogue, int64_t filter_begin, int64_t filter_end,
                            const WinogradBlock& block, Acc<T>* scratch) {
   using A = Acc<T>;
   const int64_t cols = block.col_end - block.col_begin, filters = filter_end - filter_begin;
   Vec<A> check{};
-  for_each_image(block, (out.height + 1) / 2, [&](const TileRows& tiles, int64_t tile) {
-    const Region region{2 * tiles.begin, 2 * block.col_begin, smaller(out.height, 2 * tiles.end) - 2 * tiles.begin,
-                        smaller(out.width, 2 * block.col_end) - 2 * block.col_begin, padded_channels(filters)};
+  for_each_image(block, (out.height + kPixels - 1) / kPixels, [&](const TileRows& tiles, int64_t tile) {
+    const int64_t y = kPixels * tiles.begin, x = kPixels * block.col_begin;
+    const Region region{y, x, smaller(out.height, kPixels * tiles.end) - y,
+                        smaller(out.width, kPixels * block.col_end) - x, padded_channels(filters)};
     for (int64_t row = 0; row < tiles.end - tiles.begin; ++row) {
       for (int64_t col = 0; col < cols; ++col, ++tile) {
-        const int64_t height = smaller(2, region.height - 2 * row), width = smaller(2, region.width - 2 * col);
-        A* pixels = scratch + (2 * row * region.width + 2 * col) * region.pixel;
+        const int64_t height = smaller(kPixels, region.height - kPixels * row),
+                      width = smaller(kPixels, region.width - kPixels * col);
+        A* pixels = scratch + kPixels * (row * region.width + col) * region.pixel;
         for_each_vector<A>(filters, [&](int64_t f, int64_t n) TILEWRIGHT_INLINE {
-          Vec<A> y[2][2];
-          output_of_tile<A>(in, tile, f, n, y);
-#pragma GCC unroll 2
-          for (int i = 0; i < 2; ++i) {
-#pragma GCC unroll 2
-            for (int j = 0; j < 2; ++j) {
-              if (i >= height || j >= width) continue;
-              check = fma(y[i][j], Vec<A>{}, check);
-              store(pixels + (i * region.width + j) * region.pixel + f, y[i][j]);
-            }
-          }
+          output_of_tile<A, kPixels, kTaps>(in, tile, f, n, [&](int i, int j, Vec<A> y) TILEWRIGHT_INLINE {
+            if (i >= height || j >= width) return;
+            check = fma(y, Vec<A>{}, check);
+            store(pixels + (i * region.width + j) * region.pixel + f, y);
+          });
         });
       }
     }
@@ -224,20 +209,29 @@ bool winograd_write_planes(const WinogradMatrices<const Acc<T>>& in, const ConvI
   return all_finite<A>(check);
 }
 
-template <typename T>
+template <typename T, int kPixels, int kTaps>
 bool winograd_write_tiles(const WinogradMatrices<const Acc<T>>& in, const ConvImages<T>& out,
                           const ConvEpilogue<T>& epilogue, int64_t filter_begin, int64_t filter_end,
                           const WinogradBlock& block, Acc<T>* scratch) {
-  if (out.c_stride == 1) return winograd_write_last(in, out, epilogue, filter_begin, filter_end, block);
-  return winograd_write_planes(in, out, epilogue, filter_begin, filter_end, block, scratch);
+  if (out.c_stride == 1)
+    return winograd_write_last<T, kPixels, kTaps>(in, out, epilogue, filter_begin, filter_end, block);
+  return winograd_write_planes<T, kPixels, kTaps>(in, out, epilogue, filter_begin, filter_end, block, scratch);
+}
+
+template <typename T, int kPixels, int kTaps>
+WinogradTileKernels<T> winograd_tile_kernels() {
+  return {winograd_transform_weights<Acc<T>, kPixels, kTaps>,
+          winograd_scratch<kPixels, kTaps>,
+          winograd_read_tiles<T, kPixels, kTaps>,
+          winograd_write_tiles<T, kPixels, kTaps>,
+          winograd_read_gradients<T, kPixels, kTaps>,
+          winograd_reduce_weights<Acc<T>, kPixels, kTaps>};
 }
 
 template <typename T>
 void fill_winograd(TypedKernels<T>& table) {
-  using A = Acc<T>;
-  table.winograd = {winograd_transform_weights<A>, winograd_reduce_weights<A>, winograd_scratch,
-                    winograd_read_tiles<T>,        winograd_read_gradients<T>, winograd_multiply<A>,
-                    winograd_write_tiles<T>};
+  table.winograd = {winograd_tile_kernels<T, 2, 3>(), winograd_tile_kernels<T, 4, 3>(),
+                    winograd_tile_kernels<T, 2, 5>(), winograd_multiply<Acc<T>>};
 }
 
 }  // namespace

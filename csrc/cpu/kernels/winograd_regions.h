@@ -21,8 +21,10 @@ constexpr int64_t kRegionUnit = 16;  // whole vectors of any ISA
 
 inline int64_t padded_channels(int64_t channels) { return (channels + kRegionUnit - 1) / kRegionUnit * kRegionUnit; }
 
-inline int64_t winograd_scratch(const WinogradBlock& block, int64_t channels) {
-  const int64_t rows = 2 * (block.row_end - block.row_begin) + 2, cols = 2 * (block.col_end - block.col_begin) + 2;
+template <int kPixels, int kTaps>
+int64_t winograd_scratch(const WinogradBlock& block, int64_t channels) {
+  const int64_t rows = kPixels * (block.row_end - block.row_begin) + kTaps - 1;
+  const int64_t cols = kPixels * (block.col_end - block.col_begin) + kTaps - 1;
   return rows * cols * padded_channels(channels);
 }
 
@@ -92,24 +94,14 @@ void read_region(const ConvImages<const T>& in, const T* image, int64_t channels
 template <typename T>
 void write_region(const Region& region, const Acc<T>* sums, const ConvImages<T>& out, int64_t image,
                   const ConvEpilogue<T>& epilogue, int64_t filter_begin, int64_t filters) {
-  using A = Acc<T>;
-  constexpr int64_t kStep = kLanes<A>;
+  constexpr int64_t kStep = kLanes<Acc<T>>;
   const int64_t plane = image * out.n_stride + filter_begin * out.c_stride;
+  const Acc<T>* bias = epilogue.bias != nullptr ? epilogue.bias + filter_begin : nullptr;
   for_each_pixels<kStep>(out, region, region.y, region.y + region.height, region.x, region.x + region.width,
                          [&](int64_t offset, int64_t count, const PixelPlaces<kStep>& places) {
-                           for (int64_t f = 0; f < filters; f += kStep) {
-                             Vec<A> block[kLanes<A>];
-                             for (int64_t i = 0; i < kStep; ++i)
-                               block[i] = i < count ? load(sums + places.at[i] + f) : Vec<A>{};
-                             transpose<A>(block);
-                             const int64_t rows = smaller(kStep, filters - f);
-                             for (int64_t j = 0; j < rows; ++j) {
-                               const A bias = epilogue.bias != nullptr ? epilogue.bias[filter_begin + f + j] : A(0);
-                               const int64_t place = plane + (f + j) * out.c_stride + offset;
-                               const Vec<A> v = finish_vector<T>(epilogue, block[j] + bias, place, count);
-                               count == kStep ? store(out.data + place, v) : store(out.data + place, v, count);
-                             }
-                           }
+                           finish_transposed<T>(
+                               epilogue, [&](int64_t i) TILEWRIGHT_INLINE { return sums + places.at[i]; }, count,
+                               filters, bias, plane + offset, out.data, out.c_stride);
                          });
 }
 

@@ -1,0 +1,80 @@
+// Which convolutions of stride 1 are computed by Winograd's minimal filtering (kernels/winograd_transforms.h), in which
+// form, and in what blocks. All of it depends on the shape alone, but for the switches.
+#pragma once
+#include <ATen/Context.h>
+#include <c10/util/env.h>
+
+#include "cpu/conv2d_windows.h"
+
+namespace tilewright {
+
+// Blocks of tiles of m x m pixels for one core. A block holds whole rows of tiles, of as many images as it takes,
+// unless one row is more than a block should be.
+struct WinogradCut {
+  int64_t rows, cols;  // of tiles, in all images and in one row
+  int64_t row_pieces, col_pieces;
+  WinogradCut(int64_t height, int64_t width, int64_t images, int64_t m, int64_t target)
+      : rows(images * divide_up(height, m)), cols(divide_up(width, m)), row_pieces(rows), col_pieces(1) {
+    if (cols > target) {
+      col_pieces = divide_up(cols, target);
+      return;
+    }
+    constexpr int64_t kEven = 4;  // whole rounds for two and four threads
+    row_pieces = divide_up(rows, std::max<int64_t>(1, target / cols));
+    row_pieces = std::min(rows, divide_up(row_pieces, kEven) * kEven);
+  }
+  int64_t count() const { return row_pieces * col_pieces; }
+  WinogradBlock at(int64_t i) const {
+    const int64_t row = i / col_pieces, col = i % col_pieces;
+    return {rows * row / row_pieces, rows * (row + 1) / row_pieces, cols * col / col_pieces,
+            cols * (col + 1) / col_pieces};
+  }
+  // No block is larger.
+  WinogradBlock largest() const { return {0, divide_up(rows, row_pieces), 0, divide_up(cols, col_pieces)}; }
+  int64_t tiles_before(int64_t i) const {
+    const WinogradBlock block = at(i);
+    return block.row_begin * cols + (block.row_end - block.row_begin) * block.col_begin;
+  }
+};
+
+// Strides that are odd multiples of 64 bytes, so that the rows of a matrix, and the matrices, spread over the
+// cache's sets.
+inline int64_t spread(int64_t elements) { return (divide_up(elements, 16) | 1) * 16; }
+
+// The switch: TILEWRIGHT_WINOGRAD=0 in the environment, read once, and torch.use_deterministic_algorithms, whose user
+// asks for the plain sum (this one is as reproducible, but another one).
+inline bool winograd_is_allowed() {
+  static const bool is_wanted = c10::utils::get_env("TILEWRIGHT_WINOGRAD") != "0";
+  return is_wanted && !at::globalContext().deterministicAlgorithms();
+}
+
+// Whether the products pay: enough channels and filters to outweigh the transforms of the images, enough tiles to
+// outweigh those of the weights, and not too many pixels computed and dropped. One answer for all three passes. Not for
+// float64: who asks for it asks for the last digit.
+inline bool winograd_suits(const Conv2dShape& shape, at::ScalarType dtype) {
+  constexpr int64_t kFewestChannels = 16, kFewestTiles = 96;
+  const int64_t taps = shape.kernel[0];
+  const bool fits = (taps == 3 || taps == 5) && shape.kernel[1] == taps && shape.stride[0] == 1 &&
+                    shape.stride[1] == 1 && shape.dilation[0] == 1 && shape.dilation[1] == 1;
+  if (!fits || dtype == at::kDouble || !winograd_is_allowed() ||
+      std::min(shape.channels, shape.filters) / shape.groups < kFewestChannels) {
+    return false;
+  }
+  const int64_t tiles = divide_up(shape.out[0], 2) * divide_up(shape.out[1], 2);
+  return tiles * shape.images >= kFewestTiles && tiles * 4 * 2 <= shape.out[0] * shape.out[1] * 3;
+}
+
+// The form of the fewest multiplications for a result of height x width pixels. A transformed weight, written and read
+// once, costs as much as kWeight of them (measured where the forms meet: 8x512x7x7).
+inline WinogradForm winograd_form(const Conv2dShape& shape, int64_t height, int64_t width) {
+  constexpr int64_t kWeight = 60;
+  constexpr WinogradForm small{2, 3}, large{4, 3};
+  if (shape.kernel[0] == 5) return {2, 5};
+  const auto cost = [&](const WinogradForm& form) {
+    const int64_t tiles = shape.images * divide_up(height, form.pixels) * divide_up(width, form.pixels);
+    return (tiles + kWeight) * form.points();
+  };
+  return cost(large) < cost(small) ? large : small;
+}
+
+}  // namespace tilewright
