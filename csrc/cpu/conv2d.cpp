@@ -40,11 +40,14 @@ bool has_short_runs(const Conv2dShape& shape) {
   return (joins_taps(shape.groups, C, cols, shape.dilation[1]) ? cols * C : C) < kShort;
 }
 
-// Groups of few filters fill a vector of pixels, not one of filters: such channels_last images are worked on as planes.
-bool prefers_planes(const Conv2dShape& shape) {
-  constexpr int64_t kFewFilters = 8;
-  return shape.format != kPlanes && shape.groups > 1 &&
-         std::max(shape.filters, shape.channels) / shape.groups < kFewFilters;
+// Few channels of a result fill a vector of pixels, not one of filters.
+constexpr int64_t kFewFilters = 8;
+
+// Such channels_last images are worked on as planes: groups that are few on both sides, and a forward's result.
+bool prefers_planes(const Conv2dShape& shape, ConvPass pass) {
+  if (shape.format == kPlanes) return false;
+  if (shape.groups == 1) return pass == ConvPass::kForward && shape.filters < kFewFilters;
+  return std::max(shape.filters, shape.channels) / shape.groups < kFewFilters;
 }
 
 // Planes whose copies to channels_last are paid for by the arithmetic: multiplications for each element that is copied.
@@ -81,11 +84,17 @@ ConvPlan choose_plan(const Conv2dShape& shape, at::ScalarType dtype, ConvPass pa
   if (pointwise_suits(shape, dtype) && !adds_twice) return in(ConvWay::kPointwise, shape.format);
   if (multiplies_pairs(dtype)) return in(ConvWay::kPairs, kLast);
   if (winograd_suits(shape, dtype)) return in(ConvWay::kWinograd, shape.format);
-  if (prefers_planes(shape)) return in(ConvWay::kDense, kPlanes);
+  if (prefers_planes(shape, pass)) return in(ConvWay::kDense, kPlanes);
   if (!prefers_channels_last(shape, pass)) return in(ConvWay::kDense, shape.format);
   // The data gradient of strides writes every second pixel of a plane: slower than a copy of the result.
   const bool writes_planes = pass == ConvPass::kForward || (shape.stride[0] == 1 && shape.stride[1] == 1);
   return {ConvWay::kDense, kLast, writes_planes ? kPlanes : kLast};
+}
+
+// The data gradient's, from that of both gradients.
+ConvPlan input_gradient_plan(const Conv2dShape& shape, const ConvPlan& plan) {
+  const bool few = plan.way == ConvWay::kDense && shape.channels / shape.groups < kFewFilters;
+  return few ? ConvPlan{ConvWay::kDense, kPlanes, kPlanes} : plan;
 }
 
 // Weights contiguous in one format or the other: both are packed without a copy.
@@ -234,7 +243,13 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
   shape.format = plan.format;
   const bool dense = plan.way == ConvWay::kPointwise || plan.way == ConvWay::kPairs;
   const Tensor dy = dense ? dense_in_format(grad_output, shape.format) : in_format(grad_output, shape.format);
-  if (output_mask[0]) dx = result_in(input_gradient(plan, shape, dy, weight), plan.result, promised);
+  if (output_mask[0]) {
+    const ConvPlan dx_plan = input_gradient_plan(shape, plan);
+    Conv2dShape dx_shape = shape;
+    dx_shape.format = dx_plan.format;
+    const Tensor read = dx_plan.format == plan.format ? dy : in_format(grad_output, dx_plan.format);
+    dx = result_in(input_gradient(dx_plan, dx_shape, read, weight), dx_plan.result, promised);
+  }
   if (output_mask[1]) {
     std::tie(dweight, dbias) = weight_gradient(plan.way, shape, dy, input, weight, promised, output_mask[2]);
   }

@@ -46,6 +46,28 @@ void run_last(const ConvDepthwiseArgs<T>& args) {
                     [&](int64_t begin, int64_t end) { kernels<T>().depthwise.last(args, begin, end); });
 }
 
+// The data gradient of strides: bands of rows of all classes of pixels in turn, so that dy is read from memory once.
+template <typename T>
+void run_last(const std::vector<ConvDepthwiseArgs<T>>& classes) {
+  constexpr int64_t kRows = 8;
+  int64_t height = 0, cost = 0;
+  for (const auto& args : classes) {
+    height = std::max(height, args.window.height);
+    cost += kRows * args.window.width * args.channels * (args.window.rows * args.window.cols + 4) / 8;
+  }
+  if (classes.empty()) return;
+  const int64_t bands = divide_up(height, kRows);
+  parallel_for_cost(classes.front().images * bands, cost, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (const auto& args : classes) {
+        const int64_t first = i / bands * args.window.height, row = i % bands * kRows;
+        const int64_t last = std::min(args.window.height, row + kRows);
+        if (row < last) kernels<T>().depthwise.last(args, first + row, first + last);
+      }
+    }
+  });
+}
+
 // Weights [filters, taps] in the accumulation type, as the kernel of this format reads them; `taps` selects and orders.
 inline Tensor depthwise_weights(const Conv2dShape& shape, const Tensor& weight, const std::vector<int64_t>& taps) {
   const auto dtype = weight.scalar_type();
@@ -82,6 +104,8 @@ void depthwise_forward(const Conv2dShape& shape, const Tensor& x_in, const Tenso
 template <typename T>
 void depthwise_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight_in, const Tensor& dx) {
   const bool last = shape.format == at::MemoryFormat::ChannelsLast;
+  std::vector<Tensor> weights;
+  std::vector<ConvDepthwiseArgs<T>> classes;
   for (const GradientClass& part : gradient_classes(shape)) {
     if (part.taps() == 0) continue;  // dx is zero there
     std::vector<int64_t> taps;
@@ -90,17 +114,18 @@ void depthwise_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tens
         taps.push_back(part.y.kernel_index(i) * shape.kernel[1] + part.x.kernel_index(j));
       }
     }
-    const Tensor weight = depthwise_weights(shape, weight_in, taps);
-    const ConvDepthwiseArgs<T> args{images_of(dy, const_data<T>(dy), shape.format),
-                                    images_of_class(shape, part, dx, mutable_data<T>(dx), shape.format),
-                                    part.window(),
-                                    shape.images,
-                                    shape.filters,
-                                    1,
-                                    const_data<Acc<T>>(weight),
-                                    {}};
-    last ? run_last(args) : run_planes(args);
+    weights.push_back(depthwise_weights(shape, weight_in, taps));
+    classes.push_back({images_of(dy, const_data<T>(dy), shape.format),
+                       images_of_class(shape, part, dx, mutable_data<T>(dx), shape.format),
+                       part.window(),
+                       shape.images,
+                       shape.filters,
+                       1,
+                       const_data<Acc<T>>(weights.back()),
+                       {}});
   }
+  if (last) return run_last(classes);
+  for (const auto& args : classes) run_planes(args);
 }
 
 // [filters, taps] in the accumulation type.
