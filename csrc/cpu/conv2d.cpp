@@ -18,7 +18,7 @@ namespace tilewright {
 namespace {
 
 enum class ConvWay {
-  kDepthwise,  // sums over taps
+  kDepthwise,  // sums over taps, and over the few channels of a group
   kPointwise,  // 1x1: a product of matrices
   kPairs,      // products of pairs of bfloat16
   kWinograd,   // 3x3 of stride 1; where a sum is not finite, kDense
@@ -83,6 +83,7 @@ ConvPlan choose_plan(const Conv2dShape& shape, at::ScalarType dtype, ConvPass pa
   if (is_depthwise(shape)) return in(ConvWay::kDepthwise, depthwise_prefers_last(shape, pass) ? kLast : shape.format);
   if (pointwise_suits(shape, dtype) && !adds_twice) return in(ConvWay::kPointwise, shape.format);
   if (multiplies_pairs(dtype)) return in(ConvWay::kPairs, kLast);
+  if (shape.format == kLast && is_small_groups(shape, dtype)) return in(ConvWay::kDepthwise, kLast);
   if (winograd_suits(shape, dtype)) return in(ConvWay::kWinograd, shape.format);
   if (prefers_planes(shape, pass)) return in(ConvWay::kDense, kPlanes);
   if (!prefers_channels_last(shape, pass)) return in(ConvWay::kDense, shape.format);

@@ -1,11 +1,21 @@
-// Depthwise convolution on the CPU (kernels/depthwise.h): rows of all images over threads for channels_last, planes for
-// contiguous images.
+// Depthwise convolution on the CPU (kernels/depthwise.h), and groups of a few channels, which are summed the same way:
+// rows of all images over threads for channels_last, planes for contiguous images.
 #pragma once
 #include "cpu/conv2d_work.h"
 
 namespace tilewright {
 
 inline bool is_depthwise(const Conv2dShape& shape) { return shape.groups == shape.channels && shape.groups > 1; }
+
+// Groups of 4 or 8 channels and as many filters, whose windows the kernel holds in registers.
+inline bool is_small_groups(const Conv2dShape& shape, at::ScalarType dtype) {
+  constexpr int64_t kMostCols = 3, kMostStride = 2;
+  const int64_t group = shape.channels / shape.groups;
+  const bool fits = dtype == at::kFloat && shape.groups > 1 && shape.filters == shape.channels &&
+                    shape.kernel[1] <= kMostCols && shape.stride[1] <= kMostStride && shape.dilation[0] == 1 &&
+                    shape.dilation[1] == 1;
+  return fits && (group == 4 || group == 8) && group <= kernels<float>().conv2d.row_lanes;
+}
 
 // Rows of the output per block, so that what a block reads stays in L1 or close by.
 template <typename T>
@@ -41,7 +51,8 @@ void run_planes(const ConvDepthwiseArgs<T>& args) {
 
 template <typename T>
 void run_last(const ConvDepthwiseArgs<T>& args) {
-  const int64_t cost = args.window.width * args.channels * (args.window.rows * args.window.cols + 4) / 8;
+  const int64_t sums = args.group * args.window.rows * args.window.cols;
+  const int64_t cost = args.window.width * args.channels * (sums + 4) / 8;
   parallel_for_cost(args.images * args.window.height, cost,
                     [&](int64_t begin, int64_t end) { kernels<T>().depthwise.last(args, begin, end); });
 }
@@ -53,7 +64,8 @@ void run_last(const std::vector<ConvDepthwiseArgs<T>>& classes) {
   int64_t height = 0, cost = 0;
   for (const auto& args : classes) {
     height = std::max(height, args.window.height);
-    cost += kRows * args.window.width * args.channels * (args.window.rows * args.window.cols + 4) / 8;
+    const int64_t sums = args.group * args.window.rows * args.window.cols;
+    cost += kRows * args.window.width * args.channels * (sums + 4) / 8;
   }
   if (classes.empty()) return;
   const int64_t bands = divide_up(height, kRows);
@@ -68,12 +80,19 @@ void run_last(const std::vector<ConvDepthwiseArgs<T>>& classes) {
   });
 }
 
-// Weights [filters, taps] in the accumulation type, as the kernel of this format reads them; `taps` selects and orders.
-inline Tensor depthwise_weights(const Conv2dShape& shape, const Tensor& weight, const std::vector<int64_t>& taps) {
-  const auto dtype = weight.scalar_type();
-  Tensor flat = as_accumulator(weight, dtype).view({shape.filters, -1});
-  if (!taps.empty()) flat = flat.index_select(1, at::tensor(taps));
-  return shape.format == at::MemoryFormat::ChannelsLast ? flat.t().contiguous() : flat;
+enum class DepthwisePass { kForward, kInputGrad };
+
+// Weights [filters, channels of a group, taps] in the accumulation type, as the kernel of this format reads them;
+// `taps` selects and orders. A data gradient sums over filters instead of channels.
+inline Tensor depthwise_weights(const Conv2dShape& shape, const Tensor& weight, DepthwisePass pass,
+                                const std::vector<int64_t>& taps) {
+  const int64_t group = weight.size(1), taps_in_all = shape.kernel[0] * shape.kernel[1];
+  Tensor grouped = as_accumulator(weight, weight.scalar_type())
+                       .view({shape.filters / group, group, group, taps_in_all});  // group, filter, channel, tap
+  if (!taps.empty()) grouped = grouped.index_select(3, at::tensor(taps));
+  if (shape.format != at::MemoryFormat::ChannelsLast) return grouped.view({shape.filters, -1});
+  const bool forward = pass == DepthwisePass::kForward;
+  return grouped.permute(forward ? at::IntArrayRef{3, 2, 0, 1} : at::IntArrayRef{3, 1, 0, 2}).contiguous();
 }
 
 // Every channel once per filter that reads it: [N, C, H, W] -> [N, C * multiplier, H, W].
@@ -87,13 +106,14 @@ void depthwise_forward(const Conv2dShape& shape, const Tensor& x_in, const Tenso
                        const ConvEpilogue<T>& epilogue, const Tensor& output) {
   const bool last = shape.format == at::MemoryFormat::ChannelsLast;
   const Tensor x = last ? repeat_channels(shape, x_in) : x_in;
-  const Tensor weight = depthwise_weights(shape, weight_in, {});
+  const Tensor weight = depthwise_weights(shape, weight_in, DepthwisePass::kForward, {});
   const int64_t multiplier = last ? 1 : shape.filters / shape.channels;
   const ConvDepthwiseArgs<T> args{images_of(x, const_data<T>(x), shape.format),
                                   images_of(output, mutable_data<T>(output), shape.format),
                                   forward_window(shape),
                                   shape.images,
                                   shape.filters / multiplier,
+                                  weight_in.size(1),
                                   multiplier,
                                   const_data<Acc<T>>(weight),
                                   epilogue};
@@ -114,12 +134,13 @@ void depthwise_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tens
         taps.push_back(part.y.kernel_index(i) * shape.kernel[1] + part.x.kernel_index(j));
       }
     }
-    weights.push_back(depthwise_weights(shape, weight_in, taps));
+    weights.push_back(depthwise_weights(shape, weight_in, DepthwisePass::kInputGrad, taps));
     classes.push_back({images_of(dy, const_data<T>(dy), shape.format),
                        images_of_class(shape, part, dx, mutable_data<T>(dx), shape.format),
                        part.window(),
                        shape.images,
                        shape.filters,
+                       weight_in.size(1),
                        1,
                        const_data<Acc<T>>(weights.back()),
                        {}});
@@ -128,21 +149,23 @@ void depthwise_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tens
   for (const auto& args : classes) run_planes(args);
 }
 
-// [filters, taps] in the accumulation type.
+// [filters, channels of a group, taps] in the accumulation type.
 template <typename T>
 Tensor depthwise_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x_in) {
   const bool last = shape.format == at::MemoryFormat::ChannelsLast;
   const Tensor x = last ? repeat_channels(shape, x_in) : x_in;
   const int64_t multiplier = last ? 1 : shape.filters / shape.channels, taps = shape.kernel[0] * shape.kernel[1];
+  const int64_t group = is_depthwise(shape) ? 1 : shape.channels / shape.groups, sums_of_filter = group * taps;
   ConvDepthwiseGradArgs<T> args{images_of(x, const_data<T>(x), shape.format),
                                 images_of(dy, const_data<T>(dy), shape.format),
                                 forward_window(shape),
                                 shape.images,
                                 shape.filters / multiplier,
+                                group,
                                 multiplier,
                                 nullptr};
   const auto options = dy.options().dtype(accumulation_dtype(dy.scalar_type()));
-  const int64_t row_cost = args.window.width * (taps + 4) / 8;
+  const int64_t row_cost = args.window.width * (sums_of_filter + 4) / 8;
   if (!last) {
     Tensor sums = at::zeros({shape.filters, taps}, options);
     args.sums = mutable_data<Acc<T>>(sums);
@@ -155,15 +178,15 @@ Tensor depthwise_weight_grad(const Conv2dShape& shape, const Tensor& dy, const T
   constexpr int64_t kChunks = 16, kMinElements = 16384;
   const int64_t rows = shape.images * args.window.height, elements = rows * args.window.width * shape.filters;
   const Cut chunks{rows, std::min({kChunks, rows, divide_up(elements, kMinElements)}), 1};
-  Tensor sums = at::zeros({chunks.pieces, taps, shape.filters}, options);
+  Tensor sums = at::zeros({chunks.pieces, sums_of_filter, shape.filters}, options);
   parallel_for_cost(chunks.pieces, rows / chunks.pieces * shape.filters * row_cost, [&](int64_t begin, int64_t end) {
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       ConvDepthwiseGradArgs<T> part = args;
-      part.sums = mutable_data<Acc<T>>(sums) + chunk * taps * shape.filters;
+      part.sums = mutable_data<Acc<T>>(sums) + chunk * sums_of_filter * shape.filters;
       kernels<T>().depthwise.last_weight_grad(part, chunks.at(chunk), chunks.at(chunk + 1));
     }
   });
-  return (chunks.pieces > 1 ? sums.sum(0) : sums[0]).t();
+  return (chunks.pieces > 1 ? sums.sum(0) : sums[0]).view({taps, group, shape.filters}).permute({2, 1, 0});
 }
 
 }  // namespace tilewright

@@ -154,13 +154,15 @@ constexpr int64_t kPairGradLeft = (kPairFilters + 64) * (kPairGradPixels / 2 + 1
 constexpr int64_t kPairScratchBytes = 1 << 20;
 
 // Depthwise: one channel in, one filter, for every group. Weights are [taps][channels] for channels_last and
-// [channels][taps] for planes.
+// [channels][taps] for planes. channels_last also has groups of as many filters as channels (4 or 8, at most a
+// vector's lanes; float32): weights [taps][channel in the group][filters].
 template <typename T>
 struct ConvDepthwiseArgs {
   ConvImages<const T> in;
   ConvImages<T> out;
   ConvWindow window;
   int64_t images, channels;
+  int64_t group;       // channels of one, channels_last only
   int64_t multiplier;  // planes only: filters per channel read (forward); plane f reads channel f / multiplier
   const Acc<T>* weight;
   ConvEpilogue<T> epilogue;
@@ -171,8 +173,8 @@ struct ConvDepthwiseGradArgs {
   ConvImages<const T> in;
   ConvImages<const T> grad;
   ConvWindow window;
-  int64_t images, channels, multiplier;
-  Acc<T>* sums;  // [taps][channels] for channels_last, [channels][taps] for planes
+  int64_t images, channels, group, multiplier;
+  Acc<T>* sums;  // [taps][channel in the group][channels] for channels_last, [channels][taps] for planes
 };
 
 // Blocks of the product: a block of patches (pixels x k) and of output stay in L2 (1 MB; 32-bit: 122 KB + 112 KB), one

@@ -28,30 +28,36 @@ struct GradTap {
   int64_t index;
 };
 
-// sums[tap][c] += over one row of pixels, kTaps taps at once: dy is loaded once for all.
-template <typename T, int kTaps>
+// sums[tap][g][c] += over one row of pixels, kTaps taps at once: dy is loaded once for all. g counts the channels of a
+// group.
+template <typename T, int kGroup, int kTaps>
 void depthwise_last_grad_row(const ConvDepthwiseGradArgs<T>& args, const GradTap<T>* taps, const T* dy,
                              int64_t inner_begin, int64_t inner_end) {
   using A = Acc<T>;
   const int64_t x_step = args.window.stride_x * args.in.x_stride, dy_step = args.grad.x_stride;
   for_each_vector<A>(args.channels, [&](int64_t c, int64_t n) TILEWRIGHT_INLINE {
-    Vec<A> sum[kTaps] = {};
-    for (int64_t x = inner_begin; x < inner_end; ++x) {
-      const Vec<A> d = load(dy + x * dy_step + c, n);
+    for (int64_t g = 0; g < kGroup; ++g) {
+      Vec<A> sum[kTaps] = {};
+      for (int64_t x = inner_begin; x < inner_end; ++x) {
+        const Vec<A> d = load(dy + x * dy_step + c, n);
 #pragma GCC unroll 9
-      for (int t = 0; t < kTaps; ++t) sum[t] = fma(d, load(taps[t].from + x * x_step + c, n), sum[t]);
-    }
-#pragma GCC unroll 9
-    for (int t = 0; t < kTaps; ++t) {
-      for (int64_t x = 0; x < args.window.width; ++x) {
-        if (x == inner_begin) x = inner_end;
-        if (x >= args.window.width) break;
-        const int64_t ix = taps[t].first_x + x * args.window.stride_x;
-        if (ix < 0 || ix >= args.in.width) continue;
-        sum[t] = fma(load(dy + x * dy_step + c, n), load(taps[t].from + x * x_step + c, n), sum[t]);
+        for (int t = 0; t < kTaps; ++t) {
+          sum[t] = fma(d, load_spread<kGroup>(taps[t].from + x * x_step + c, g, n), sum[t]);
+        }
       }
-      A* total = args.sums + taps[t].index * args.channels + c;
-      store(total, load(total, n) + sum[t], n);
+#pragma GCC unroll 9
+      for (int t = 0; t < kTaps; ++t) {
+        for (int64_t x = 0; x < args.window.width; ++x) {
+          if (x == inner_begin) x = inner_end;
+          if (x >= args.window.width) break;
+          const int64_t ix = taps[t].first_x + x * args.window.stride_x;
+          if (ix < 0 || ix >= args.in.width) continue;
+          const Vec<A> position = load_spread<kGroup>(taps[t].from + x * x_step + c, g, n);
+          sum[t] = fma(load(dy + x * dy_step + c, n), position, sum[t]);
+        }
+        A* total = args.sums + (taps[t].index * kGroup + g) * args.channels + c;
+        store(total, load(total, n) + sum[t], n);
+      }
     }
   });
 }
@@ -60,17 +66,17 @@ constexpr int kGradTaps = 9;  // a 3x3 kernel in one sweep; 9 accumulators fit e
 
 template <typename T>
 using LastGradRow = void (*)(const ConvDepthwiseGradArgs<T>&, const GradTap<T>*, const T*, int64_t, int64_t);
-template <typename T, int kTaps = kGradTaps>
+template <typename T, int kGroup, int kTaps = kGradTaps>
 inline LastGradRow<T> last_grad_row(int64_t taps) {
   if constexpr (kTaps == 1) {
-    return depthwise_last_grad_row<T, 1>;
+    return depthwise_last_grad_row<T, kGroup, 1>;
   } else {
-    return taps == kTaps ? depthwise_last_grad_row<T, kTaps> : last_grad_row<T, kTaps - 1>(taps);
+    return taps == kTaps ? depthwise_last_grad_row<T, kGroup, kTaps> : last_grad_row<T, kGroup, kTaps - 1>(taps);
   }
 }
 
-template <typename T>
-void depthwise_last_weight_grad(const ConvDepthwiseGradArgs<T>& args, int64_t row_begin, int64_t row_end) {
+template <typename T, int kGroup>
+void depthwise_last_weight_grad_of(const ConvDepthwiseGradArgs<T>& args, int64_t row_begin, int64_t row_end) {
   const ConvWindow& window = args.window;
   const ConvImages<const T>& in = args.in;
   int64_t inner_begin, inner_end;
@@ -88,11 +94,17 @@ void depthwise_last_weight_grad(const ConvDepthwiseGradArgs<T>& args, int64_t ro
       }
       const bool last = t + 1 == window.rows * window.cols;
       if (count == kGradTaps || (last && count > 0)) {
-        last_grad_row<T>(count)(args, taps, dy, inner_begin, inner_end);
+        last_grad_row<T, kGroup>(count)(args, taps, dy, inner_begin, inner_end);
         count = 0;
       }
     }
   }
+}
+
+template <typename T>
+void depthwise_last_weight_grad(const ConvDepthwiseGradArgs<T>& args, int64_t row_begin, int64_t row_end) {
+  for_group<T>(args.group,
+               [&](auto group) { depthwise_last_weight_grad_of<T, decltype(group){}>(args, row_begin, row_end); });
 }
 
 // --- planes ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,12 @@
 //
 // Positions outside the image are left out. Windows of up to kMostCols columns without dilation; others
 // take one tap after the other.
+//
+// Groups of 4 or 8 channels, as many filters each, in float32, are the same sums once for every channel of a group,
+// which is spread over its group's lanes:
+//
+//   groups of 4      position    a0 a1 a2 a3 b0 b1 b2 b3 ...
+//                    channel 1   a1 a1 a1 a1 b1 b1 b1 b1 ...   * weights of channel 1 [filters]
 #pragma once
 #include "cpu/kernels/conv2d.h"
 
@@ -18,11 +24,38 @@ namespace {
 
 // 8 chains of fmas: 2 ports x latency 4.
 constexpr int kDepthwisePixels = 8;
-constexpr int kMostCols = 7;
+constexpr int kMostCols = 7, kMostGroupCols = 3;
+
+// Channel `c` of every group in the lanes of its group; `from` are the n channels of a vector.
+template <int kGroup, typename T>
+inline TILEWRIGHT_INLINE Vec<Acc<T>> load_spread(const T* from, int64_t c, int64_t n) {
+  using A = Acc<T>;
+  if constexpr (kGroup == 1) {
+    return load(from, n);
+  } else {
+    using Index = decltype(Vec<A>{} == Vec<A>{});
+    Index lanes;
+    for (int lane = 0; lane < kLanes<A>; ++lane) lanes[lane] = lane / kGroup * kGroup;
+    return __builtin_shuffle(load(from, n), lanes + static_cast<int>(c));
+  }
+}
+
+// Calls body(integral constant) for a group that fits a vector; other dtypes than float32 have groups of one.
+template <typename T, int kGroup = 8, typename Body>
+inline TILEWRIGHT_INLINE void for_group(int64_t group, const Body& body) {
+  if constexpr (kGroup == 2) {
+    body(Index<1>{});
+  } else {
+    if constexpr (sizeof(T) == sizeof(float) && kGroup <= kLanes<float>) {
+      if (group == kGroup) return body(Index<kGroup>{});
+    }
+    for_group<T, kGroup / 2>(group, body);
+  }
+}
 
 // kPixels pixels of a row of the output from (y, x) on, of which `count` are there; kCols taps, kStride apart. kInside:
 // all columns lie inside the image.
-template <bool kInside, typename T, int kPixels, int kCols, int kStride>
+template <bool kInside, typename T, int kGroup, int kPixels, int kCols, int kStride>
 inline TILEWRIGHT_INLINE void depthwise_last_pixels_at(const ConvDepthwiseArgs<T>& args, const T* image, int64_t y,
                                                        int64_t x, int64_t count, int64_t place, int64_t c_begin,
                                                        int64_t c_end) {
@@ -42,17 +75,19 @@ inline TILEWRIGHT_INLINE void depthwise_last_pixels_at(const ConvDepthwiseArgs<T
       const int64_t at = iy + i * window.step_y;
       if (at < 0 || at >= in.height) continue;
       const T* row = image + at * in.y_stride + ix * x_stride + c;
-      Vec<A> weight[kCols];
+      for (int64_t g = 0; g < kGroup; ++g) {
+        Vec<A> weight[kCols];
 #pragma GCC unroll 8
-      for (int j = 0; j < kCols; ++j) weight[j] = load(args.weight + (i * kCols + j) * C + c, n);
-      unrolled<kPositions>([&](auto u) TILEWRIGHT_INLINE {
-        if (!kInside && (ix + u < 0 || ix + u >= width)) return;
-        const Vec<A> position = load(row + u * x_stride, n);
-        unrolled<kPixels>([&](auto p) TILEWRIGHT_INLINE {
-          constexpr int kTap = decltype(u){} - decltype(p){} * kStride;
-          if constexpr (kTap >= 0 && kTap < kCols) sum[p] = fma(position, weight[kTap], sum[p]);
+        for (int j = 0; j < kCols; ++j) weight[j] = load(args.weight + ((i * kCols + j) * kGroup + g) * C + c, n);
+        unrolled<kPositions>([&](auto u) TILEWRIGHT_INLINE {
+          if (!kInside && (ix + u < 0 || ix + u >= width)) return;
+          const Vec<A> position = load_spread<kGroup>(row + u * x_stride, g, n);
+          unrolled<kPixels>([&](auto p) TILEWRIGHT_INLINE {
+            constexpr int kTap = decltype(u){} - decltype(p){} * kStride;
+            if constexpr (kTap >= 0 && kTap < kCols) sum[p] = fma(position, weight[kTap], sum[p]);
+          });
         });
-      });
+      }
     }
 #pragma GCC unroll 8
     for (int p = 0; p < kPixels; ++p) {
@@ -63,30 +98,31 @@ inline TILEWRIGHT_INLINE void depthwise_last_pixels_at(const ConvDepthwiseArgs<T
   });
 }
 
-template <typename T, int kPixels, int kCols, int kStride>
+template <typename T, int kGroup, int kPixels, int kCols, int kStride>
 void depthwise_last_pixels(const ConvDepthwiseArgs<T>& args, const T* image, int64_t y, int64_t x, int64_t count,
                            int64_t place, int64_t c_begin, int64_t c_end) {
   const int64_t ix = x * kStride + args.window.first_x;
   choose(ix >= 0 && ix + (kPixels - 1) * kStride + kCols <= args.in.width, [&](auto inside) TILEWRIGHT_INLINE {
-    depthwise_last_pixels_at<inside.value, T, kPixels, kCols, kStride>(args, image, y, x, count, place, c_begin, c_end);
+    depthwise_last_pixels_at<inside.value, T, kGroup, kPixels, kCols, kStride>(args, image, y, x, count, place, c_begin,
+                                                                               c_end);
   });
 }
 
 template <typename T>
 using DepthwiseLastPixels = void (*)(const ConvDepthwiseArgs<T>&, const T*, int64_t, int64_t, int64_t, int64_t, int64_t,
                                      int64_t);
-template <typename T, int kPixels, int kStride, int kCols = kMostCols>
+template <typename T, int kGroup, int kPixels, int kStride, int kCols = kGroup == 1 ? kMostCols : kMostGroupCols>
 inline DepthwiseLastPixels<T> depthwise_last_pixels_for(int64_t cols) {
   if constexpr (kCols == 1) {
-    return depthwise_last_pixels<T, kPixels, 1, kStride>;
+    return depthwise_last_pixels<T, kGroup, kPixels, 1, kStride>;
   } else {
-    return cols == kCols ? depthwise_last_pixels<T, kPixels, kCols, kStride>
-                         : depthwise_last_pixels_for<T, kPixels, kStride, kCols - 1>(cols);
+    return cols == kCols ? depthwise_last_pixels<T, kGroup, kPixels, kCols, kStride>
+                         : depthwise_last_pixels_for<T, kGroup, kPixels, kStride, kCols - 1>(cols);
   }
 }
 
 // Any window, a pixel at a time: dilation, strides beyond 2, many columns.
-template <typename T>
+template <typename T, int kGroup>
 void depthwise_last_pixel(const ConvDepthwiseArgs<T>& args, const T* image, int64_t y, int64_t x, int64_t place) {
   using A = Acc<T>;
   const ConvWindow& window = args.window;
@@ -101,8 +137,10 @@ void depthwise_last_pixel(const ConvDepthwiseArgs<T>& args, const T* image, int6
       for (int64_t j = 0; j < window.cols; ++j) {
         const int64_t col = ix + j * window.step_x;
         if (col < 0 || col >= in.width) continue;
-        sum[j % 2] = fma(load(image + row * in.y_stride + col * in.x_stride + c, n),
-                         load(args.weight + (i * window.cols + j) * C + c, n), sum[j % 2]);
+        for (int64_t g = 0; g < kGroup; ++g) {
+          sum[(j + g) % 2] = fma(load_spread<kGroup>(image + row * in.y_stride + col * in.x_stride + c, g, n),
+                                 load(args.weight + ((i * window.cols + j) * kGroup + g) * C + c, n), sum[(j + g) % 2]);
+        }
       }
     }
     store(args.out.data + place + c, finish_vector<T>(args.epilogue, sum[0] + sum[1], place + c, n), n);
@@ -110,20 +148,21 @@ void depthwise_last_pixel(const ConvDepthwiseArgs<T>& args, const T* image, int6
 }
 
 // Rows [begin, end) of one image. Large windows go from top to bottom, tile by tile of pixels and a few channels: what
-// those read stays in L1 from row to row (7 x 7: 14 columns x 7 rows x 256 bytes; 1.5x the rate). Small ones read
-// little twice and go along the rows, as memory lies.
-template <typename T>
+// those read stays in L1 from row to row (7 x 7: 14 columns x 7 rows x 256 bytes; 1.5x the rate), and the weights of
+// groups stay there as well. Small ones read little twice and go along the rows, as memory lies.
+template <typename T, int kGroup>
 void depthwise_last_tiles(const ConvDepthwiseArgs<T>& args, int64_t n, int64_t begin, int64_t end) {
   constexpr int64_t kSmallWindow = 9;
-  constexpr int kHalf = kDepthwisePixels / 2;
+  constexpr int kHalf = kGroup == 1 ? kDepthwisePixels / 2 : kDepthwisePixels;  // groups have one width: half the code
   const ConvWindow& window = args.window;
-  const bool dense = window.stride_x == 1, small = window.rows * window.cols <= kSmallWindow;
-  const auto whole = dense ? depthwise_last_pixels_for<T, kDepthwisePixels, 1>(window.cols)
-                           : depthwise_last_pixels_for<T, kDepthwisePixels, 2>(window.cols);
-  const auto half =
-      dense ? depthwise_last_pixels_for<T, kHalf, 1>(window.cols) : depthwise_last_pixels_for<T, kHalf, 2>(window.cols);
+  const bool dense = window.stride_x == 1, small = kGroup == 1 && window.rows * window.cols <= kSmallWindow;
+  const auto whole = dense ? depthwise_last_pixels_for<T, kGroup, kDepthwisePixels, 1>(window.cols)
+                           : depthwise_last_pixels_for<T, kGroup, kDepthwisePixels, 2>(window.cols);
+  const auto half = dense ? depthwise_last_pixels_for<T, kGroup, kHalf, 1>(window.cols)
+                          : depthwise_last_pixels_for<T, kGroup, kHalf, 2>(window.cols);
   const T* image = args.in.data + n * args.in.n_stride;
-  const int64_t channels = small ? args.channels : 4 * kLanes<Acc<T>>, height = small ? 1 : end - begin;
+  const int64_t channels = small ? args.channels : (kGroup == 1 ? 4 : 1) * kLanes<Acc<T>>;
+  const int64_t height = small ? 1 : end - begin;
   for (int64_t top = begin; top < end; top += height) {
     for (int64_t x = 0; x < window.width;) {
       const int64_t left = window.width - x, step = left > kHalf ? kDepthwisePixels : kHalf;
@@ -140,25 +179,31 @@ void depthwise_last_tiles(const ConvDepthwiseArgs<T>& args, int64_t n, int64_t b
   }
 }
 
+template <typename T, int kGroup>
+void depthwise_last_rows(const ConvDepthwiseArgs<T>& args, int64_t n, int64_t begin, int64_t end) {
+  const ConvWindow& window = args.window;
+  if (window.step_x == 1 && window.stride_x <= 2 && window.cols <= (kGroup == 1 ? kMostCols : kMostGroupCols)) {
+    return depthwise_last_tiles<T, kGroup>(args, n, begin, end);
+  }
+  for (int64_t row = begin; row < end; ++row) {
+    for (int64_t x = 0; x < window.width; ++x) {
+      depthwise_last_pixel<T, kGroup>(args, args.in.data + n * args.in.n_stride, row, x,
+                                      n * args.out.n_stride + row * args.out.y_stride + x * args.out.x_stride);
+    }
+  }
+}
+
 // Rows count through all images.
 template <typename T>
 void depthwise_last(const ConvDepthwiseArgs<T>& args, int64_t row_begin, int64_t row_end) {
-  const ConvWindow& window = args.window;
-  const bool tiled = window.step_x == 1 && window.stride_x <= 2 && window.cols <= kMostCols;
-  for (int64_t r = row_begin; r < row_end;) {
-    const int64_t n = r / window.height, y = r % window.height, end = smaller(window.height, y + row_end - r);
-    r += end - y;
-    if (tiled) {
-      depthwise_last_tiles(args, n, y, end);
-      continue;
+  const int64_t height = args.window.height;
+  for_group<T>(args.group, [&](auto group) {
+    for (int64_t r = row_begin; r < row_end;) {
+      const int64_t y = r % height, end = smaller(height, y + row_end - r);
+      depthwise_last_rows<T, decltype(group){}>(args, r / height, y, end);
+      r += end - y;
     }
-    for (int64_t row = y; row < end; ++row) {
-      for (int64_t x = 0; x < window.width; ++x) {
-        depthwise_last_pixel(args, args.in.data + n * args.in.n_stride, row, x,
-                             n * args.out.n_stride + row * args.out.y_stride + x * args.out.x_stride);
-      }
-    }
-  }
+  });
 }
 
 }  // namespace
