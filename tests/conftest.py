@@ -55,7 +55,8 @@ def process_group(tmp_path: pathlib.Path) -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-# Files whose few tests take a minute and more each: first, so that none of them starts last, alone.
+# Files whose few tests take a minute and more each: first, so that none of them starts last, alone. Each process begins
+# with every second one (or third ...), because xdist hands out the list in stretches of equal length.
 _LONG = (
     "test_sanitizer.py",
     "test_triton_interpreter.py",
@@ -74,7 +75,14 @@ def _is_told_by_avx512(item: pytest.Item) -> bool:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [item for item in items if not _is_told_by_avx512(item)]
-    items.sort(key=lambda item: item.path.name not in _LONG)
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    rest = [item for item in items if item.path.name not in _LONG]
+    ordered: list[pytest.Item] = []
+    for process in range(processes):
+        files = _LONG[process::processes]
+        ordered += [item for item in items if item.path.name in files]
+        ordered += rest[len(rest) * process // processes : len(rest) * (process + 1) // processes]
+    items[:] = ordered
 
 
 def pytest_configure() -> None:

@@ -30,8 +30,12 @@ CASES = {
     "minimal filtering, many small images": ((90, 24, 5, 5), (24, 24, 3, 3), {"padding": 1}),
     "minimal filtering of 4 x 4, many tiles": ((8, 24, 38, 39), (25, 24, 3, 3), {"padding": 1}),
     "minimal filtering of 4 x 4, many channels": ((4, 100, 15, 14), (97, 100, 3, 3), {"padding": 1}),
-    "minimal filtering of 4 x 4 in groups": ((5, 52, 14, 15), (50, 26, 3, 3), {"padding": 1, "groups": 2}),
+    "minimal filtering in groups": ((8, 52, 26, 27), (50, 26, 3, 3), {"padding": 1, "groups": 2}),
+    "minimal filtering in groups, few tiles": ((5, 52, 14, 15), (50, 26, 3, 3), {"padding": 1, "groups": 2}),
+    "minimal filtering of 4 x 4, padding 3": ((6, 24, 14, 15), (25, 24, 3, 3), {"padding": 3}),
     "minimal filtering, 5x5": ((8, 26, 15, 14), (33, 26, 5, 5), {"padding": 2}),
+    "minimal filtering, 5x5, many tiles": ((8, 24, 20, 20), (25, 24, 5, 5), {"padding": 2}),
+    "minimal filtering, 5x5, padding 5": ((2, 24, 9, 9), (25, 24, 5, 5), {"padding": 5}),
     "minimal filtering, 5x5, many channels": ((2, 96, 18, 18), (90, 96, 5, 5), {}),
     "minimal filtering, many channels": ((2, 144, 14, 14), (150, 144, 3, 3), {"padding": 1}),
     "large plane": ((1, 3, 40, 50), (20, 3, 3, 3), {"padding": 1}),
@@ -97,15 +101,12 @@ SIX_POINTS = {
     "minimal filtering, one row of many tiles",
     "minimal filtering of 4 x 4, many tiles",
     "minimal filtering of 4 x 4, many channels",
-    "minimal filtering of 4 x 4 in groups",
+    "minimal filtering of 4 x 4, padding 3",
     "minimal filtering, 5x5",
+    "minimal filtering, 5x5, many tiles",
+    "minimal filtering, 5x5, padding 5",
     "minimal filtering, 5x5, many channels",
 }
-
-
-def bar_of(case: str) -> float:
-    """Times native's largest error that ours may be."""
-    return 8 if case in SIX_POINTS else 2
 
 
 def make(case: str, dtype: torch.dtype, memory_format: torch.memory_format) -> tuple[Tensor, Tensor, Tensor, dict]:
@@ -132,15 +133,22 @@ def run(function, leaves: list[Tensor | None], dy: Tensor | None, **options) -> 
 
 
 def compare(
-    x: Tensor, weight: Tensor, bias: Tensor | None, options: dict, factor: float = 2, native_as_planes: bool = False
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    options: dict,
+    factor: float = 2,
+    native_as_planes: bool = False,
+    by_six_points: bool = False,
 ) -> None:
+    """by_six_points: float32 but for the bias's gradient is held to minimal filtering's bar."""
     native, dy = run(F.conv2d, [x.contiguous() if native_as_planes else x, weight, bias], None, **options)
     ours, _ = run(TF.conv2d, [x, weight, bias], dy, **options)
     wide = [None if t is None else t.double() for t in (x, weight, bias)]
     exact, _ = run(reference, wide, dy, **options)
     for name, a, b, c in zip(("y", "dx", "dweight", "dbias"), ours, native, exact, strict=False):
-        assert_as_accurate(a, b, c, factor=factor, what=name)
-        if a.dtype == torch.float32 and factor > 4:
-            assert (a - c).norm() <= 1e-5 * c.norm(), name
+        filtered = by_six_points and a.dtype == torch.float32 and name != "dbias"
+        assert_as_accurate(a, b, c, factor=8 if filtered else factor, what=name)
+        assert not filtered or (a - c).norm() <= 1e-5 * c.norm(), name
         same_strides = a.stride() == b.stride() or 1 in a.shape or native_as_planes
         assert same_strides, f"{name}: strides {a.stride()}, native {b.stride()}"

@@ -8,7 +8,7 @@ from torch import Tensor
 import tilewright.functional as TF
 from tilewright.testing import assert_as_accurate, ops_called
 
-from .conv2d_cases import FORMATS, make, reference, run
+from .conv2d_cases import FORMATS, SIX_POINTS, make, reference, run
 
 ACTIVATIONS = {
     "none": lambda v: v,
@@ -23,7 +23,18 @@ ACTIVATIONS = {
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_conv2d_act(isa, memory_format, activation, with_residual):
-    for case in ("3x3", "1x1", "1x1 stride 2", "groups", "24 groups", "depthwise stride 2", "7x7 images"):
+    for case in (
+        "3x3",
+        "1x1",
+        "1x1 stride 2",
+        "groups",
+        "24 groups",
+        "groups of 4, a tail",
+        "depthwise stride 2",
+        "7x7 images",
+        "minimal filtering, tails",
+        "minimal filtering in groups, few tiles",
+    ):
         for dtype in (torch.float32, torch.bfloat16):
             x, weight, bias, options = make(case, dtype, FORMATS[memory_format])
             residual = torch.randn(F.conv2d(x, weight, **options).shape, dtype=dtype) if with_residual else None
@@ -42,7 +53,7 @@ def test_conv2d_act(isa, memory_format, activation, with_residual):
                 wide = [None if t is None else t.double() for t in leaves]
                 exact, _ = run(lambda *t: composed(reference, *t), wide, dy.double())
                 for a, b, c in zip(mine, native, exact, strict=True):
-                    assert_as_accurate(a, b, c, factor=3, what=f"{case} {activation}")
+                    assert_as_accurate(a, b, c, factor=8 if case in SIX_POINTS else 3, what=f"{case} {activation}")
             else:
                 # relu's kink: where the two round a value near 0 differently, gradients differ by whole terms.
                 assert_as_accurate(

@@ -146,6 +146,7 @@ BAD = {
     "weight dtype": lambda f: f(_X, _W.double()),
     "bias dtype": lambda f: f(_X, _W, torch.randn(6).double()),
     "no channels in weight": lambda f: f(_X, torch.randn(6, 0, 3, 3)),
+    "no pixels": lambda f: f(torch.randn(2, 4, 0, 8), _W, padding=2),
     "empty kernel": lambda f: f(_X, torch.randn(6, 4, 0, 3)),
     "not a tensor": lambda f: f([1.0], _W),
 }

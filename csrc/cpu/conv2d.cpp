@@ -21,7 +21,7 @@ enum class ConvWay {
   kDepthwise,  // sums over taps, and over the few channels of a group
   kPointwise,  // 1x1: a product of matrices
   kPairs,      // products of pairs of bfloat16
-  kWinograd,   // 3x3 of stride 1; where a sum is not finite, kDense
+  kWinograd,   // 3x3 and 5x5 of stride 1; where a sum is not finite, kDense
   kDense,      // products of patches that are not written: of rows (channels_last) or planes
 };
 
@@ -243,13 +243,17 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
   const ConvPlan plan = choose_plan(shape, input.scalar_type(), ConvPass::kBackward);
   shape.format = plan.format;
   const bool dense = plan.way == ConvWay::kPointwise || plan.way == ConvWay::kPairs;
-  const Tensor dy = dense ? dense_in_format(grad_output, shape.format) : in_format(grad_output, shape.format);
+  const auto read = [&](at::MemoryFormat format) {
+    return dense ? dense_in_format(grad_output, format) : in_format(grad_output, format);
+  };
+  const ConvPlan dx_plan = input_gradient_plan(shape, plan);
+  const bool shared = dx_plan.format == plan.format;
+  const Tensor dy = shared || output_mask[1] || output_mask[2] ? read(plan.format) : Tensor();
   if (output_mask[0]) {
-    const ConvPlan dx_plan = input_gradient_plan(shape, plan);
     Conv2dShape dx_shape = shape;
     dx_shape.format = dx_plan.format;
-    const Tensor read = dx_plan.format == plan.format ? dy : in_format(grad_output, dx_plan.format);
-    dx = result_in(input_gradient(dx_plan, dx_shape, read, weight), dx_plan.result, promised);
+    dx = input_gradient(dx_plan, dx_shape, shared ? dy : read(dx_plan.format), weight);
+    dx = result_in(dx, dx_plan.result, promised);
   }
   if (output_mask[1]) {
     std::tie(dweight, dbias) = weight_gradient(plan.way, shape, dy, input, weight, promised, output_mask[2]);

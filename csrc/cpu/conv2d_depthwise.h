@@ -9,11 +9,10 @@ inline bool is_depthwise(const Conv2dShape& shape) { return shape.groups == shap
 
 // Groups of 4 or 8 channels and as many filters, whose windows the kernel holds in registers.
 inline bool is_small_groups(const Conv2dShape& shape, at::ScalarType dtype) {
-  constexpr int64_t kMostCols = 3, kMostStride = 2;
   const int64_t group = shape.channels / shape.groups;
   const bool fits = dtype == at::kFloat && shape.groups > 1 && shape.filters == shape.channels &&
-                    shape.kernel[1] <= kMostCols && shape.stride[1] <= kMostStride && shape.dilation[0] == 1 &&
-                    shape.dilation[1] == 1;
+                    shape.kernel[1] <= kMostGroupCols && shape.stride[1] <= kMostGroupStride &&
+                    shape.dilation[0] == 1 && shape.dilation[1] == 1;
   return fits && (group == 4 || group == 8) && group <= kernels<float>().conv2d.row_lanes;
 }
 

@@ -1,5 +1,6 @@
-// 3x3 and 5x5 convolutions of stride 1 on the CPU by Winograd's minimal filtering (kernels/winograd_transforms.h): who
-// takes that way, and how its steps are cut into items for torch's threads. All cuts depend on the shape alone.
+// 3x3 and 5x5 convolutions of stride 1 on the CPU by Winograd's minimal filtering (kernels/winograd_transforms.h): how
+// its steps are cut into items for torch's threads. conv2d_winograd_plan.h says who takes that way. All cuts depend on
+// the shape alone.
 #pragma once
 #include <atomic>
 

@@ -52,6 +52,8 @@ Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const Tensor
   const int64_t size[2] = {shape.height, shape.width};
   for (int d = 0; d < 2; ++d) {
     shape.kernel[d] = weight.size(2 + d);
+    TORCH_CHECK(size[d] > 0 || shape.images == 0 || shape.channels == 0,
+                "conv2d: input must have pixels unless it has no images or no channels, got shape ", input.sizes());
     TORCH_CHECK(shape.kernel[d] > 0, "conv2d: the kernel's size must be positive, got weight ", weight.sizes());
     const int64_t reach = shape.dilation[d] * (shape.kernel[d] - 1) + 1, padded = size[d] + 2 * shape.padding[d];
     TORCH_CHECK(reach <= padded, "conv2d: the kernel must not be larger than the padded input (", padded,

@@ -153,6 +153,9 @@ constexpr int64_t kPairGradK = 128;
 constexpr int64_t kPairGradLeft = (kPairFilters + 64) * (kPairGradPixels / 2 + 16);
 constexpr int64_t kPairScratchBytes = 1 << 20;
 
+// What the kernel for small groups holds in registers: neighbouring taps without dilation, up to every second pixel.
+constexpr int64_t kMostGroupCols = 3, kMostGroupStride = 2;
+
 // Depthwise: one channel in, one filter, for every group. Weights are [taps][channels] for channels_last and
 // [channels][taps] for planes. channels_last also has groups of as many filters as channels (4 or 8, at most a
 // vector's lanes; float32): weights [taps][channel in the group][filters].

@@ -24,7 +24,7 @@ namespace {
 
 // 8 chains of fmas: 2 ports x latency 4.
 constexpr int kDepthwisePixels = 8;
-constexpr int kMostCols = 7, kMostGroupCols = 3;
+constexpr int kMostCols = 7;
 
 // Channel `c` of every group in the lanes of its group; `from` are the n channels of a vector.
 template <int kGroup, typename T>
@@ -122,7 +122,7 @@ inline DepthwiseLastPixels<T> depthwise_last_pixels_for(int64_t cols) {
 }
 
 // Any window, a pixel at a time: dilation, strides beyond 2, many columns.
-template <typename T, int kGroup>
+template <typename T>
 void depthwise_last_pixel(const ConvDepthwiseArgs<T>& args, const T* image, int64_t y, int64_t x, int64_t place) {
   using A = Acc<T>;
   const ConvWindow& window = args.window;
@@ -137,10 +137,8 @@ void depthwise_last_pixel(const ConvDepthwiseArgs<T>& args, const T* image, int6
       for (int64_t j = 0; j < window.cols; ++j) {
         const int64_t col = ix + j * window.step_x;
         if (col < 0 || col >= in.width) continue;
-        for (int64_t g = 0; g < kGroup; ++g) {
-          sum[(j + g) % 2] = fma(load_spread<kGroup>(image + row * in.y_stride + col * in.x_stride + c, g, n),
-                                 load(args.weight + ((i * window.cols + j) * kGroup + g) * C + c, n), sum[(j + g) % 2]);
-        }
+        sum[j % 2] = fma(load(image + row * in.y_stride + col * in.x_stride + c, n),
+                         load(args.weight + (i * window.cols + j) * C + c, n), sum[j % 2]);
       }
     }
     store(args.out.data + place + c, finish_vector<T>(args.epilogue, sum[0] + sum[1], place + c, n), n);
@@ -179,16 +177,17 @@ void depthwise_last_tiles(const ConvDepthwiseArgs<T>& args, int64_t n, int64_t b
   }
 }
 
+// Small groups have windows that fit (kMostGroupCols, kMostGroupStride).
 template <typename T, int kGroup>
 void depthwise_last_rows(const ConvDepthwiseArgs<T>& args, int64_t n, int64_t begin, int64_t end) {
   const ConvWindow& window = args.window;
-  if (window.step_x == 1 && window.stride_x <= 2 && window.cols <= (kGroup == 1 ? kMostCols : kMostGroupCols)) {
+  if (kGroup > 1 || (window.step_x == 1 && window.stride_x <= 2 && window.cols <= kMostCols)) {
     return depthwise_last_tiles<T, kGroup>(args, n, begin, end);
   }
   for (int64_t row = begin; row < end; ++row) {
     for (int64_t x = 0; x < window.width; ++x) {
-      depthwise_last_pixel<T, kGroup>(args, args.in.data + n * args.in.n_stride, row, x,
-                                      n * args.out.n_stride + row * args.out.y_stride + x * args.out.x_stride);
+      depthwise_last_pixel(args, args.in.data + n * args.in.n_stride, row, x,
+                           n * args.out.n_stride + row * args.out.y_stride + x * args.out.x_stride);
     }
   }
 }

@@ -63,6 +63,11 @@ def conv2d(
 
     Drop-in for :func:`torch.nn.functional.conv2d`, where y' = y * stride - padding + i * dilation, and x' likewise.
 
+    On CPUs, 3x3 and 5x5 kernels of stride 1 with 16 channels and filters of a group or more go by minimal filtering
+    (Winograd, Arithmetic Complexity of Computations, 1980; Lavin and Gray, arXiv:1509.09308) except in float64, with a
+    few times native's rounding error. TILEWRIGHT_WINOGRAD=0 in the environment or
+    torch.use_deterministic_algorithms(True) ask for the plain sum.
+
     Args:
         input: [N, C, H, W] or [C, H, W], float32, float64, bfloat16 or float16; other tensors go to native.
         weight: [F, C / groups, KH, KW], of input's dtype.
