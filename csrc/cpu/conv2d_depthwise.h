@@ -59,39 +59,37 @@ void run_last(const ConvDepthwiseArgs<T>& args) {
 // The data gradient of strides: bands of rows of all classes of pixels in turn, so that dy is read from memory once.
 template <typename T>
 void run_last(const std::vector<ConvDepthwiseArgs<T>>& classes) {
-  constexpr int64_t kRows = 8;
-  int64_t height = 0, cost = 0;
+  if (classes.empty()) return;
+  if (classes.size() == 1) return run_last(classes.front());
+  int64_t height = 0, row_cost = 0;
   for (const auto& args : classes) {
     height = std::max(height, args.window.height);
-    const int64_t sums = args.group * args.window.rows * args.window.cols;
-    cost += kRows * args.window.width * args.channels * (sums + 4) / 8;
+    row_cost += args.window.width * args.channels * (args.group * args.window.rows * args.window.cols + 4) / 8;
   }
-  if (classes.empty()) return;
-  const int64_t bands = divide_up(height, kRows);
-  parallel_for_cost(classes.front().images * bands, cost, [&](int64_t begin, int64_t end) {
+  // Enough items for many threads, though every band reads the rows around it as well.
+  constexpr int64_t kItems = 16, kMostRows = 8;
+  const int64_t images = classes.front().images;
+  const int64_t rows = std::min(kMostRows, divide_up(height * images, kItems)), bands = divide_up(height, rows);
+  parallel_for_cost(images * bands, rows * row_cost, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       for (const auto& args : classes) {
-        const int64_t first = i / bands * args.window.height, row = i % bands * kRows;
-        const int64_t last = std::min(args.window.height, row + kRows);
+        const int64_t first = i / bands * args.window.height, row = i % bands * rows;
+        const int64_t last = std::min(args.window.height, row + rows);
         if (row < last) kernels<T>().depthwise.last(args, first + row, first + last);
       }
     }
   });
 }
 
-enum class DepthwisePass { kForward, kInputGrad };
-
-// Weights [filters, channels of a group, taps] in the accumulation type, as the kernel of this format reads them;
-// `taps` selects and orders. A data gradient sums over filters instead of channels.
-inline Tensor depthwise_weights(const Conv2dShape& shape, const Tensor& weight, DepthwisePass pass,
-                                const std::vector<int64_t>& taps) {
+// Weights [filters, channels of a group, taps] in the accumulation type, as the kernel of this format reads them.
+// `taps` are a data gradient's, in its order, which sums over filters instead of channels; none: the forward's.
+inline Tensor depthwise_weights(const Conv2dShape& shape, const Tensor& weight, const std::vector<int64_t>& taps = {}) {
   const int64_t group = weight.size(1), taps_in_all = shape.kernel[0] * shape.kernel[1];
   Tensor grouped = as_accumulator(weight, weight.scalar_type())
                        .view({shape.filters / group, group, group, taps_in_all});  // group, filter, channel, tap
   if (!taps.empty()) grouped = grouped.index_select(3, at::tensor(taps));
   if (shape.format != at::MemoryFormat::ChannelsLast) return grouped.view({shape.filters, -1});
-  const bool forward = pass == DepthwisePass::kForward;
-  return grouped.permute(forward ? at::IntArrayRef{3, 2, 0, 1} : at::IntArrayRef{3, 1, 0, 2}).contiguous();
+  return grouped.permute(taps.empty() ? at::IntArrayRef{3, 2, 0, 1} : at::IntArrayRef{3, 1, 0, 2}).contiguous();
 }
 
 // Every channel once per filter that reads it: [N, C, H, W] -> [N, C * multiplier, H, W].
@@ -105,7 +103,7 @@ void depthwise_forward(const Conv2dShape& shape, const Tensor& x_in, const Tenso
                        const ConvEpilogue<T>& epilogue, const Tensor& output) {
   const bool last = shape.format == at::MemoryFormat::ChannelsLast;
   const Tensor x = last ? repeat_channels(shape, x_in) : x_in;
-  const Tensor weight = depthwise_weights(shape, weight_in, DepthwisePass::kForward, {});
+  const Tensor weight = depthwise_weights(shape, weight_in);
   const int64_t multiplier = last ? 1 : shape.filters / shape.channels;
   const ConvDepthwiseArgs<T> args{images_of(x, const_data<T>(x), shape.format),
                                   images_of(output, mutable_data<T>(output), shape.format),
@@ -133,7 +131,7 @@ void depthwise_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tens
         taps.push_back(part.y.kernel_index(i) * shape.kernel[1] + part.x.kernel_index(j));
       }
     }
-    weights.push_back(depthwise_weights(shape, weight_in, DepthwisePass::kInputGrad, taps));
+    weights.push_back(depthwise_weights(shape, weight_in, taps));
     classes.push_back({images_of(dy, const_data<T>(dy), shape.format),
                        images_of_class(shape, part, dx, mutable_data<T>(dx), shape.format),
                        part.window(),
