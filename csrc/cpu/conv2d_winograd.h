@@ -17,35 +17,30 @@ const WinogradTileKernels<T>& winograd_tiles(const WinogradForm& form) {
   return form.taps == 5 ? kernel.f2x5 : form.pixels == 4 ? kernel.f4x3 : kernel.f2x3;
 }
 
-// Transformed weights of all groups, [group][point][panel][K = channels read][panel width].
+// Elements of one point of a group's transformed weights, [panel][K = channels read][panel width].
 template <typename T>
-struct WinogradWeights {
-  Tensor tensor;
-  int64_t point_stride;
-};
+int64_t winograd_weights_point(int64_t filters, int64_t channels) {
+  const int64_t width = kernels<T>().conv2d.panel;
+  return divide_up(filters, width) * channels * width;
+}
 
+// Transformed weights of all groups, [group][point][panel][K][panel width].
 template <typename T>
-WinogradWeights<T> transform_conv_weights(const WeightLayout& layout, const T* data, int64_t group_stride,
-                                          int64_t groups, int64_t channels, const WinogradForm& form,
-                                          const at::TensorOptions& options) {
+Tensor transform_conv_weights(const WeightLayout& layout, const T* data, int64_t group_stride, int64_t groups,
+                              int64_t channels, const WinogradForm& form, const at::TensorOptions& options) {
   const auto& kernel = kernels<T>();
-  const int64_t width = kernel.conv2d.panel, panels = divide_up(layout.filters, width), taps = form.taps * form.taps;
-  const int64_t point_stride = panels * channels * width, points = form.points();
-  Tensor transformed = at::empty({groups * points * point_stride}, options);
-  Acc<T>* out = mutable_data<Acc<T>>(transformed);
-  parallel_for_cost(groups * panels, 2 * points * channels * width, [&](int64_t begin, int64_t end) {
-    auto* packed = conv_scratch<Acc<T>>(taps * channels * width);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t group = i / panels, panel = i % panels;
-      ConvWeights<const T> weights = layout.at(data + group * group_stride);
-      weights.data += panel * width * weights.filter_stride;
-      weights.filters -= panel * width;
-      kernel.conv2d.pack_weights(weights, taps * channels, 0, 1, packed);
-      winograd_tiles<T>(form).transform_weights(
-          packed, channels, out + group * points * point_stride + panel * channels * width, point_stride);
-    }
-  });
-  return {transformed, point_stride};
+  const int64_t width = kernel.conv2d.panel, K = form.taps * form.taps * channels;
+  const int64_t point_stride = winograd_weights_point<T>(layout.filters, channels);
+  return pack_panels<Acc<T>>(layout, data, group_stride, groups, divide_up(layout.filters, width),
+                             form.points() * point_stride, options,
+                             [&](ConvWeights<const T> weights, int64_t panel, Acc<T>* transformed) {
+                               auto* packed = conv_scratch<Acc<T>>(K * width);
+                               weights.data += panel * width * weights.filter_stride;
+                               weights.filters -= panel * width;
+                               kernel.conv2d.pack_weights(weights, K, 0, 1, packed);
+                               winograd_tiles<T>(form).transform_weights(
+                                   packed, channels, transformed + panel * channels * width, point_stride);
+                             });
 }
 
 // out = epilogue(in * weights) of the first group; channels, filters: of each.
@@ -57,7 +52,6 @@ struct WinogradConv {
   int64_t images, channels, filters;
   WinogradForm form;
   const Acc<T>* weights;
-  int64_t weights_point;
   ConvEpilogue<T> epilogue;
 
   WinogradConv at_group(int64_t group) const {
@@ -65,13 +59,14 @@ struct WinogradConv {
     const int64_t first = group * filters, place = first * out.c_stride;
     conv.in.data += group * channels * in.c_stride;
     conv.out.data += place;
-    conv.weights += group * points() * weights_point;
+    conv.weights += group * points() * weights_point();
     if (epilogue.bias != nullptr) conv.epilogue.bias += first;
     if (epilogue.residual != nullptr) conv.epilogue.residual += place;
     if (epilogue.pre != nullptr) conv.epilogue.pre += place;
     return conv;
   }
   int64_t points() const { return form.points(); }
+  int64_t weights_point() const { return winograd_weights_point<T>(filters, channels); }
   WinogradCut cut(int64_t target) const { return WinogradCut(out.height, out.width, images, form.pixels, target); }
 
   // tiles of the left matrix times filters of the range.
@@ -86,7 +81,7 @@ struct WinogradConv {
             tiles.row_stride,
             1,
             weights + filter_begin * channels,
-            weights_point,
+            weights_point(),
             sums.data,
             sums.point_stride,
             sums.row_stride,
@@ -216,10 +211,9 @@ template <typename T>
 bool run_winograd(WinogradConv<T> conv, int64_t groups, const WeightLayout& layout, const T* weights,
                   int64_t group_stride, const at::TensorOptions& options) {
   constexpr int64_t kCachedWeights = 300 * 1000;  // elements
-  const auto transformed =
+  const Tensor transformed =
       transform_conv_weights(layout, weights, group_stride, groups, conv.channels, conv.form, options);
-  conv.weights = const_data<Acc<T>>(transformed.tensor);
-  conv.weights_point = transformed.point_stride;
+  conv.weights = const_data<Acc<T>>(transformed);
   if (conv.points() * conv.channels * conv.filters <= kCachedWeights) return run_winograd_blocks(conv, groups);
   for (int64_t group = 0; group < groups; ++group) {
     if (!run_winograd_steps(conv.at_group(group))) return false;
@@ -238,7 +232,6 @@ bool winograd_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& w
                              shape.filters / shape.groups,
                              winograd_form(shape, shape.out[0], shape.out[1]),
                              nullptr,
-                             0,
                              epilogue};
   return run_winograd(conv, shape.groups, forward_weights(shape, weight_last, ConvOrder::kTapsOuter),
                       const_data<T>(weight), weight.numel() / shape.groups,
@@ -257,7 +250,6 @@ bool winograd_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tenso
                              shape.channels / shape.groups,
                              winograd_form(shape, shape.height, shape.width),
                              nullptr,
-                             0,
                              {}};
   return run_winograd(conv, shape.groups, gradient_weights(shape, part, weight_last, ConvOrder::kTapsOuter),
                       const_data<T>(weight), weight.numel() / shape.groups,

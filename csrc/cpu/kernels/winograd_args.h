@@ -8,15 +8,6 @@
 
 namespace tilewright {
 
-// F(pixels x pixels, taps x taps).
-struct WinogradForm {
-  int64_t pixels, taps;
-  int64_t points() const { return (pixels + taps - 1) * (pixels + taps - 1); }
-  // Products that are added in a row. Those of more than 16 points are larger than their sums: shorter chains keep the
-  // bar of accuracy (64: 3.5 to 4.6 times native's error in norm, 128: up to 6.1, simulated).
-  int64_t depth() const { return points() > 16 ? 32 : 256; }
-};
-
 // Rows [row_begin, row_end) of tiles, columns [col_begin, col_end).
 struct WinogradBlock {
   int64_t row_begin, row_end, col_begin, col_end;
