@@ -25,8 +25,6 @@ enum class ConvWay {
   kDense,      // products of patches that are not written: of rows (channels_last) or planes
 };
 
-enum class ConvPass { kForward, kBackward };
-
 struct ConvPlan {
   ConvWay way;
   at::MemoryFormat format;  // of the images that are read
@@ -40,14 +38,14 @@ bool has_short_runs(const Conv2dShape& shape) {
   return (joins_taps(shape.groups, C, cols, shape.dilation[1]) ? cols * C : C) < kShort;
 }
 
-// Few channels of a result fill a vector of pixels, not one of filters.
-constexpr int64_t kFewFilters = 8;
-
-// Such channels_last images are worked on as planes: groups that are few on both sides, and a forward's result.
+// A result of few channels fills a vector of pixels, not one of filters: it is worked on as planes, and so are groups
+// that are few on both sides.
 bool prefers_planes(const Conv2dShape& shape, ConvPass pass) {
-  if (shape.format == kPlanes) return false;
-  if (shape.groups == 1) return pass == ConvPass::kForward && shape.filters < kFewFilters;
-  return std::max(shape.filters, shape.channels) / shape.groups < kFewFilters;
+  constexpr int64_t kFew = 8;
+  const int64_t F = shape.filters / shape.groups, C = shape.channels / shape.groups;
+  if (pass == ConvPass::kInputGrad) return C < kFew;
+  if (shape.groups > 1) return std::max(F, C) < kFew;
+  return pass == ConvPass::kForward && F < kFew;
 }
 
 // Planes whose copies to channels_last are paid for by the arithmetic: multiplications for each element that is copied.
@@ -57,7 +55,7 @@ bool prefers_channels_last(const Conv2dShape& shape, ConvPass pass) {
   if (shape.format != kPlanes) return false;
   if (shape.groups > 1) {
     constexpr int64_t kFewestFilters = 16;
-    return pass == ConvPass::kBackward && std::min(shape.channels, shape.filters) / shape.groups >= kFewestFilters;
+    return pass != ConvPass::kForward && std::min(shape.channels, shape.filters) / shape.groups >= kFewestFilters;
   }
   if (has_short_runs(shape)) return false;
   // One to three channels fill little of what transposes them.
@@ -72,7 +70,7 @@ bool prefers_channels_last(const Conv2dShape& shape, ConvPass pass) {
 bool depthwise_prefers_last(const Conv2dShape& shape, ConvPass pass) {
   constexpr int64_t kLargeWindow = 49, kVector = 16;
   return shape.channels >= kVector &&
-         (shape.kernel[0] * shape.kernel[1] >= kLargeWindow || (pass == ConvPass::kBackward && shape.stride[1] > 1));
+         (shape.kernel[0] * shape.kernel[1] >= kLargeWindow || (pass != ConvPass::kForward && shape.stride[1] > 1));
 }
 
 // A function of the shape, the dtype, the pass, the instruction set and the switches of Winograd. adds_twice: a bias
@@ -84,18 +82,12 @@ ConvPlan choose_plan(const Conv2dShape& shape, at::ScalarType dtype, ConvPass pa
   if (pointwise_suits(shape, dtype) && !adds_twice) return in(ConvWay::kPointwise, shape.format);
   if (multiplies_pairs(dtype)) return in(ConvWay::kPairs, kLast);
   if (shape.format == kLast && is_small_groups(shape, dtype)) return in(ConvWay::kDepthwise, kLast);
-  if (winograd_suits(shape, dtype)) return in(ConvWay::kWinograd, shape.format);
+  if (winograd_suits(shape, dtype, pass)) return in(ConvWay::kWinograd, shape.format);
   if (prefers_planes(shape, pass)) return in(ConvWay::kDense, kPlanes);
   if (!prefers_channels_last(shape, pass)) return in(ConvWay::kDense, shape.format);
   // The data gradient of strides writes every second pixel of a plane: slower than a copy of the result.
   const bool writes_planes = pass == ConvPass::kForward || (shape.stride[0] == 1 && shape.stride[1] == 1);
   return {ConvWay::kDense, kLast, writes_planes ? kPlanes : kLast};
-}
-
-// The data gradient's, from that of both gradients.
-ConvPlan input_gradient_plan(const Conv2dShape& shape, const ConvPlan& plan) {
-  const bool few = plan.way == ConvWay::kDense && shape.channels / shape.groups < kFewFilters;
-  return few ? ConvPlan{ConvWay::kDense, kPlanes, kPlanes} : plan;
 }
 
 // Weights contiguous in one format or the other: both are packed without a copy.
@@ -240,21 +232,21 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
     return {dx, dweight, dbias};
   }
   const auto promised = shape.format;
-  const ConvPlan plan = choose_plan(shape, input.scalar_type(), ConvPass::kBackward);
-  shape.format = plan.format;
-  const bool dense = plan.way == ConvWay::kPointwise || plan.way == ConvWay::kPairs;
-  const auto read = [&](at::MemoryFormat format) {
-    return dense ? dense_in_format(grad_output, format) : in_format(grad_output, format);
+  const ConvPlan dx_plan = choose_plan(shape, input.scalar_type(), ConvPass::kInputGrad);
+  const ConvPlan plan = choose_plan(shape, input.scalar_type(), ConvPass::kWeightGrad);
+  const auto read = [&](const ConvPlan& plan) {
+    const bool dense = plan.way == ConvWay::kPointwise || plan.way == ConvWay::kPairs;
+    return dense ? dense_in_format(grad_output, plan.format) : in_format(grad_output, plan.format);
   };
-  const ConvPlan dx_plan = input_gradient_plan(shape, plan);
-  const bool shared = dx_plan.format == plan.format;
-  const Tensor dy = shared || output_mask[1] || output_mask[2] ? read(plan.format) : Tensor();
+  Tensor dy;
   if (output_mask[0]) {
-    Conv2dShape dx_shape = shape;
-    dx_shape.format = dx_plan.format;
-    dx = input_gradient(dx_plan, dx_shape, shared ? dy : read(dx_plan.format), weight);
-    dx = result_in(dx, dx_plan.result, promised);
+    dy = read(dx_plan);
+    shape.format = dx_plan.format;
+    dx = result_in(input_gradient(dx_plan, shape, dy, weight), dx_plan.result, promised);
   }
+  const bool is_read = dy.defined() && plan.format == dx_plan.format;
+  if (!is_read && (output_mask[1] || output_mask[2])) dy = read(plan);
+  shape.format = plan.format;
   if (output_mask[1]) {
     std::tie(dweight, dbias) = weight_gradient(plan.way, shape, dy, input, weight, promised, output_mask[2]);
   }

@@ -10,6 +10,8 @@
 
 namespace tilewright {
 
+enum class ConvPass { kForward, kInputGrad, kWeightGrad };
+
 inline ConvWindow forward_window(const Conv2dShape& shape) {
   return {shape.out[0],    shape.out[1],      shape.stride[0],   shape.stride[1],   shape.kernel[0],
           shape.kernel[1], -shape.padding[0], -shape.padding[1], shape.dilation[0], shape.dilation[1]};

@@ -104,12 +104,11 @@ void weight_grad_in_steps(const WinogradWeightGrad<T>& args, const WinogradCut& 
   });
 }
 
-// False where a sum was not finite, and for 5x5 kernels over few tiles: five taps from six points are the least exact
-// of the forms (5 to 6 times native's error over 100 tiles, where a plain sum is short; 2.7 over 1500).
+// False where a sum was not finite.
 template <typename T>
 bool winograd_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& dweight) {
   using A = Acc<T>;
-  constexpr int64_t kCachedSums = 300 * 1000, kChunks = 8, kFewestChunkTiles = 96, kFewestTilesOf5x5 = 400;
+  constexpr int64_t kCachedSums = 300 * 1000, kChunks = 8, kFewestChunkTiles = 96;
   const int64_t groups = shape.groups, C = shape.channels / groups, F = shape.filters / groups;
   const int64_t width = kernels<T>().conv2d.panel, stride = divide_up(F, width) * width;
   const WinogradForm form = winograd_form(shape, shape.out[0], shape.out[1]);
@@ -118,7 +117,6 @@ bool winograd_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tens
   const WinogradCut cut(shape.out[0], shape.out[1], shape.images, form.pixels, target);
   const bool in_blocks =
       points * C * F <= kCachedSums && cut.rows * cut.cols >= wanted * kFewestChunkTiles && cut.count() >= wanted;
-  if (form.taps == 5 && cut.rows * cut.cols < kFewestTilesOf5x5) return false;
   const int64_t chunks = in_blocks ? wanted : 1;
   const auto options = x.options().dtype(accumulation_dtype(x.scalar_type()));
   const Tensor sums = at::empty({groups, chunks, points, C, stride}, options);
