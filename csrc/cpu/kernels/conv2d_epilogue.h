@@ -49,24 +49,21 @@ inline void finish_row(const ConvEpilogue<T>& epilogue, const Acc<T>* block, int
   });
 }
 
-// Pixels that are rows of sums, row_of(i) for i < count, to planes where they are neighbours from `place` on: blocks of
-// a vector of pixels by a vector of filters are transposed in registers. bias: of the first filter on, or null.
+// At most a vector of pixels, rows of sums row_of(i) for i < count, of at most a vector of filters, to planes where the
+// pixels are neighbours from `place` on: transposed in registers. bias: of the first filter on, or null.
 template <typename T, typename RowOf>
 inline TILEWRIGHT_INLINE void finish_transposed(const ConvEpilogue<T>& epilogue, const RowOf& row_of, int64_t count,
                                                 int64_t filters, const Acc<T>* bias, int64_t place, T* out,
                                                 int64_t c_stride) {
   using A = Acc<T>;
   constexpr int64_t kStep = kLanes<A>;
-  for (int64_t f = 0; f < filters; f += kStep) {
-    const int64_t planes = smaller(kStep, filters - f);
-    Vec<A> block[kLanes<A>];
-    for (int64_t i = 0; i < kStep; ++i) block[i] = i < count ? load(row_of(i) + f, planes) : Vec<A>{};
-    transpose<A>(block);
-    for (int64_t j = 0; j < planes; ++j) {
-      const int64_t at = place + (f + j) * c_stride;
-      const Vec<A> v = finish_vector<T>(epilogue, block[j] + (bias != nullptr ? bias[f + j] : A(0)), at, count);
-      count == kStep ? store(out + at, v) : store(out + at, v, count);
-    }
+  Vec<A> block[kStep];
+  for (int64_t i = 0; i < kStep; ++i) block[i] = i < count ? load(row_of(i), filters) : Vec<A>{};
+  transpose<A>(block);
+  for (int64_t j = 0; j < filters; ++j) {
+    const int64_t at = place + j * c_stride;
+    const Vec<A> v = finish_vector<T>(epilogue, block[j] + (bias != nullptr ? bias[j] : A(0)), at, count);
+    count == kStep ? store(out + at, v) : store(out + at, v, count);
   }
 }
 

@@ -99,9 +99,12 @@ void write_region(const Region& region, const Acc<T>* sums, const ConvImages<T>&
   const Acc<T>* bias = epilogue.bias != nullptr ? epilogue.bias + filter_begin : nullptr;
   for_each_pixels<kStep>(out, region, region.y, region.y + region.height, region.x, region.x + region.width,
                          [&](int64_t offset, int64_t count, const PixelPlaces<kStep>& places) {
-                           finish_transposed<T>(
-                               epilogue, [&](int64_t i) TILEWRIGHT_INLINE { return sums + places.at[i]; }, count,
-                               filters, bias, plane + offset, out.data, out.c_stride);
+                           for (int64_t f = 0; f < filters; f += kStep) {
+                             finish_transposed<T>(
+                                 epilogue, [&](int64_t i) TILEWRIGHT_INLINE { return sums + places.at[i] + f; }, count,
+                                 smaller(kStep, filters - f), bias != nullptr ? bias + f : nullptr,
+                                 plane + offset + f * out.c_stride, out.data, out.c_stride);
+                           }
                          });
 }
 
