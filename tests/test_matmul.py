@@ -99,6 +99,22 @@ def test_long_depth_is_summed_in_stretches(isa, dtype, shape):
             _assert_matches(ours, native, left, right, f"baddbmm {shape}")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_long_sums_of_outer_products(isa, dtype):
+    """Both operands contiguous across K: read in place, the last panel too where it is whole vectors."""
+    for rows in (9, 14, 29):
+        for cols in (8, 15, 16, 17, 24, 33, 65):
+            left, right = torch.randn(1031, rows, dtype=dtype), torch.randn(1031, cols, dtype=dtype)
+            _assert_matches(TF.matmul(left.T, right), torch.matmul(left.T, right), left.T, right, f"{rows}x{cols}")
+    # Summed over batches that don't follow each other in memory, too.
+    left, grad = torch.randn(3, 1100, 20, dtype=dtype)[:, :1030], torch.randn(3, 1030, 24, dtype=dtype)
+    weights = [torch.randn(20, 24, dtype=dtype).requires_grad_() for _ in range(2)]
+    for product, weight in zip((TF.matmul, torch.matmul), weights, strict=True):
+        product(left, weight).backward(grad)
+    ours, native = (weight.grad for weight in weights)
+    _assert_matches(ours, native, left.reshape(-1, 20).T, grad.reshape(-1, 24), "summed over batches")
+
+
 @pytest.mark.parametrize("rows", [3, 40])
 def test_16_bit_depth_blocks_do_not_round_in_between(rows):
     a = torch.full((rows, 2048), 1.0, dtype=torch.bfloat16)

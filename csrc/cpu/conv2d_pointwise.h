@@ -106,6 +106,13 @@ inline void pointwise_input_grad(const Conv2dShape& shape, const Tensor& dy, con
   if (strided) pixels.copy_(dense);
 }
 
+// A few channels do not fill a panel of columns where filters do: dw^T is computed, and transposed.
+inline bool turns_weight_grad(const Conv2dShape& shape, at::ScalarType dtype) {
+  constexpr int64_t kPanel = 32;
+  return shape.format == at::MemoryFormat::ChannelsLast && shape.groups == 1 && shape.channels < kPanel &&
+         shape.filters > kPanel && dtype == accumulation_dtype(dtype);
+}
+
 // With the bias's gradient, [filters] in the accumulation type, where it is wanted and dy is read transposed, which
 // copies it anyway; undefined otherwise.
 inline Tensor pointwise_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& input,
@@ -114,6 +121,18 @@ inline Tensor pointwise_weight_grad(const Conv2dShape& shape, const Tensor& dy, 
   const Tensor x = dense_in_format(strided_pixels(shape, input), shape.format);
   Product product = layout.product();
   product.is_reduced = {true, false};
+  if (turns_weight_grad(shape, dy.scalar_type())) {
+    const Tensor turned = at::empty({shape.channels, shape.filters}, dweight.options());
+    product.M = shape.channels;
+    product.N = shape.filters;
+    product.K = shape.images * layout.pixels;
+    product.a = transposed(layout.of(x));
+    product.b = layout.of(dy);
+    product.c = {turned.mutable_data_ptr(), shape.filters, 1, {0, 0}};
+    run_product(product, dy.scalar_type(), "conv2d_backward");
+    dweight.copy_(turned.t().view_as(dweight));
+    return Tensor();
+  }
   product.M = shape.filters / shape.groups;
   product.N = shape.channels / shape.groups;
   product.K = layout.last ? shape.images * layout.pixels : layout.pixels;

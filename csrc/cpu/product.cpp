@@ -85,7 +85,8 @@ void turn_column_into_row(Product& p, BatchDims& batch, BatchDims& reduce) {
   }
 }
 
-// `values`: how many along K an element of the tiles holds (MatmulBlocks).
+// T: of the operands. `values`: how many along K an element of the tiles holds (MatmulBlocks).
+template <typename T>
 MatmulPath choose_path(const Product& p, int64_t values) {
   const bool left_along_depth = p.a.col == 1 || p.K == 1, right_along_depth = p.b.row == 1;
   if (p.N == 1 && p.M == 1) return MatmulPath::kDot;
@@ -100,6 +101,10 @@ MatmulPath choose_path(const Product& p, int64_t values) {
   const int64_t most_cols = std::clamp<int64_t>(elements / 16, 1, right_along_depth ? 8 : 4);
   if (right_along_depth && p.M <= most_rows) return MatmulPath::kDot;
   if (left_along_depth && p.N <= most_cols && (right_along_depth || p.M > 16)) return MatmulPath::kDot;
+  if (std::is_same_v<T, Acc<T>> && p.a.row == 1 && p.b.col == 1 && p.K >= kMatmulOuterDepth &&
+      (p.M + p.N) * static_cast<int64_t>(sizeof(T)) <= kMatmulOuterBytes) {
+    return MatmulPath::kOuter;
+  }
   return MatmulPath::kTile;
 }
 
@@ -141,7 +146,7 @@ void fill_args(MatmulArgs<T>& args, const Product& p, const BatchDims& batch, co
   fill_walk(args.batch, batch);
   fill_walk(args.reduce, reduce);
   args.blocks = kernels<T>().matmul.blocks;
-  args.path = choose_path(p, args.blocks.values);
+  args.path = choose_path<T>(p, args.blocks.values);
   args.left_sums = batch.empty() && can_sum_left(args) ? static_cast<Acc<T>*>(p.left_sums) : nullptr;
 }
 

@@ -1,4 +1,4 @@
-// One product of a batch, on one core: C = act(alpha * A B + beta * addend). Three paths (matmul_args.h):
+// One product of a batch, on one core: C = act(alpha * A B + beta * addend). Four paths (matmul_args.h):
 //
 //   tile    for each block of columns, for each block of K (kMatmulBlocks): the right block is packed once into panels
 //           (half of L2), then every row tile runs over all panels while its part of A lies in L1:
@@ -14,10 +14,12 @@
 //   dot     min(M, N) small, both contiguous along K: a few rows times four columns, lanes along K, summed by one
 //           in-register transpose. Nothing is packed, 16-bit operands are widened on load.
 //   stream  M small, B with contiguous rows: wide register tiles read B once, in place, some rows of K at a time.
+//   outer   M and N small, K long, both contiguous across K: register tiles read both in place (matmul_outer.h).
 //
 // Every element of C is one chain over K whose cuts depend on K alone, so M and N can be divided at will.
 #pragma once
 #include "cpu/kernels/matmul_operands.h"
+#include "cpu/kernels/matmul_outer.h"
 #include "cpu/kernels/matmul_small.h"
 
 namespace tilewright {
@@ -188,6 +190,7 @@ inline void compute_part(const MatmulArgs<T>& args, const MatmulPart& part, Acc<
   const ItemPointers<T> item = item_pointers(args, part.item);
   if (args.path == MatmulPath::kTile) return tile_product(args, item, part, scratch);
   if (args.path == MatmulPath::kDot) return dot_product(args, item, part, scratch);
+  if (args.path == MatmulPath::kOuter) return outer_product(args, item, part, scratch);
   stream_product(args, item, part, scratch);
 }
 
