@@ -41,6 +41,17 @@ inline int64_t pair_block_edge(int64_t b, int64_t blocks, int64_t K) {
   return smaller(K, (K * b / blocks + kPairStep - 1) / kPairStep * kPairStep);
 }
 
+// Asks for the lines of the output that are written next, while there is something to multiply.
+inline void prefetch_pixels(const ConvImages<BF16>& out, const ConvWindow& window, int64_t pixel, int64_t pixels,
+                            int64_t filter, int64_t filters) {
+  constexpr int64_t kLine = 64 / int64_t{sizeof(BF16)};
+  for_each_pixel_run(out, window, pixel, pixels, [&](int64_t offset, int64_t, int64_t count) {
+    for (int64_t i = 0; i < count; ++i, offset += out.x_stride) {
+      for (int64_t f = 0; f < filters; f += kLine) __builtin_prefetch(out.data + offset + filter + f, 1);
+    }
+  });
+}
+
 // One group. pixels <= kPairPixels, filters <= kPairFilters, the first a multiple of a panel.
 inline void conv_pairs_block(const ConvPairsArgs<BF16>& args, int64_t group, int64_t pixel, int64_t pixels,
                              int64_t filter, int64_t filters, BF16* patches, float* block) {
@@ -53,19 +64,22 @@ inline void conv_pairs_block(const ConvPairsArgs<BF16>& args, int64_t group, int
   const Pair* weight = static_cast<const Pair*>(args.weight) + group * panels * kPairPanel * pairs + filter * pairs;
   // One block's edges are rounded up to whole steps, so blocks are a step smaller than there is room for.
   const int64_t blocks = K <= kPairBlockK ? 1 : (K + kPairBlockK - kPairStep - 1) / (kPairBlockK - kPairStep);
+  const int64_t first = group * args.filters + filter;
+  const int64_t sums_row = (filters + kPairPanel - 1) / kPairPanel * kPairPanel + 16;
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t k = pair_block_edge(b, blocks, K), k_end = pair_block_edge(b + 1, blocks, K);
-    pack_patches(in, window, args.channels, pixel, pixels, k, k_end, patches);
+    const int64_t row = patch_row(k_end - k);
+    pack_patches(in, window, args.channels, pixel, pixels, k, k_end, patches, row);
+    if (b + 1 == blocks) prefetch_pixels(out, window, pixel, pixels, first, filters);
     for (int64_t f = 0; f < filters; f += kPairPanel) {
       gemm_panels(pixels, smaller(filters - f, kPairPanel), pairs_of(k_end - k), reinterpret_cast<const Pair*>(patches),
-                  kPatchRow / 2, int64_t{1}, weight + f * pairs + k / 2 * kPairPanel, block + f, kPairSumsRow, b > 0);
+                  row / 2, int64_t{1}, weight + f * pairs + k / 2 * kPairPanel, block + f, sums_row, b > 0);
     }
   }
-  const int64_t first = group * args.filters + filter;
   const float* bias = args.epilogue.bias != nullptr ? args.epilogue.bias + first : nullptr;
   for_each_pixel_run(out, window, pixel, pixels, [&](int64_t offset, int64_t at, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
-      finish_row<BF16>(args.epilogue, block + (at + i) * kPairSumsRow, filters, bias, 0.0f,
+      finish_row<BF16>(args.epilogue, block + (at + i) * sums_row, filters, bias, 0.0f,
                        offset + i * out.x_stride + first, out.data, 1);
     }
   });
@@ -131,8 +145,9 @@ inline void conv_pairs_weight_grad(const ConvPairsGradArgs<BF16>& args, int64_t 
                 tiles.count, pixels, left);
       for (int64_t k = k_begin; k < k_end; k += kPairGradK) {
         const int64_t k_count = smaller(kPairGradK, k_end - k);
-        pack_patches(in, args.window, args.channels, pixel, pixels, k, k + k_count, patches);
-        pack_right(pixels, k_count, patches, kPatchRow, int64_t{1}, panels);
+        const int64_t row = patch_row(k_count);
+        pack_patches(in, args.window, args.channels, pixel, pixels, k, k + k_count, patches, row);
+        pack_right(pixels, k_count, patches, row, int64_t{1}, panels);
         add_products(filters, k_count, pixels, left, panels, sums + k, K, pixel > pixel_begin);
       }
     }

@@ -70,8 +70,11 @@ inline void copy_clipped_patch(const ConvImages<const BF16>& in, const ConvWindo
 }
 
 constexpr int64_t kPairBlockK = 384;               // values; as matmul's blocks of pairs
-constexpr int64_t kPatchRow = kPairBlockK + 32;    // values from one patch to the next: a line more than a block
+constexpr int64_t kPatchRow = kPairBlockK + 32;    // most values from one patch to the next
 constexpr int64_t kMostPatchPieces = kPairBlockK;  // of at least one value
+
+// Values from one patch of K to the next: an odd number of lines, so that a tile's rows do not share L1 sets.
+inline int64_t patch_row(int64_t K) { return ((K + 31) / 32 | 1) * 32; }
 
 // The pieces that a patch inside the image is made of, the same for all pixels.
 struct PatchPieces {
@@ -79,6 +82,7 @@ struct PatchPieces {
     int64_t offset, length;
   } at[kMostPatchPieces];
   int64_t count = 0;
+  int64_t even = 0;  // the length of all pieces where it is the same and no more than a vector, else 0
   PatchPieces(const ConvImages<const BF16>& in, const ConvWindow& window, const PatchRuns& runs, int64_t k_begin,
               int64_t k_end) {
     for (int64_t k = k_begin; k < k_end; ++count) {
@@ -87,30 +91,37 @@ struct PatchPieces {
       at[count] = {
           run / runs.cols * window.step_y * in.y_stride + run % runs.cols * window.step_x * in.x_stride + offset,
           length};
+      even = k == k_begin || length == even ? length : 0;
       k += length;
     }
+    if (even > 2 * kLanes<Pair>) even = 0;
   }
 };
 
 // Patches of `count` pixels from `pixel` on, k in [k_begin, k_end), with zeros behind up to a whole step. dst rows are
-// kPatchRow apart.
+// dst_row apart; up to a vector is written behind the last.
 inline void pack_patches(const ConvImages<const BF16>& in, const ConvWindow& window, int64_t channels, int64_t pixel,
-                         int64_t count, int64_t k_begin, int64_t k_end, BF16* dst) {
+                         int64_t count, int64_t k_begin, int64_t k_end, BF16* dst, int64_t dst_row) {
   const PatchRuns runs = patch_runs(in, window, channels);
   const PatchPieces pieces(in, window, runs, k_begin, k_end);
   const int64_t reach_y = (window.rows - 1) * window.step_y, reach_x = (window.cols - 1) * window.step_x;
   const int64_t length = k_end - k_begin, padding = (kPairStep - length % kPairStep) % kPairStep;
   int64_t x = pixel % window.width, y = pixel / window.width % window.height;
   int64_t n = pixel / (window.width * window.height);
-  for (int64_t i = 0; i < count; ++i, dst += kPatchRow) {
+  for (int64_t i = 0; i < count; ++i, dst += dst_row) {
     const int64_t iy = y * window.stride_y + window.first_y, ix = x * window.stride_x + window.first_x;
     const BF16* image = in.data + n * in.n_stride;
     if (iy >= 0 && iy + reach_y < in.height && ix >= 0 && ix + reach_x < in.width) {
       const BF16* from = image + iy * in.y_stride + ix * in.x_stride;
       BF16* out = dst;
-      for (int64_t p = 0; p < pieces.count; ++p) {
-        copy_values<true>(out, from + pieces.at[p].offset, pieces.at[p].length);
-        out += pieces.at[p].length;
+      if (pieces.even > 0) {
+        for (int64_t p = 0; p < pieces.count; ++p, out += pieces.even) {
+          store_pairs(out, load_pairs(from + pieces.at[p].offset, pieces.even));
+        }
+      } else {
+        for (int64_t p = 0; p < pieces.count; out += pieces.at[p].length, ++p) {
+          copy_values<true>(out, from + pieces.at[p].offset, pieces.at[p].length);
+        }
       }
     } else {
       copy_clipped_patch(in, window, channels, runs, image, iy, ix, k_begin, k_end, dst);
