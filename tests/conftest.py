@@ -23,6 +23,9 @@ _PRODUCTS = (
     "test_attention_decode.py",
     "test_attention.py",
     "test_attention_autograd.py",
+    "test_conv2d.py",
+    "test_conv2d_act.py",
+    "test_conv2d_semantics.py",
     "test_linear.py",
     "test_matmul.py",
 )

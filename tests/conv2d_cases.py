@@ -56,6 +56,12 @@ CASES = {
     "channels that do not fill a step": ((1, 50, 12, 30), (40, 50, 3, 3), {"padding": 1}),
     "strips of stride 2": ((2, 32, 21, 40), (48, 32, 3, 3), {"padding": 1, "stride": 2}),
     "strips of stride 2 and 1": ((1, 32, 20, 31), (33, 32, 3, 3), {"padding": 1, "stride": (2, 1)}),
+    "strips of large images": ((2, 20, 24, 25), (18, 20, 3, 3), {"padding": 1}),
+    "strips in two blocks": ((1, 17, 40, 44), (33, 17, 3, 2), {"padding": 1}),
+    "strips of large images, stride 2": ((2, 40, 41, 43), (36, 40, 3, 3), {"padding": 1, "stride": 2}),
+    "strips of large images, dilated": ((1, 34, 26, 27), (36, 34, 3, 3), {"padding": 2, "dilation": 2}),
+    "strips of many channels and filters": ((1, 150, 20, 24), (264, 150, 3, 3), {"padding": 1}),
+    "joined groups of large images": ((1, 64, 22, 23), (64, 16, 3, 3), {"padding": 1, "groups": 4}),
     "uneven strides": ((2, 4, 13, 17), (5, 4, 3, 4), {"padding": (1, 2), "stride": (3, 2)}),
     "dilation 3": ((2, 4, 15, 16), (5, 4, 3, 3), {"padding": 3, "dilation": 3}),
     "dilation and stride": ((2, 4, 15, 16), (5, 4, 3, 2), {"padding": 2, "dilation": (2, 3), "stride": (2, 2)}),
@@ -106,6 +112,8 @@ SIX_POINTS = {
     "minimal filtering, 5x5, many tiles",
     "minimal filtering, 5x5, padding 5",
     "minimal filtering, 5x5, many channels",
+    "strips of large images",
+    "strips of many channels and filters",
 }
 
 

@@ -137,39 +137,91 @@ inline bool pairs_input_grad(const Conv2dShape& shape, const Tensor& dy, const T
   return true;
 }
 
-// dy contiguous; dweight in either format.
-inline void pairs_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& dweight) {
-  const auto& kernel = kernels<BF16>().conv2d.pairs;
-  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups, groups = shape.groups;
+// Output rows of a block of the weights' gradient without patches, or 0: with patches, where channels would not fill
+// half of a panel or where images are so small that sums would be read and written too often.
+inline int64_t strip_grad_rows(const ConvWindow& window, int64_t channels, int64_t filters) {
+  constexpr int64_t kPixels = 1024, kFewestPixels = 384, kFewestChannels = 16, kLargestScratch = 4 << 20;
+  const int64_t pitch = phase_pitch(window), taps = window.rows * window.cols;
+  if (taps == 1 || taps > kMostStripTaps || std::min(channels, filters) < kFewestChannels || !phases_serve(window) ||
+      window.height * pitch < kFewestPixels) {
+    return 0;
+  }
+  const int64_t rows = divide_up(window.height, divide_up(window.height, std::max<int64_t>(1, kPixels / pitch)));
+  const int64_t bytes = kernels<BF16>().conv2d.pairs.strip_grad_bytes(window, channels, kPairFilters, rows);
+  return bytes <= kLargestScratch ? rows : 0;
+}
+
+// Cuts the items of a weights' gradient, which add to sums of their chunk, and writes the weights. False where a sum is
+// not finite. run(args of the chunk, chunk, part); dweight in either format.
+template <typename Run>
+bool sum_pair_weights(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& dweight,
+                      int64_t chunks, int64_t parts, const Run& run) {
+  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
   const int64_t K = C * shape.kernel[0] * shape.kernel[1], pixels = shape.images * shape.out[0] * shape.out[1];
-  constexpr int64_t kItems = 16, kPartK = 1024;
-  const Cut filters{F, divide_up(F, kPairFilters), kernel.panel};
-  const Cut ks{K, divide_up(K, kPartK), kPairGradK};
-  const int64_t parts = filters.pieces * ks.pieces;
-  const Cut chunks{pixels, std::min(divide_up(kItems, parts), divide_up(pixels, kPairGradPixels)), 2};
-  Tensor sums = at::empty({chunks.pieces, shape.filters, K}, dy.options().dtype(at::kFloat));
+  Tensor sums = at::empty({chunks, shape.filters, K}, dy.options().dtype(at::kFloat));
   const ConvPairsGradArgs<BF16> first{images_of(x, const_data<BF16>(x), shape.format),
                                       const_data<BF16>(dy),
                                       shape.filters,
                                       forward_window(shape),
-                                      groups,
+                                      shape.groups,
                                       C,
                                       F,
                                       mutable_data<float>(sums)};
-  const int64_t cost = groups * (pixels / chunks.pieces) * (K / ks.pieces + 1) * (F / filters.pieces + 1) / 256;
-  parallel_for_cost(chunks.pieces * parts, cost, [&](int64_t begin, int64_t end) {
+  const int64_t cost = pixels / chunks * (K + 1) * (shape.filters / parts + 1) / 256;
+  parallel_for_cost(chunks * parts, cost, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t filter = i % filters.pieces, k = i / filters.pieces % ks.pieces, chunk = i / parts;
       ConvPairsGradArgs<BF16> args = first;
-      args.sums += chunk * shape.filters * K;
-      kernel.weight_grad(args, chunks.at(chunk), chunks.at(chunk + 1), ks.at(k), ks.at(k + 1), filters.at(filter),
-                         filters.at(filter + 1), conv_pairs_scratch());
+      args.sums += i / parts * shape.filters * K;
+      run(args, i / parts, i % parts);
     }
   });
   const bool last = !dweight.is_contiguous();
-  parallel_for_cost(shape.filters, K * (chunks.pieces + 1), [&](int64_t begin, int64_t end) {
-    kernel.finish_weights(first, chunks.pieces, begin, end, last, mutable_data<BF16>(dweight));
+  std::atomic<bool> finite{true};
+  parallel_for_cost(shape.filters, K * (chunks + 1), [&](int64_t begin, int64_t end) {
+    if (!kernels<BF16>().conv2d.pairs.finish_weights(first, chunks, begin, end, last, mutable_data<BF16>(dweight))) {
+      finite = false;
+    }
   });
+  return finite;
+}
+
+// dy contiguous. False where a sum is not finite.
+inline bool strip_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& dweight,
+                              int64_t rows) {
+  const auto& kernel = kernels<BF16>().conv2d.pairs;
+  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
+  constexpr int64_t kItems = 8;
+  const Cut filters{F, divide_up(F, kPairFilters), kernel.panel};
+  const int64_t in_all = shape.images * divide_up(shape.out[0], rows);
+  const Cut chunks{in_all, std::min(divide_up(kItems, filters.pieces), in_all), 1};
+  const int64_t bytes = kernel.strip_grad_bytes(forward_window(shape), C, kPairFilters, rows);
+  return sum_pair_weights(shape, dy, x, dweight, chunks.pieces, filters.pieces,
+                          [&](const ConvPairsGradArgs<BF16>& args, int64_t chunk, int64_t part) {
+                            kernel.strip_weight_grad(args, rows, chunks.at(chunk), chunks.at(chunk + 1),
+                                                     filters.at(part), filters.at(part + 1),
+                                                     thread_scratch(kConvScratchSlot, bytes));
+                          });
+}
+
+// dy contiguous; dweight in either format.
+inline void pairs_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& dweight) {
+  const auto& kernel = kernels<BF16>().conv2d.pairs;
+  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
+  const int64_t K = C * shape.kernel[0] * shape.kernel[1], pixels = shape.images * shape.out[0] * shape.out[1];
+  const int64_t rows = strip_grad_rows(forward_window(shape), C, F);
+  if (rows > 0 && strip_weight_grad(shape, dy, x, dweight, rows)) return;
+  constexpr int64_t kItems = 16, kPartK = 1024;
+  const Cut filters{F, divide_up(F, kPairFilters), kernel.panel};
+  const Cut ks{K, divide_up(K, kPartK), kPairGradK};
+  const int64_t parts = filters.pieces * ks.pieces;
+  // Chunks of two blocks or more: each has sums of its own.
+  const Cut chunks{pixels, std::min(divide_up(kItems, parts), divide_up(pixels, 2 * kPairGradPixels)), 2};
+  sum_pair_weights(shape, dy, x, dweight, chunks.pieces, parts,
+                   [&](const ConvPairsGradArgs<BF16>& args, int64_t chunk, int64_t part) {
+                     const int64_t filter = part % filters.pieces, k = part / filters.pieces;
+                     kernel.weight_grad(args, chunks.at(chunk), chunks.at(chunk + 1), ks.at(k), ks.at(k + 1),
+                                        filters.at(filter), filters.at(filter + 1), conv_pairs_scratch());
+                   });
 }
 
 }  // namespace tilewright

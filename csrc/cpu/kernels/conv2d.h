@@ -8,14 +8,22 @@
 // over k in blocks of kConvBlockK in order: the result does not depend on how pixels and filters were cut.
 #pragma once
 #if defined(TILEWRIGHT_ISA_HAS_BF16_DOT)  // all else is then AVX-512's
-#include "cpu/kernels/conv2d_pairs_strip.h"
+#include "cpu/kernels/conv2d_pairs_strip_grad.h"
 
 namespace tilewright {
 namespace {
 
 inline void fill_conv2d(TypedKernels<BF16>& table) {
-  table.conv2d.pairs = {kPairPanel,       kPairStep,  pack_pair_weights,      conv_pairs,
-                        conv_strip_bytes, conv_strip, conv_pairs_weight_grad, finish_pair_weights};
+  table.conv2d.pairs = {kPairPanel,
+                        kPairStep,
+                        pack_pair_weights,
+                        conv_pairs,
+                        conv_strip_bytes,
+                        conv_strip,
+                        conv_pairs_weight_grad,
+                        conv_strip_grad_bytes,
+                        conv_strip_weight_grad,
+                        finish_pair_weights};
 }
 
 }  // namespace

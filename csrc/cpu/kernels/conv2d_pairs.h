@@ -120,7 +120,7 @@ inline void add_products(int64_t filters, int64_t k_count, int64_t pixels, const
 }
 
 static_assert(kPairGradLeft * int64_t{sizeof(Pair)} + kPairGradK * kPairGradPixels * int64_t{sizeof(BF16)} +
-                  kPairGradPixels * kPatchRow * int64_t{sizeof(BF16)} <=
+                  kPairGradPixels * (kPairGradK + 32) * int64_t{sizeof(BF16)} <=
               kPairScratchBytes);
 static_assert(kPairPixels * kPatchRow * int64_t{sizeof(BF16)} + kPairPixels * kPairSumsRow * int64_t{sizeof(float)} <=
               kPairScratchBytes);
@@ -154,11 +154,13 @@ inline void conv_pairs_weight_grad(const ConvPairsGradArgs<BF16>& args, int64_t 
   }
 }
 
-// Sums of the chunks, [chunk][filter][tap][channel], added in order, to weights of filters [begin, end).
-inline void finish_pair_weights(const ConvPairsGradArgs<BF16>& args, int64_t chunks, int64_t filter_begin,
+// Sums of the chunks, [chunk][filter][tap][channel], added in order, to weights of filters [begin, end). Returns
+// whether all of them are finite.
+inline bool finish_pair_weights(const ConvPairsGradArgs<BF16>& args, int64_t chunks, int64_t filter_begin,
                                 int64_t filter_end, bool channels_last, BF16* weights) {
   const int64_t taps = args.window.rows * args.window.cols, C = args.channels, K = taps * C;
   const int64_t chunk_size = args.groups * args.filters * K;
+  VecF32 check{};
   for (int64_t f = filter_begin; f < filter_end; ++f) {
     float* sums = args.sums + f * K;
     for (int64_t chunk = 1; chunk < chunks; ++chunk) {
@@ -167,10 +169,12 @@ inline void finish_pair_weights(const ConvPairsGradArgs<BF16>& args, int64_t chu
       });
     }
     BF16* out = weights + f * K;
-    if (channels_last) {
-      for_each_vector<float>(K, [&](int64_t k, int64_t n) TILEWRIGHT_INLINE { store(out + k, load(sums + k, n), n); });
-      continue;
-    }
+    for_each_vector<float>(K, [&](int64_t k, int64_t n) TILEWRIGHT_INLINE {
+      const VecF32 sum = load(sums + k, n);
+      check = fma(sum, VecF32{}, check);
+      if (channels_last) store(out + k, sum, n);
+    });
+    if (channels_last) continue;
     for (int64_t t = 0; t < taps; ++t) {
       for_each_vector<float>(C, [&](int64_t c, int64_t n) TILEWRIGHT_INLINE {
         BF16 lanes[kLanes<float>];
@@ -179,6 +183,7 @@ inline void finish_pair_weights(const ConvPairsGradArgs<BF16>& args, int64_t chu
       });
     }
   }
+  return reduce_add<float>(check) == 0.0f;
 }
 
 }  // namespace
