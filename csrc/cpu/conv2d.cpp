@@ -79,7 +79,7 @@ ConvPlan choose_plan(const Conv2dShape& shape, at::ScalarType dtype, ConvPass pa
   constexpr auto kLast = at::MemoryFormat::ChannelsLast;
   const auto in = [](ConvWay way, at::MemoryFormat format) { return ConvPlan{way, format, format}; };
   if (is_depthwise(shape)) return in(ConvWay::kDepthwise, depthwise_prefers_last(shape, pass) ? kLast : shape.format);
-  if (pointwise_suits(shape, dtype) && !adds_twice) return in(ConvWay::kPointwise, shape.format);
+  if (pointwise_suits(shape, dtype, pass) && !adds_twice) return in(ConvWay::kPointwise, shape.format);
   if (multiplies_pairs(dtype)) return in(ConvWay::kPairs, kLast);
   if (shape.format == kLast && is_small_groups(shape, dtype)) return in(ConvWay::kDepthwise, kLast);
   if (winograd_suits(shape, dtype, pass)) return in(ConvWay::kWinograd, shape.format);

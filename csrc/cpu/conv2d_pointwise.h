@@ -58,12 +58,15 @@ struct PointwiseLayout {
 };
 
 // Short planes would leave much of a panel empty, where pixels of all images share panels otherwise (conv2d_planes.h).
-inline bool pointwise_suits(const Conv2dShape& shape, at::ScalarType dtype) {
+// Groups of channels_last images are narrow matrices, which tiles as wide as they (conv2d_rows.h) multiply faster.
+inline bool pointwise_suits(const Conv2dShape& shape, at::ScalarType dtype, ConvPass pass) {
   constexpr int64_t kShortestPlane = 96, kPanel = 32;
   if (!is_pointwise(shape)) return false;
+  const bool last = shape.format == at::MemoryFormat::ChannelsLast;
+  if (last && shape.groups > 1 && dtype == accumulation_dtype(dtype) && pass != ConvPass::kWeightGrad) return false;
   const int64_t pixels = shape.out[0] * shape.out[1];
   const bool fills_panels = pixels >= kShortestPlane || pixels % kPanel == 0 || dtype == at::kBFloat16;
-  return shape.format == at::MemoryFormat::ChannelsLast || fills_panels;
+  return last || fills_panels;
 }
 
 inline void pointwise_forward(const Conv2dShape& shape, const Tensor& input, const Tensor& weight, const Tensor& bias,

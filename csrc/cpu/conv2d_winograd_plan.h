@@ -62,12 +62,14 @@ inline bool winograd_is_allowed() {
 // asks for more tiles: five taps from six points are the least exact of the forms (5 to 6 times native's error over 100
 // tiles, where a plain sum is short; 2.7 over 1500). Not for float64: who asks for it asks for the last digit.
 inline bool winograd_suits(const Conv2dShape& shape, at::ScalarType dtype, ConvPass pass) {
-  constexpr int64_t kFewestChannels = 16, kFewestTiles = 96, kFewestTilesOf5x5 = 400;
+  constexpr int64_t kFewestTiles = 96, kFewestTilesOf5x5 = 400, kFewestChannels = 16, kFewestOfGroups = 32;
   const int64_t taps = shape.kernel[0];
   const bool fits = (taps == 3 || taps == 5) && shape.kernel[1] == taps && shape.stride[0] == 1 &&
                     shape.stride[1] == 1 && shape.dilation[0] == 1 && shape.dilation[1] == 1;
+  // Small groups of channels_last images are computed as rows in less time.
+  const bool rows = shape.groups > 1 && shape.format == at::MemoryFormat::ChannelsLast && taps == 3;
   if (!fits || dtype == at::kDouble || !winograd_is_allowed() ||
-      std::min(shape.channels, shape.filters) / shape.groups < kFewestChannels) {
+      std::min(shape.channels, shape.filters) / shape.groups < (rows ? kFewestOfGroups : kFewestChannels)) {
     return false;
   }
   const int64_t tiles = divide_up(shape.out[0], 2) * divide_up(shape.out[1], 2);

@@ -67,17 +67,31 @@ inline int64_t find_runs(const ConvImages<const T>& in, const ConvWindow& window
   return found;
 }
 
+// Lanes 0, 2, 4 ... of two vectors in a row.
+template <typename A>
+inline Vec<A> even_lanes(Vec<A> low, Vec<A> high) {
+  using Index = decltype(Vec<A>{} == Vec<A>{});
+  Index even;
+  for (int lane = 0; lane < kLanes<A>; ++lane) even[lane] = 2 * lane;
+  return __builtin_shuffle(low, high, even);
+}
+
 // The even elements of 2n - 1 consecutive ones.
 template <typename A>
 inline Vec<A> load_even(const A* p, int64_t n) {
   constexpr int64_t kStep = kLanes<A>;
-  using Index = decltype(Vec<A>{} == Vec<A>{});
-  Index even;
-  for (int lane = 0; lane < kStep; ++lane) even[lane] = 2 * lane;
   const int64_t length = 2 * n - 1;
   const Vec<A> low = length >= kStep ? load(p) : load(p, length);
-  const Vec<A> high = length > kStep ? load(p + kStep, length - kStep) : Vec<A>{};
-  return __builtin_shuffle(low, high, even);
+  return even_lanes<A>(low, length > kStep ? load(p + kStep, length - kStep) : Vec<A>{});
+}
+
+// Every fourth of 4n - 3: the even ones of the even ones.
+template <typename A>
+inline Vec<A> load_every_fourth(const A* p, int64_t n) {
+  constexpr int64_t kStep = kLanes<A>;
+  const int64_t evens = 2 * n - 1;
+  const Vec<A> low = load_even(p, smaller(evens, kStep));
+  return even_lanes<A>(low, evens > kStep ? load_even(p + 2 * kStep, evens - kStep) : Vec<A>{});
 }
 
 // dst[j] = src[j * stride] for j < n.
@@ -90,6 +104,13 @@ inline void copy_strided(Acc<T>* dst, const T* src, int64_t stride, int64_t n) {
       return for_each_vector<A>(
           n, [=](int64_t j, int64_t width) TILEWRIGHT_INLINE { store(dst + j, load_even(src + 2 * j, width), width); });
     }
+    if (stride == 4) {
+      return for_each_vector<A>(n, [=](int64_t j, int64_t width) TILEWRIGHT_INLINE {
+        store(dst + j, load_every_fourth(src + 4 * j, width), width);
+      });
+    }
+    for (int64_t j = 0; j < n; ++j) dst[j] = src[j * stride];
+    return;
   }
   for (int64_t j = 0; j < n; ++j) dst[j] = load(src + j * stride, 1)[0];
 }

@@ -72,7 +72,11 @@ template <typename A, int kRows, int kVectors>
 void conv_rows_grad_tile(int64_t pixels, const A* const* table, int64_t offset, const A* grad, A* c, int64_t c_row,
                          bool accumulate) {
   TileSums<A, kRows, kVectors> sums;
-  for (int64_t p = 0; p < pixels; ++p) sums.add(table[p] + offset, 1, grad + p * kVectors * kLanes<A>);
+  for (int64_t p = 0; p < pixels; ++p) {
+    const A* row = table[p] + offset;
+    asm("" : "+r"(row));  // else GCC keeps `offset + i` of all rows in registers, and spills them
+    sums.add(row, 1, grad + p * kVectors * kLanes<A>);
+  }
   sums.store_to(c, c_row, kVectors * kLanes<A>, TileEnd<A>{accumulate});
 }
 
