@@ -190,8 +190,8 @@ def test_not_finite_in_bfloat16(isa, memory_format, value):
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 @pytest.mark.parametrize("case", ["strips of large images", "joined groups of large images"])
 def test_not_finite_at_an_edge_in_bfloat16(isa, case, value):
-    # The first tap of a row never reads the last column; what a strip computes between two rows does. Native in float32:
-    # its own bfloat16 gradients are NaN there, too.
+    # The first tap of a row never reads the last column; what a strip computes between two rows does.
+    # Native in float32: its own bfloat16 gradients are NaN there, too.
     x, weight, bias, options = make(case, torch.bfloat16, torch.channels_last)
     x[0, 2, 3, -1] = value
     native, dy = run(F.conv2d, [x.float(), weight.float(), bias.float()], None, **options)
