@@ -67,6 +67,8 @@ CASES = {
     "dilation and stride": ((2, 4, 15, 16), (5, 4, 3, 2), {"padding": 2, "dilation": (2, 3), "stride": (2, 2)}),
     "common factor of dilation and stride": ((1, 3, 17, 17), (4, 3, 3, 3), {"dilation": 4, "stride": 6, "padding": 4}),
     "stride beyond the kernel": ((2, 3, 14, 15), (4, 3, 2, 2), {"stride": 5}),
+    "patches that do not overlap": ((2, 3, 17, 30), (20, 3, 4, 4), {"stride": 4}),
+    "patches that do not overlap, one channel": ((2, 1, 12, 15), (5, 1, 2, 3), {"stride": (2, 3)}),
     "kernel beyond the image": ((2, 3, 2, 2), (4, 3, 5, 5), {"padding": 2}),
     "padding beyond the kernel": ((1, 2, 4, 5), (3, 2, 1, 2), {"padding": 3}),
     "wide row kernel": ((2, 3, 1, 40), (4, 3, 1, 9), {"padding": (0, 4)}),

@@ -130,6 +130,19 @@ def test_strided_inputs(isa, kind, kernel, dtype):
             )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_gradient_that_is_a_part_of_another(case, dtype):
+    x, weight, bias, options = make(case, dtype, torch.channels_last)
+    (y, *_), _ = run(TF.conv2d, [x, weight, bias], None, **options)
+    larger = torch.randn(len(y), y.shape[1] + 5, y.shape[2] + 1, y.shape[3] + 2).to(dtype)
+    part = larger.contiguous(memory_format=torch.channels_last)[:, 3:-2, 1:, 1:-1]
+    grads, _ = run(TF.conv2d, [x, weight, bias], part, **options)
+    expected, _ = run(TF.conv2d, [x, weight, bias], part.contiguous(memory_format=torch.channels_last), **options)
+    assert all(torch.equal(a, b) for a, b in zip(grads[:3], expected[:3], strict=True))
+    torch.testing.assert_close(grads[3], expected[3])  # summed by rows, and of dense images in one stretch
+
+
 @pytest.mark.parametrize("shape", [(0, 4, 8, 8), (0, 4, 3, 3)])
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_zero_batch(shape, memory_format):

@@ -20,6 +20,7 @@ namespace {
 enum class ConvWay {
   kDepthwise,  // sums over taps, and over the few channels of a group
   kPointwise,  // 1x1: a product of matrices
+  kPatches,    // the data gradient of patches that do not overlap: as 1x1
   kPairs,      // products of pairs of bfloat16
   kWinograd,   // 3x3 and 5x5 of stride 1; where a sum is not finite, kDense
   kDense,      // products of patches that are not written: of rows (channels_last) or planes
@@ -80,6 +81,7 @@ ConvPlan choose_plan(const Conv2dShape& shape, at::ScalarType dtype, ConvPass pa
   const auto in = [](ConvWay way, at::MemoryFormat format) { return ConvPlan{way, format, format}; };
   if (is_depthwise(shape)) return in(ConvWay::kDepthwise, depthwise_prefers_last(shape, pass) ? kLast : shape.format);
   if (pointwise_suits(shape, dtype, pass) && !adds_twice) return in(ConvWay::kPointwise, shape.format);
+  if (pass == ConvPass::kInputGrad && cuts_patches(shape)) return in(ConvWay::kPatches, shape.format);
   if (multiplies_pairs(dtype)) return in(ConvWay::kPairs, kLast);
   if (shape.format == kLast && is_small_groups(shape, dtype)) return in(ConvWay::kDepthwise, kLast);
   if (winograd_suits(shape, dtype, pass)) return in(ConvWay::kWinograd, shape.format);
@@ -175,6 +177,10 @@ Tensor input_gradient(const ConvPlan& plan, const Conv2dShape& shape, const Tens
     pointwise_input_grad(shape, dy, weight_in.contiguous(), dx);
     return dx;
   }
+  if (way == ConvWay::kPatches) {
+    patches_input_grad(shape, dy, weight_in.contiguous(), dx);
+    return dx;
+  }
   const DenseWeight weight = dense_weight(weight_in);
   dispatch_floating(dy.scalar_type(), "conv2d_backward", [&](auto element) {
     using T = decltype(element);
@@ -234,9 +240,11 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
   const auto promised = shape.format;
   const ConvPlan dx_plan = choose_plan(shape, input.scalar_type(), ConvPass::kInputGrad);
   const ConvPlan plan = choose_plan(shape, input.scalar_type(), ConvPass::kWeightGrad);
+  const auto is_dense = [](const ConvPlan& plan) {
+    return plan.way == ConvWay::kPointwise || plan.way == ConvWay::kPatches || plan.way == ConvWay::kPairs;
+  };
   const auto read = [&](const ConvPlan& plan) {
-    const bool dense = plan.way == ConvWay::kPointwise || plan.way == ConvWay::kPairs;
-    return dense ? dense_in_format(grad_output, plan.format) : in_format(grad_output, plan.format);
+    return is_dense(plan) ? dense_in_format(grad_output, plan.format) : in_format(grad_output, plan.format);
   };
   Tensor dy;
   if (output_mask[0]) {
@@ -244,7 +252,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
     shape.format = dx_plan.format;
     dx = result_in(input_gradient(dx_plan, shape, dy, weight), dx_plan.result, promised);
   }
-  const bool is_read = dy.defined() && plan.format == dx_plan.format;
+  // Dense images serve every way.
+  const bool is_read = dy.defined() && plan.format == dx_plan.format && (!is_dense(plan) || is_dense(dx_plan));
   if (!is_read && (output_mask[1] || output_mask[2])) dy = read(plan);
   shape.format = plan.format;
   if (output_mask[1]) {

@@ -109,6 +109,36 @@ inline void pointwise_input_grad(const Conv2dShape& shape, const Tensor& dy, con
   if (strided) pixels.copy_(dense);
 }
 
+// Kernels as large as their strides cut the image into patches that do not overlap. With few channels, the data
+// gradient of a class of pixels (conv2d_windows.h) would be a narrow product for each tap.
+inline bool cuts_patches(const Conv2dShape& shape) {
+  constexpr int64_t kFewChannels = 8;
+  bool cuts = shape.groups == 1 && shape.channels < kFewChannels;
+  for (int i = 0; i < 2; ++i) {
+    cuts = cuts && shape.kernel[i] == shape.stride[i] && shape.dilation[i] == 1 && shape.padding[i] == 0;
+  }
+  return cuts && shape.kernel[0] * shape.kernel[1] > 1;
+}
+
+// That of a 1x1 kernel with a patch's elements for channels, whose result is then put in place.
+inline void patches_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight, const Tensor& dx) {
+  const int64_t C = shape.channels, KH = shape.kernel[0], KW = shape.kernel[1], OH = shape.out[0], OW = shape.out[1];
+  Conv2dShape pointwise = shape;
+  pointwise.channels = C * KH * KW;
+  pointwise.height = OH;
+  pointwise.width = OW;
+  for (int i = 0; i < 2; ++i) pointwise.kernel[i] = pointwise.stride[i] = 1;
+  const Tensor patches =
+      at::empty({shape.images, pointwise.channels, OH, OW}, dx.options().memory_format(shape.format));
+  pointwise_input_grad(pointwise, dy, weight.view({shape.filters, pointwise.channels, 1, 1}), patches);
+  if (OH * KH < shape.height || OW * KW < shape.width) dx.zero_();
+  dx.slice(2, 0, OH * KH)
+      .slice(3, 0, OW * KW)
+      .unflatten(3, {OW, KW})
+      .unflatten(2, {OH, KH})
+      .copy_(patches.unflatten(1, {C, KH, KW}).permute({0, 1, 4, 2, 5, 3}));
+}
+
 // A few channels do not fill a panel of columns where filters do: dw^T is computed, and transposed.
 inline bool turns_weight_grad(const Conv2dShape& shape, at::ScalarType dtype) {
   constexpr int64_t kPanel = 32;
