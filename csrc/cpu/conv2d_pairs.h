@@ -193,7 +193,10 @@ inline bool strip_weight_grad(const Conv2dShape& shape, const Tensor& dy, const 
   constexpr int64_t kItems = 8;
   const Cut filters{F, divide_up(F, kPairFilters), kernel.panel};
   const int64_t in_all = shape.images * divide_up(shape.out[0], rows);
-  const Cut chunks{in_all, std::min(divide_up(kItems, filters.pieces), in_all), 1};
+  // Each chunk has sums of its own: no more than 64 MB in all, where one of them is not more.
+  constexpr int64_t kMostSums = 16 << 20;
+  const int64_t affordable = std::max<int64_t>(1, kMostSums / dweight.numel());
+  const Cut chunks{in_all, std::min({divide_up(kItems, filters.pieces), in_all, affordable}), 1};
   const int64_t bytes = kernel.strip_grad_bytes(forward_window(shape), C, kPairFilters, rows);
   return sum_pair_weights(shape, dy, x, dweight, chunks.pieces, filters.pieces,
                           [&](const ConvPairsGradArgs<BF16>& args, int64_t chunk, int64_t part) {

@@ -20,8 +20,10 @@ inline int64_t depth_parts(int64_t items, int64_t M, int64_t N, int64_t K) {
   // A thinner part waits for its own copy of B, or for A's rows: 96 x 4096 x 96 in 2 x 2 parts takes 1.2x the time.
   constexpr int64_t kGoodRows = 128, kGoodCols = 64;
   const int64_t good_parts = items * std::max<int64_t>(M / kGoodRows, 1) * std::max<int64_t>(N / kGoodCols, 1);
-  // Where sums are few beside what is read, every stretch reads and packs its own share of both operands, once.
-  if (256 * M * N <= (M + N) * K) {
+  // Where sums are few beside what is read, every stretch reads and packs its own share of both operands, once. Not for
+  // many rows or columns, which are shared out without partial sums.
+  constexpr int64_t kMostEdge = 512;
+  if (std::max(M, N) <= kMostEdge && 256 * M * N <= (M + N) * K) {
     return std::max<int64_t>(1, std::min({kParts / items, M * N * K / kWorthAPart, K / kShortest}));
   }
   // Where results are as large as the stretches, writing and adding them costs more than threads bring.

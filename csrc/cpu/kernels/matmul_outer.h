@@ -14,6 +14,7 @@ namespace {
 
 // 128 rows: C is read and written once for so many products (2 to 6 % slower with 48, and with 256).
 constexpr int64_t kOuterDepth = 128;
+static_assert(kOuterDepth * kTileCols<float> <= 128 * 32);  // matmul_scratch_elements
 
 template <typename T>
 void outer_block(const MatmulArgs<T>& args, const T* a, const T* b, int64_t depth, int64_t rows, int64_t cols, T* c,
