@@ -26,6 +26,11 @@ enum class ConvWay {
   kDense,      // products of patches that are not written: of rows (channels_last) or planes
 };
 
+// Reads images as matrices: only contiguous ones.
+bool reads_dense(ConvWay way) {
+  return way == ConvWay::kPointwise || way == ConvWay::kPatches || way == ConvWay::kPairs;
+}
+
 struct ConvPlan {
   ConvWay way;
   at::MemoryFormat format;  // of the images that are read
@@ -42,11 +47,10 @@ bool has_short_runs(const Conv2dShape& shape) {
 // A result of few channels fills a vector of pixels, not one of filters: it is worked on as planes, and so are groups
 // that are few on both sides.
 bool prefers_planes(const Conv2dShape& shape, ConvPass pass) {
-  constexpr int64_t kFew = 8;
   const int64_t F = shape.filters / shape.groups, C = shape.channels / shape.groups;
-  if (pass == ConvPass::kInputGrad) return C < kFew;
-  if (shape.groups > 1) return std::max(F, C) < kFew;
-  return pass == ConvPass::kForward && F < kFew;
+  if (pass == ConvPass::kInputGrad) return C < kFewestChannels;
+  if (shape.groups > 1) return std::max(F, C) < kFewestChannels;
+  return pass == ConvPass::kForward && F < kFewestChannels;
 }
 
 // Planes whose copies to channels_last are paid for by the arithmetic: multiplications for each element that is copied.
@@ -173,12 +177,9 @@ Tensor input_gradient(const ConvPlan& plan, const Conv2dShape& shape, const Tens
   Tensor dx = at::empty(size, dy.options().memory_format(plan.result));
   if (!every_pixel) dx.zero_();
   if (depthwise) return depthwise_input_gradient(shape, dy, weight_in, dx);
-  if (way == ConvWay::kPointwise) {
-    pointwise_input_grad(shape, dy, weight_in.contiguous(), dx);
-    return dx;
-  }
-  if (way == ConvWay::kPatches) {
-    patches_input_grad(shape, dy, weight_in.contiguous(), dx);
+  if (way == ConvWay::kPointwise || way == ConvWay::kPatches) {
+    const auto compute = way == ConvWay::kPointwise ? pointwise_input_grad : patches_input_grad;
+    compute(shape, dy, weight_in.contiguous(), dx);
     return dx;
   }
   const DenseWeight weight = dense_weight(weight_in);
@@ -240,11 +241,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
   const auto promised = shape.format;
   const ConvPlan dx_plan = choose_plan(shape, input.scalar_type(), ConvPass::kInputGrad);
   const ConvPlan plan = choose_plan(shape, input.scalar_type(), ConvPass::kWeightGrad);
-  const auto is_dense = [](const ConvPlan& plan) {
-    return plan.way == ConvWay::kPointwise || plan.way == ConvWay::kPatches || plan.way == ConvWay::kPairs;
-  };
   const auto read = [&](const ConvPlan& plan) {
-    return is_dense(plan) ? dense_in_format(grad_output, plan.format) : in_format(grad_output, plan.format);
+    return reads_dense(plan.way) ? dense_in_format(grad_output, plan.format) : in_format(grad_output, plan.format);
   };
   Tensor dy;
   if (output_mask[0]) {
@@ -253,7 +251,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
     dx = result_in(input_gradient(dx_plan, shape, dy, weight), dx_plan.result, promised);
   }
   // Dense images serve every way.
-  const bool is_read = dy.defined() && plan.format == dx_plan.format && (!is_dense(plan) || is_dense(dx_plan));
+  const bool is_read =
+      dy.defined() && plan.format == dx_plan.format && (!reads_dense(plan.way) || reads_dense(dx_plan.way));
   if (!is_read && (output_mask[1] || output_mask[2])) dy = read(plan);
   shape.format = plan.format;
   if (output_mask[1]) {

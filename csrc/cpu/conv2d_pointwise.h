@@ -5,6 +5,7 @@
 //   data gradient     dx[pixel, c]  = dy[pixel, f] w[f, c]      dx[n][c, pixel]  = w[f, c]^T dy[n][f, pixel]
 //   weight gradient   dw[f, c]      = dy[pixel, f]^T x[pixel, c]   dw[f, c] = sum over n of dy[n] x[n]^T
 // Groups are batch items. With strides, the pixels that are read are copied together first: half of the image or less.
+// The data gradient of patches that do not overlap is that of 1x1, too.
 #pragma once
 #include <ATen/ops/slice.h>
 #include <ATen/ops/zeros.h>
@@ -16,10 +17,12 @@
 
 namespace tilewright {
 
+// Fewer channels (of a result, of a group) leave most of a vector empty: a product of matrices would be all edges.
+constexpr int64_t kFewestChannels = 8;
+
 inline bool is_pointwise(const Conv2dShape& shape) {
-  constexpr int64_t kSmallestGroup = 8;  // below, a product of matrices would be all edges
   return shape.kernel[0] == 1 && shape.kernel[1] == 1 && shape.padding[0] == 0 && shape.padding[1] == 0 &&
-         (shape.groups == 1 || std::min(shape.channels, shape.filters) / shape.groups >= kSmallestGroup);
+         (shape.groups == 1 || std::min(shape.channels, shape.filters) / shape.groups >= kFewestChannels);
 }
 
 // The pixels that a 1x1 kernel with strides reads, as a view.
@@ -112,8 +115,7 @@ inline void pointwise_input_grad(const Conv2dShape& shape, const Tensor& dy, con
 // Kernels as large as their strides cut the image into patches that do not overlap. With few channels, the data
 // gradient of a class of pixels (conv2d_windows.h) would be a narrow product for each tap.
 inline bool cuts_patches(const Conv2dShape& shape) {
-  constexpr int64_t kFewChannels = 8;
-  bool cuts = shape.groups == 1 && shape.channels < kFewChannels;
+  bool cuts = shape.groups == 1 && shape.channels < kFewestChannels;
   for (int i = 0; i < 2; ++i) {
     cuts = cuts && shape.kernel[i] == shape.stride[i] && shape.dilation[i] == 1 && shape.padding[i] == 0;
   }
@@ -152,32 +154,25 @@ inline Tensor pointwise_weight_grad(const Conv2dShape& shape, const Tensor& dy, 
                                     const Tensor& dweight, bool wants_bias) {
   const PointwiseLayout layout(shape);
   const Tensor x = dense_in_format(strided_pixels(shape, input), shape.format);
+  const bool turns = turns_weight_grad(shape, dy.scalar_type());
+  const Tensor &left = turns ? x : dy, &right = turns ? dy : x;
+  const Tensor result = turns ? at::empty({shape.channels, shape.filters, 1, 1}, dweight.options()) : dweight;
   Product product = layout.product();
   product.is_reduced = {true, false};
-  if (turns_weight_grad(shape, dy.scalar_type())) {
-    const Tensor turned = at::empty({shape.channels, shape.filters}, dweight.options());
-    product.M = shape.channels;
-    product.N = shape.filters;
-    product.K = shape.images * layout.pixels;
-    product.a = transposed(layout.of(x));
-    product.b = layout.of(dy);
-    product.c = {turned.mutable_data_ptr(), shape.filters, 1, {0, 0}};
-    run_product(product, dy.scalar_type(), "conv2d_backward");
-    dweight.copy_(turned.t().view_as(dweight));
-    return Tensor();
-  }
-  product.M = shape.filters / shape.groups;
-  product.N = shape.channels / shape.groups;
+  product.M = left.size(1) / shape.groups;
+  product.N = right.size(1) / shape.groups;
   product.K = layout.last ? shape.images * layout.pixels : layout.pixels;
-  product.a = layout.last ? transposed(layout.of(dy)) : layout.of(dy);
-  product.b = layout.last ? layout.of(x) : transposed(layout.of(x));
-  product.c = layout.weight(dweight);
+  product.a = layout.last ? transposed(layout.of(left)) : layout.of(left);
+  product.b = layout.last ? layout.of(right) : transposed(layout.of(right));
+  product.c = layout.weight(result);
   Tensor sums;
-  if (wants_bias && shape.groups == 1) {
+  if (wants_bias && shape.groups == 1 && !turns) {
     sums = at::zeros({shape.filters}, dy.options().dtype(accumulation_dtype(dy.scalar_type())));
     product.left_sums = sums.mutable_data_ptr();
   }
-  return run_product(product, dy.scalar_type(), "conv2d_backward") ? sums : Tensor();
+  const bool has_sums = run_product(product, dy.scalar_type(), "conv2d_backward");
+  if (turns) dweight.copy_(result.transpose(0, 1));
+  return has_sums ? sums : Tensor();
 }
 
 }  // namespace tilewright

@@ -23,12 +23,11 @@ inline int64_t depth_parts(int64_t items, int64_t M, int64_t N, int64_t K) {
   // Where sums are few beside what is read, every stretch reads and packs its own share of both operands, once. Not for
   // many rows or columns, which are shared out without partial sums.
   constexpr int64_t kMostEdge = 512;
-  if (std::max(M, N) <= kMostEdge && 256 * M * N <= (M + N) * K) {
-    return std::max<int64_t>(1, std::min({kParts / items, M * N * K / kWorthAPart, K / kShortest}));
-  }
+  const bool few_sums = std::max(M, N) <= kMostEdge && 256 * M * N <= (M + N) * K;
   // Where results are as large as the stretches, writing and adding them costs more than threads bring.
-  if (good_parts >= kParts / 2 || M * N >= kMostPartials || K < 16 * std::max(M, N)) return 1;
-  return std::max<int64_t>(1, std::min({kParts / good_parts, M * N * K / kWorthAPart, K / kShortest}));
+  if (!few_sums && (good_parts >= kParts / 2 || M * N >= kMostPartials || K < 16 * std::max(M, N))) return 1;
+  const int64_t wanted = kParts / (few_sums ? items : good_parts);
+  return std::max<int64_t>(1, std::min({wanted, M * N * K / kWorthAPart, K / kShortest}));
 }
 
 inline MatmulSplit split_rows_and_cols(int64_t items, int64_t M, int64_t N, int64_t K, MatmulPath path,
