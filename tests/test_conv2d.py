@@ -244,6 +244,9 @@ def test_same_bits_for_any_thread_count():
         "weights beyond the cache",
         "joined groups of 16",
         "strips of stride 2",
+        "strips of large images",
+        "joined groups of large images",
+        "1x1 on large planes",
     ):
         for memory_format, dtype in itertools.product(FORMATS.values(), (torch.float32, torch.bfloat16)):
             x, weight, bias, options = make(case, dtype, memory_format)

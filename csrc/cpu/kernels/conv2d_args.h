@@ -147,7 +147,6 @@ struct ConvPairsGradArgs {
 // of a weight's gradient are read and written once for a block of pixels (8x128x28x28: 256 0.73x of native, 512 0.90x).
 constexpr int64_t kPairPixels = 128;
 constexpr int64_t kPairFilters = 256;
-constexpr int64_t kPairSumsRow = kPairFilters + 16;  // rows of a tile do not share L1 sets
 constexpr int64_t kPairGradPixels = 512;
 constexpr int64_t kPairGradK = 128;
 // Taps of a weight's gradient without patches.

@@ -110,9 +110,9 @@ inline void copy_strided(Acc<T>* dst, const T* src, int64_t stride, int64_t n) {
       });
     }
     for (int64_t j = 0; j < n; ++j) dst[j] = src[j * stride];
-    return;
+  } else {
+    for (int64_t j = 0; j < n; ++j) dst[j] = load(src + j * stride, 1)[0];
   }
-  for (int64_t j = 0; j < n; ++j) dst[j] = load(src + j * stride, 1)[0];
 }
 
 // Patches of `count` <= `width` pixels, k in [k_begin, k_end), k = (channel, tap row, tap column); the columns behind

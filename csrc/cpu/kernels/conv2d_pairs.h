@@ -36,20 +36,12 @@ inline void pack_pair_weights(const ConvWeights<const BF16>& weights, int64_t K,
 
 // --- forward ---
 
+// From one pixel's sums to the next: whole panels, and a line more, so that rows of a tile do not share L1 sets.
+constexpr int64_t pair_sums_row(int64_t filters) { return (filters + kPairPanel - 1) / kPairPanel * kPairPanel + 16; }
+
 // Edges of the blocks of k: whole steps but for the last.
 inline int64_t pair_block_edge(int64_t b, int64_t blocks, int64_t K) {
   return smaller(K, (K * b / blocks + kPairStep - 1) / kPairStep * kPairStep);
-}
-
-// Asks for the lines of the output that are written next, while there is something to multiply.
-inline void prefetch_pixels(const ConvImages<BF16>& out, const ConvWindow& window, int64_t pixel, int64_t pixels,
-                            int64_t filter, int64_t filters) {
-  constexpr int64_t kLine = 64 / int64_t{sizeof(BF16)};
-  for_each_pixel_run(out, window, pixel, pixels, [&](int64_t offset, int64_t, int64_t count) {
-    for (int64_t i = 0; i < count; ++i, offset += out.x_stride) {
-      for (int64_t f = 0; f < filters; f += kLine) __builtin_prefetch(out.data + offset + filter + f, 1);
-    }
-  });
 }
 
 // One group. pixels <= kPairPixels, filters <= kPairFilters, the first a multiple of a panel.
@@ -65,12 +57,16 @@ inline void conv_pairs_block(const ConvPairsArgs<BF16>& args, int64_t group, int
   // One block's edges are rounded up to whole steps, so blocks are a step smaller than there is room for.
   const int64_t blocks = K <= kPairBlockK ? 1 : (K + kPairBlockK - kPairStep - 1) / (kPairBlockK - kPairStep);
   const int64_t first = group * args.filters + filter;
-  const int64_t sums_row = (filters + kPairPanel - 1) / kPairPanel * kPairPanel + 16;
+  const int64_t sums_row = pair_sums_row(filters);
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t k = pair_block_edge(b, blocks, K), k_end = pair_block_edge(b + 1, blocks, K);
     const int64_t row = patch_row(k_end - k);
     pack_patches(in, window, args.channels, pixel, pixels, k, k_end, patches, row);
-    if (b + 1 == blocks) prefetch_pixels(out, window, pixel, pixels, first, filters);
+    if (b + 1 == blocks) {
+      for_each_pixel_run(out, window, pixel, pixels, [&](int64_t offset, int64_t, int64_t count) {
+        prefetch_rows<1>(out.data + offset + first, out.x_stride, count, filters);
+      });
+    }
     for (int64_t f = 0; f < filters; f += kPairPanel) {
       gemm_panels(pixels, smaller(filters - f, kPairPanel), pairs_of(k_end - k), reinterpret_cast<const Pair*>(patches),
                   row / 2, int64_t{1}, weight + f * pairs + k / 2 * kPairPanel, block + f, sums_row, b > 0);
@@ -102,19 +98,30 @@ inline void conv_pairs(const ConvPairsArgs<BF16>& args, int64_t pixel_begin, int
 
 // --- weight gradient ---
 
-// sums[f][k] (+)= turned dy * panels for a block of filters.
-inline void add_products(int64_t filters, int64_t k_count, int64_t pixels, const Pair* left, const Pair* panels,
-                         float* sums, int64_t sums_row, bool accumulate) {
+// Sums of a block of filters, [filter][tap][channel]: how far apart filters and taps lie.
+struct PairGradSums {
+  float* data;
+  int64_t filter_step, tap_step;
+};
+
+// sums[f][t][c] (+)= turned dy * right_of(tap), whose panels of channels are panel_step apart; left's tiles stay in L1
+// for all taps.
+template <typename Right>
+void add_products(int64_t filters, int64_t taps, int64_t channels, int64_t pixels, const Pair* left,
+                  const Right& right_of, int64_t panel_step, const PairGradSums& sums, bool accumulate) {
   const int64_t elements = pairs_of(pixels), a_row = kHasTileUnit ? elements : 1, a_col = kHasTileUnit ? 1 : kTileRows;
   const RowTiles tiles{filters, tile_count(filters)};
-  for (int64_t t = 0; t < tiles.count; ++t) {
-    const int64_t row = tiles.edge(t), rows = tiles.edge(t + 1) - row;
+  for (int64_t i = 0; i < tiles.count; ++i, left += left_tile_size(elements)) {
+    const int64_t row = tiles.edge(i), rows = tiles.edge(i + 1) - row;
     const GemmTile<Pair> wide = tile_for_rows<Pair, kTileVectors>(rows), narrow = tile_for_rows<Pair, 1>(rows);
-    for (int64_t k = 0; k < k_count; k += kPairPanel) {
-      const int64_t n = smaller(k_count - k, kPairPanel);
-      (n > kLanes<float> ? wide : narrow)(elements, left + t * left_tile_size(elements), a_row, a_col,
-                                          panels + k * elements, kPairPanel, sums + row * sums_row + k, sums_row, n,
-                                          TileEnd<float>{accumulate});
+    for (int64_t t = 0; t < taps; ++t) {
+      const Pair* right = right_of(t);
+      float* out = sums.data + row * sums.filter_step + t * sums.tap_step;
+      for (int64_t c = 0; c < channels; c += kPairPanel, right += panel_step) {
+        const int64_t n = smaller(channels - c, kPairPanel);
+        (n > kLanes<float> ? wide : narrow)(elements, left, a_row, a_col, right, kPairPanel, out + c, sums.filter_step,
+                                            n, TileEnd<float>{accumulate});
+      }
     }
   }
 }
@@ -122,7 +129,7 @@ inline void add_products(int64_t filters, int64_t k_count, int64_t pixels, const
 static_assert(kPairGradLeft * int64_t{sizeof(Pair)} + kPairGradK * kPairGradPixels * int64_t{sizeof(BF16)} +
                   kPairGradPixels * (kPairGradK + 32) * int64_t{sizeof(BF16)} <=
               kPairScratchBytes);
-static_assert(kPairPixels * kPatchRow * int64_t{sizeof(BF16)} + kPairPixels * kPairSumsRow * int64_t{sizeof(float)} <=
+static_assert(kPairPixels * kPatchRow * int64_t{sizeof(BF16)} + kPairPixels * pair_sums_row(kPairFilters) * int64_t{sizeof(float)} <=
               kPairScratchBytes);
 
 // Of all groups: filters [filter_begin, filter_end) of each, at most kPairFilters.
@@ -148,7 +155,9 @@ inline void conv_pairs_weight_grad(const ConvPairsGradArgs<BF16>& args, int64_t 
         const int64_t row = patch_row(k_count);
         pack_patches(in, args.window, args.channels, pixel, pixels, k, k + k_count, patches, row);
         pack_right(pixels, k_count, patches, row, int64_t{1}, panels);
-        add_products(filters, k_count, pixels, left, panels, sums + k, K, pixel > pixel_begin);
+        add_products(
+            filters, 1, k_count, pixels, left, [=](int64_t) { return panels; }, kPairPanel * pairs_of(pixels),
+            PairGradSums{sums + k, K, 0}, pixel > pixel_begin);
       }
     }
   }

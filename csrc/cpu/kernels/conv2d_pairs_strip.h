@@ -16,11 +16,9 @@ inline int64_t strip_tiles(const PhaseLayout& layout, const ConvWindow& window, 
   return tile_count((rows - 1) * layout.pitch + window.width);
 }
 
-// Sums of one tile of pixels, which stay in L1 (18 KB): a line more than the filters from one pixel to the next.
+// Filters computed at once: the sums of one tile of pixels stay in L1 (18 KB).
 constexpr int64_t kStripFilters = 128;
-inline int64_t strip_sums_row(int64_t filters) {
-  return (smaller(filters, kStripFilters) + kPairPanel - 1) / kPairPanel * kPairPanel + 16;
-}
+inline int64_t strip_sums_row(int64_t filters) { return pair_sums_row(smaller(filters, kStripFilters)); }
 
 // Offsets of the taps, the strip with what the last tile reads behind it, sums.
 struct StripScratch {

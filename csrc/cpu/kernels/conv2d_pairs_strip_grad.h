@@ -53,29 +53,6 @@ inline void turn_strip_rows(const BF16* grad, int64_t grad_row, const ConvWindow
   copy_left(copy, 1, filters, tiles, 0, tiles.count, pixels, left);
 }
 
-// sums[f][(t, c)] for all filters and taps, and the channels of two sets of panels.
-inline void add_strip_products(const ConvWindow& window, const int32_t* offsets, const StripGradScratch& sizes,
-                               const Pair* left, const BF16* panels, int64_t filters, int64_t channels_in_all,
-                               int64_t channels, float* sums, bool accumulate) {
-  const int64_t taps = window.rows * window.cols, elements = pairs_of(sizes.pixels);
-  const int64_t a_row = kHasTileUnit ? elements : 1, a_col = kHasTileUnit ? 1 : kTileRows;
-  const RowTiles tiles{filters, tile_count(filters)};
-  for (int64_t i = 0; i < tiles.count; ++i) {
-    const int64_t row = tiles.edge(i), rows = tiles.edge(i + 1) - row;
-    const GemmTile<Pair> wide = tile_for_rows<Pair, kTileVectors>(rows), narrow = tile_for_rows<Pair, 1>(rows);
-    float* out = sums + row * taps * channels_in_all;
-    for (int64_t t = 0; t < taps; ++t, out += channels_in_all) {
-      const Pair* right = reinterpret_cast<const Pair*>(panels + offsets[t] % 2 * sizes.panels);
-      right += offsets[t] / 2 * kPairPanel;
-      for (int64_t c = 0; c < channels; c += kPairPanel, right += sizes.positions / 2 * kPairPanel) {
-        const int64_t n = smaller(channels - c, kPairPanel);
-        (n > kLanes<float> ? wide : narrow)(elements, left + i * left_tile_size(elements), a_row, a_col, right,
-                                            kPairPanel, out + c, taps * channels_in_all, n, TileEnd<float>{accumulate});
-      }
-    }
-  }
-}
-
 // Blocks [block_begin, block_end) of `block_rows` output rows, counted through all images, of all groups; filters as in
 // conv_pairs_weight_grad. offsets: of the taps, for whole blocks.
 inline void conv_strip_weight_grad(const ConvPairsGradArgs<BF16>& args, int64_t block_rows, int64_t block_begin,
@@ -106,8 +83,11 @@ inline void conv_strip_weight_grad(const ConvPairsGradArgs<BF16>& args, int64_t 
           pack_right(sizes.positions, channels, strip + odd * pixel, pixel, int64_t{1},
                      reinterpret_cast<Pair*>(panels + odd * sizes.panels));
         }
-        add_strip_products(window, offsets, sizes, left, panels, filters, C, channels, args.sums + first * taps * C + c,
-                           block > block_begin);
+        const auto panels_of = [&](int64_t t) {
+          return reinterpret_cast<const Pair*>(panels + offsets[t] % 2 * sizes.panels) + offsets[t] / 2 * kPairPanel;
+        };
+        add_products(filters, taps, channels, sizes.pixels, left, panels_of, sizes.positions / 2 * kPairPanel,
+                     PairGradSums{args.sums + first * taps * C + c, taps * C, C}, block > block_begin);
       }
     }
   }

@@ -40,16 +40,6 @@ inline GemmTile<E, C> tile_of(int64_t rows) {
   return tile_from_table<E, C, kVectors, kTileRows>(rows);
 }
 
-// Asks for what will be written next while there is something to multiply: a result beyond L2 is else waited for line
-// by line (96 products 197 x 64 x 197: 1.2x the time; no difference where C is in cache).
-template <int kWrite, typename T>
-inline void prefetch_rows(const T* p, int64_t row, int64_t rows, int64_t cols) {
-  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < cols; j += kLine) __builtin_prefetch(p + i * row + j, kWrite);
-  }
-}
-
 // Sums of more than kLongestChain elements in a row are cut: their rounding grows with their length (chains of 512 have
 // 2.2 times native's error, of 384 2.0 times, of 256 1.3 times).
 constexpr int64_t kLongestChain = 256;
@@ -190,7 +180,9 @@ inline void compute_part(const MatmulArgs<T>& args, const MatmulPart& part, Acc<
   const ItemPointers<T> item = item_pointers(args, part.item);
   if (args.path == MatmulPath::kTile) return tile_product(args, item, part, scratch);
   if (args.path == MatmulPath::kDot) return dot_product(args, item, part, scratch);
-  if (args.path == MatmulPath::kOuter) return outer_product(args, item, part, scratch);
+  if constexpr (kIsAccumulator<T>) {
+    if (args.path == MatmulPath::kOuter) return outer_product(args, item, part, scratch);
+  }
   stream_product(args, item, part, scratch);
 }
 

@@ -5,6 +5,16 @@
 namespace tilewright {
 namespace {
 
+// Asks for what will be written next while there is something to multiply: a result beyond L2 is else waited for line
+// by line (96 products 197 x 64 x 197: 1.2x the time; no difference where C is in cache).
+template <int kWrite, typename T>
+inline void prefetch_rows(const T* p, int64_t row, int64_t rows, int64_t cols) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < cols; j += kLine) __builtin_prefetch(p + i * row + j, kWrite);
+  }
+}
+
 // Rows a power of two apart fall into the same cache sets: a tile's rows would evict each other.
 inline bool is_aliasing(int64_t stride_bytes) { return stride_bytes % 2048 == 0; }
 

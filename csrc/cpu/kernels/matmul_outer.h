@@ -1,8 +1,8 @@
 // The path of matmul.h for sums over a long K of few rows and columns, both operands contiguous across K (gradients of
 // weights over many pixels or rows): a sum of outer products, read where it lies.
 //
-//   a block of K           A [k][M]           B [k][N]          C [M][N] += A^T B, tile by tile
-//   (kOuterDepth rows)     ###.......         #####.......      what a block reads stays in L1 or L2, C in L1
+//   a block of K        A [k][M]           B [k][N]          C [M][N] += A^T B, tile by tile
+//                       ###.......         #####.......      what a block reads stays in L1 or L2, C in L1
 //
 // Packing would write all that is read once more. A last panel that is not whole vectors is packed all the same:
 // vectors would reach behind the operand's end.
@@ -12,10 +12,9 @@
 namespace tilewright {
 namespace {
 
-// 128 rows: C is read and written once for so many products (2 to 6 % slower with 48, and with 256).
-constexpr int64_t kOuterDepth = 128;
-static_assert(kOuterDepth * kTileCols<float> <= 128 * 32);  // matmul_scratch_elements
+static_assert(kTileCols<float> <= 32);  // matmul_scratch_elements
 
+// C (+)= A^T B of one block; `tail` takes a packed last panel.
 template <typename T>
 void outer_block(const MatmulArgs<T>& args, const T* a, const T* b, int64_t depth, int64_t rows, int64_t cols, T* c,
                  bool accumulate, T* tail) {
@@ -35,21 +34,20 @@ void outer_block(const MatmulArgs<T>& args, const T* a, const T* b, int64_t dept
   }
 }
 
+// T is float or double: 16-bit operands have to be widened or paired anyway.
 template <typename T>
-void outer_product(const MatmulArgs<T>& args, const ItemPointers<T>& item, const MatmulPart& part, Acc<T>* scratch) {
-  if constexpr (kIsAccumulator<T>) {
-    const int64_t cols = part.col_end - part.col_begin, rows = part.row_end - part.row_begin;
-    T* c = item.c + part.row_begin * args.c_row + part.col_begin;
-    for (int64_t r = 0; r < args.reduce_count; ++r) {
-      const MatmulWalk::Step offset = args.reduce.at(r);
-      for (int64_t k = 0; k < args.K; k += kOuterDepth) {
-        outer_block(args, item.a + offset.a + part.row_begin + k * args.a_col,
-                    item.b + offset.b + part.col_begin + k * args.b_row, smaller(kOuterDepth, args.K - k), rows, cols,
-                    c, r > 0 || k > 0, scratch);
-      }
+void outer_product(const MatmulArgs<T>& args, const ItemPointers<T>& item, const MatmulPart& part, T* scratch) {
+  const int64_t cols = part.col_end - part.col_begin, rows = part.row_end - part.row_begin;
+  T* c = item.c + part.row_begin * args.c_row + part.col_begin;
+  for (int64_t r = 0; r < args.reduce_count; ++r) {
+    const MatmulWalk::Step offset = args.reduce.at(r);
+    for (int64_t k = 0; k < args.K; k += kMatmulOuterBlock) {
+      outer_block(args, item.a + offset.a + part.row_begin + k * args.a_col,
+                  item.b + offset.b + part.col_begin + k * args.b_row, smaller(kMatmulOuterBlock, args.K - k), rows,
+                  cols, c, r > 0 || k > 0, scratch);
     }
-    if (has_epilogue(args)) finish_rows(args, item, c, args.c_row, part.row_begin, rows, part.col_begin, cols);
   }
+  if (has_epilogue(args)) finish_rows(args, item, c, args.c_row, part.row_begin, rows, part.col_begin, cols);
 }
 
 }  // namespace
