@@ -129,7 +129,8 @@ void add_products(int64_t filters, int64_t taps, int64_t channels, int64_t pixel
 static_assert(kPairGradLeft * int64_t{sizeof(Pair)} + kPairGradK * kPairGradPixels * int64_t{sizeof(BF16)} +
                   kPairGradPixels * (kPairGradK + 32) * int64_t{sizeof(BF16)} <=
               kPairScratchBytes);
-static_assert(kPairPixels * kPatchRow * int64_t{sizeof(BF16)} + kPairPixels * pair_sums_row(kPairFilters) * int64_t{sizeof(float)} <=
+static_assert(kPairPixels * kPatchRow * int64_t{sizeof(BF16)} +
+                  kPairPixels * pair_sums_row(kPairFilters) * int64_t{sizeof(float)} <=
               kPairScratchBytes);
 
 // Of all groups: filters [filter_begin, filter_end) of each, at most kPairFilters.
