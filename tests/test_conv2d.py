@@ -168,6 +168,8 @@ def test_not_finite_like_native(isa, memory_format, value):
         "minimal filtering in groups, few tiles",
         "minimal filtering, 5x5",
         "groups of 4, a tail",
+        "three parts, 1x1",
+        "three parts, stride 2",
     ):
         x, weight, bias, options = make(case, torch.float32, FORMATS[memory_format])
         weight /= weight[0].numel() ** 0.5
@@ -217,7 +219,34 @@ def test_not_finite_at_an_edge_in_bfloat16(isa, case, value):
         torch.testing.assert_close(a.float(), b, equal_nan=True, rtol=0.05, atol=0.5)
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if name.startswith("minimal filtering")])
+@pytest.mark.parametrize("case", [name for name in CASES if name.startswith("three parts")])
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_exact_where_products_are(isa, case, memory_format):
+    # Small integers, and a value in one of many: three parts of bfloat16 lose no bit of either.
+    x, weight, _, options = make(case, torch.float32, FORMATS[memory_format])
+    whole = [t.mul(4).round() for t in (x, weight)]
+    shift = torch.zeros_like(weight)
+    shift[:, 3, -1, 0] = 1
+    for leaves in (whole, [x, shift]):
+        native, dy = run(F.conv2d, leaves, None, **options)
+        ours, _ = run(TF.conv2d, leaves, dy, **options)
+        assert torch.equal(ours[0], native[0])
+
+
+@pytest.mark.parametrize("scale", [1e-22, 1e-30, 0.0])
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_tiny_values(isa, memory_format, scale):
+    # Parts below the least normal number are lost to a tile unit: then the sums are computed without it.
+    for case in ("three parts, dilated", "three parts, all passes of 1x1"):
+        x, weight, _, options = make(case, torch.float32, FORMATS[memory_format])
+        native, dy = run(F.conv2d, [x * scale, weight * 1e-6, None], None, **options)
+        ours, _ = run(TF.conv2d, [x * scale, weight * 1e-6, None], dy * scale, **options)
+        native, _ = run(F.conv2d, [x * scale, weight * 1e-6, None], dy * scale, **options)
+        for a, b in zip(ours, native, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=float(b.abs().max()) * 1e-5)
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if name.startswith(("minimal filtering", "three parts"))])
 def test_nothing_left_by_another_call_counts(case):
     x, weight, bias, options = make(case, torch.float32, torch.contiguous_format)
     before, dy = run(TF.conv2d, [x, weight, bias], None, **options)
@@ -247,6 +276,8 @@ def test_same_bits_for_any_thread_count():
         "strips of large images",
         "joined groups of large images",
         "1x1 on large planes",
+        "three parts, all passes of 1x1",
+        "three parts, stride 2",
     ):
         for memory_format, dtype in itertools.product(FORMATS.values(), (torch.float32, torch.bfloat16)):
             x, weight, bias, options = make(case, dtype, memory_format)

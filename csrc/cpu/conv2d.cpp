@@ -11,6 +11,7 @@
 #include "cpu/conv2d_planes.h"
 #include "cpu/conv2d_pointwise.h"
 #include "cpu/conv2d_rows.h"
+#include "cpu/conv2d_split.h"
 #include "cpu/conv2d_winograd_weight_grad.h"
 #include "ops/linear.h"
 
@@ -22,13 +23,14 @@ enum class ConvWay {
   kPointwise,  // 1x1: a product of matrices
   kPatches,    // the data gradient of patches that do not overlap: as 1x1
   kPairs,      // products of pairs of bfloat16
+  kSplit,      // the same of float32 in three parts; where sums are not sound, kDense
   kWinograd,   // 3x3 and 5x5 of stride 1; where a sum is not finite, kDense
   kDense,      // products of patches that are not written: of rows (channels_last) or planes
 };
 
 // Reads images as matrices: only contiguous ones.
 bool reads_dense(ConvWay way) {
-  return way == ConvWay::kPointwise || way == ConvWay::kPatches || way == ConvWay::kPairs;
+  return way == ConvWay::kPointwise || way == ConvWay::kPatches || way == ConvWay::kPairs || way == ConvWay::kSplit;
 }
 
 struct ConvPlan {
@@ -83,7 +85,12 @@ bool depthwise_prefers_last(const Conv2dShape& shape, ConvPass pass) {
 ConvPlan choose_plan(const Conv2dShape& shape, at::ScalarType dtype, ConvPass pass, bool adds_twice = false) {
   constexpr auto kLast = at::MemoryFormat::ChannelsLast;
   const auto in = [](ConvWay way, at::MemoryFormat format) { return ConvPlan{way, format, format}; };
+  // The data gradient of strides writes every second pixel of a plane: slower than a copy of the result.
+  const bool writes_planes = pass == ConvPass::kForward || (shape.stride[0] == 1 && shape.stride[1] == 1);
   if (is_depthwise(shape)) return in(ConvWay::kDepthwise, depthwise_prefers_last(shape, pass) ? kLast : shape.format);
+  if (split_suits(shape, dtype, pass) && !winograd_suits(shape, dtype, pass)) {
+    return {ConvWay::kSplit, kLast, writes_planes ? shape.format : kLast};
+  }
   if (pointwise_suits(shape, dtype, pass) && !adds_twice) return in(ConvWay::kPointwise, shape.format);
   if (pass == ConvPass::kInputGrad && cuts_patches(shape)) return in(ConvWay::kPatches, shape.format);
   if (multiplies_pairs(dtype)) return in(ConvWay::kPairs, kLast);
@@ -91,8 +98,6 @@ ConvPlan choose_plan(const Conv2dShape& shape, at::ScalarType dtype, ConvPass pa
   if (winograd_suits(shape, dtype, pass)) return in(ConvWay::kWinograd, shape.format);
   if (prefers_planes(shape, pass)) return in(ConvWay::kDense, kPlanes);
   if (!prefers_channels_last(shape, pass)) return in(ConvWay::kDense, shape.format);
-  // The data gradient of strides writes every second pixel of a plane: slower than a copy of the result.
-  const bool writes_planes = pass == ConvPass::kForward || (shape.stride[0] == 1 && shape.stride[1] == 1);
   return {ConvWay::kDense, kLast, writes_planes ? kPlanes : kLast};
 }
 
@@ -114,6 +119,9 @@ void forward(const ConvPlan& plan, const Conv2dShape& shape, const Tensor& x, co
   const auto [weight, weight_last] = dense_weight(weight_in);
   if constexpr (std::is_same_v<T, BF16>) {
     if (way == ConvWay::kPairs) return grouped_pairs_forward(shape, x, weight, weight_last, epilogue, output);
+  }
+  if constexpr (std::is_same_v<T, float>) {
+    if (way == ConvWay::kSplit && split_forward(shape, x, weight, weight_last, epilogue, output, plan.result)) return;
   }
   if (way == ConvWay::kWinograd && winograd_forward<T>(shape, x, weight, weight_last, epilogue, output)) return;
   if (shape.format == kPlanes) return planes_forward<T>(shape, x, weight, weight_last, epilogue, output);
@@ -188,6 +196,11 @@ Tensor input_gradient(const ConvPlan& plan, const Conv2dShape& shape, const Tens
     if constexpr (std::is_same_v<T, BF16>) {
       if (way == ConvWay::kPairs) return grouped_pairs_input_grad(shape, dy, weight.tensor, weight.channels_last, dx);
     }
+    if constexpr (std::is_same_v<T, float>) {
+      if (way == ConvWay::kSplit && split_input_grad(shape, dy, weight.tensor, weight.channels_last, dx, plan.result)) {
+        return;
+      }
+    }
     if (way == ConvWay::kWinograd && winograd_input_grad<T>(shape, dy, weight.tensor, weight.channels_last, dx)) return;
     if (shape.format == kPlanes) return planes_input_grad<T>(shape, dy, weight.tensor, weight.channels_last, dx);
     rows_input_grad<T>(shape, dy, weight.tensor, weight.channels_last, dx, plan.result);
@@ -211,6 +224,9 @@ std::tuple<Tensor, Tensor> weight_gradient(ConvWay way, const Conv2dShape& shape
     using T = decltype(element);
     if constexpr (std::is_same_v<T, BF16>) {
       if (way == ConvWay::kPairs) return grouped_pairs_weight_grad(shape, dy, x, dweight);
+    }
+    if constexpr (std::is_same_v<T, float>) {
+      if (way == ConvWay::kSplit && split_weight_grad(shape, dy, x, dweight)) return;
     }
     if (way == ConvWay::kDepthwise) {
       dweight.copy_(depthwise_weight_grad<T>(shape, dy, x).reshape(weight.sizes()));

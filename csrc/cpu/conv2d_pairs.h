@@ -1,7 +1,8 @@
-// bfloat16 on processors that multiply pairs of it (kernels/conv2d_pairs.h): dense and grouped convolution of
-// channels_last images. All cuts depend on the shape alone.
+// bfloat16 on processors that multiply pairs of it, and float32 in three parts of it on tile units
+// (kernels/conv2d_pairs.h): dense and grouped convolution of channels_last images. All cuts depend on the shape alone.
 #pragma once
 #include <atomic>
+#include <cmath>
 
 #include "cpu/conv2d_work.h"
 
@@ -13,13 +14,33 @@ inline bool multiplies_pairs(at::ScalarType dtype) {
 
 inline void* conv_pairs_scratch() { return thread_scratch(kConvScratchSlot, kPairScratchBytes); }
 
-// [group][panel][k, filled up][panel]
-inline Tensor pack_conv_pairs(const WeightLayout& layout, const BF16* data, int64_t group_stride, int64_t groups,
-                              int64_t K, const at::TensorOptions& options) {
-  const auto& kernel = kernels<BF16>().conv2d.pairs;
+// What kernels report of their sums. Parts of float32 below 2^-126 are lost: sums that are all tiny are not to be had
+// of them. (Those below 2^-60 beside larger ones keep an absolute error of some 2^-120.)
+class SumReport {
+ public:
+  void add(float magnitude) {
+    constexpr float kTiny = 0x1p-60f;
+    if (std::isnan(magnitude)) finite_ = false;
+    if (magnitude >= kTiny) normal_ = true;
+  }
+  template <typename T>
+  bool is_sound() const {
+    return finite_ && (std::is_same_v<T, BF16> || normal_);
+  }
+
+ private:
+  std::atomic<bool> finite_{true}, normal_{false};
+};
+
+// [group][panel][part][k, filled up][panel]
+template <typename T>
+Tensor pack_conv_pairs(const WeightLayout& layout, const T* data, int64_t group_stride, int64_t groups, int64_t K,
+                       const at::TensorOptions& options) {
+  const auto& kernel = kernels<T>().conv2d.pairs;
   const int64_t panels = divide_up(layout.filters, kernel.panel), depth = divide_up(K, kernel.step) * kernel.step;
-  return pack_panels<BF16>(layout, data, group_stride, groups, panels, panels * depth * kernel.panel, options,
-                           [&](const ConvWeights<const BF16>& weights, int64_t panel, BF16* packed) {
+  return pack_panels<BF16>(layout, data, group_stride, groups, panels, panels * kernel.parts * depth * kernel.panel,
+                           options.dtype(at::kBFloat16),
+                           [&](const ConvWeights<const T>& weights, int64_t panel, BF16* packed) {
                              kernel.pack_weights(weights, K, panel, panel + 1, packed);
                            });
 }
@@ -30,45 +51,71 @@ struct PairsPlan {
   int64_t rows, tap_step;
 };
 
+// Output rows of a block of the kernel without patches: the least of tiles, whose rows behind the last pixel are
+// dropped, and of copies, which blocks that touch share. Copying a value takes as long as kCopy products of one.
+template <typename T>
+int64_t strip_rows(const ConvWindow& window, int64_t channels, int64_t filters, int64_t images) {
+  constexpr int64_t kMostPixels = 400, kLargestScratch = 1 << 20, kItems = 16, kTile = 32, kCopy = 40;
+  const int64_t pitch = phase_pitch(window), taps = window.rows * window.cols;
+  const int64_t most = std::min(
+      {window.height, divide_up(window.height, divide_up(kItems, images)), std::max<int64_t>(1, kMostPixels / pitch)});
+  int64_t best = 1;
+  double least = 0;
+  for (int64_t rows = 1; rows <= most; ++rows) {
+    if (rows > 1 && kernels<T>().conv2d.pairs.strip_bytes(window, channels, filters, rows) > kLargestScratch) break;
+    const int64_t computed = divide_up((rows - 1) * pitch + window.width, kTile) * kTile;
+    const int64_t copied = (rows * window.stride_y + window.rows - 1) * window.stride_x * pitch;
+    const double cost = static_cast<double>(divide_up(window.height, rows)) *
+                        static_cast<double>(computed * taps * filters + kCopy * copied);
+    if (rows == 1 || cost <= least) {
+      least = cost;
+      best = rows;
+    }
+  }
+  return best;
+}
+
 // Patches serve better where phases do not, and with channels that fill less than half of their steps.
-inline PairsPlan plan_pairs(const ConvWindow& window, int64_t groups, int64_t channels, int64_t filters,
-                            int64_t images) {
-  constexpr int64_t kPixels = 256, kLargestScratch = 1 << 20, kItems = 16;
-  const auto& kernel = kernels<BF16>().conv2d.pairs;
+template <typename T>
+PairsPlan plan_pairs(const ConvWindow& window, int64_t groups, int64_t channels, int64_t filters, int64_t images) {
+  constexpr int64_t kLargestScratch = 1 << 20;
+  const auto& kernel = kernels<T>().conv2d.pairs;
   const PairsPlan patches{0, channels};
   const int64_t tap_step = divide_up(channels, kernel.step) * kernel.step;
   if (tap_step > 2 * channels || !phases_serve(window)) return patches;
-  const auto bytes = [&](int64_t rows) { return kernel.strip_bytes(window, channels, filters, rows); };
-  int64_t rows = std::min(window.height, std::max<int64_t>(1, kPixels / phase_pitch(window)));
-  rows = std::min(rows, divide_up(window.height, divide_up(kItems, images)));
-  while (rows > 1 && bytes(rows) > kLargestScratch) rows = divide_up(rows, 2);
+  const int64_t rows = strip_rows<T>(window, channels, filters, images);
   // Every block reads all weights: small ones of weights beyond L2 are better joined over images.
   constexpr int64_t kCachedWeights = 768 * 1024, kFewPixels = 128;
   const int64_t weights = groups * filters * window.rows * window.cols * channels;
-  if (bytes(rows) > kLargestScratch || (weights > kCachedWeights && rows * window.width < kFewPixels)) return patches;
-  return {divide_up(window.height, divide_up(window.height, rows)), tap_step};
+  if (kernel.strip_bytes(window, channels, filters, rows) > kLargestScratch ||
+      (weights > kCachedWeights && rows * window.width < kFewPixels)) {
+    return patches;
+  }
+  return {rows, tap_step};
 }
 
-inline bool run_conv_strips(const ConvPairsArgs<BF16>& args, int64_t images, int64_t rows) {
+// Returns whether the sums are sound, if args asks to check.
+template <typename T>
+bool run_conv_strips(const ConvPairsArgs<T>& args, int64_t images, int64_t rows) {
+  const auto& kernel = kernels<T>().conv2d.pairs;
   const ConvWindow& window = args.window;
   const int64_t K = window.rows * window.cols * args.channels, blocks = divide_up(window.height, rows);
   // Every part copies the strip again: not for less than 64 filters.
   constexpr int64_t kItems = 16, kFewestFilters = 64;
   const Cut parts{args.filters, std::min(divide_up(kItems, blocks * images), divide_up(args.filters, kFewestFilters)),
-                  kernels<BF16>().conv2d.pairs.panel};
-  const int64_t cost = args.groups * rows * window.width * divide_up(args.filters, parts.pieces) * K / 256;
-  const int64_t bytes = kernels<BF16>().conv2d.pairs.strip_bytes(window, args.channels, args.filters, rows);
-  std::atomic<bool> finite{true};
+                  kernel.panel};
+  const int64_t products = 2 * kernel.parts;
+  const int64_t cost = args.groups * rows * window.width * divide_up(args.filters, parts.pieces) * K * products / 512;
+  const int64_t bytes = kernel.strip_bytes(window, args.channels, args.filters, rows);
+  SumReport report;
   parallel_for_cost(images * blocks * parts.pieces, cost, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t part = i % parts.pieces, row = i / parts.pieces % blocks * rows, n = i / parts.pieces / blocks;
-      const bool all_finite =
-          kernels<BF16>().conv2d.pairs.strip(args, n, row, std::min(window.height, row + rows), parts.at(part),
-                                             parts.at(part + 1), thread_scratch(kConvScratchSlot, bytes));
-      if (!all_finite) finite = false;
+      report.add(kernel.strip(args, n, row, std::min(window.height, row + rows), parts.at(part), parts.at(part + 1),
+                              thread_scratch(kConvScratchSlot, bytes)));
     }
   });
-  return finite;
+  return !args.checks || report.is_sound<T>();
 }
 
 // False where args asks to check and a sum is not finite, or nothing would check it.
@@ -103,7 +150,7 @@ inline bool pairs_forward(const Conv2dShape& shape, const Tensor& x, const Tenso
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
   const int64_t taps = shape.kernel[0] * shape.kernel[1];
   const ConvWindow window = forward_window(shape);
-  const PairsPlan plan = plan_pairs(window, shape.groups, C, F, shape.images);
+  const PairsPlan plan = plan_pairs<BF16>(window, shape.groups, C, F, shape.images);
   const WeightLayout layout = forward_weights(shape, weight_last, ConvOrder::kTapsOuter, plan.tap_step);
   const Tensor packed =
       pack_conv_pairs(layout, const_data<BF16>(weight), F * C * taps, shape.groups, taps * plan.tap_step, x.options());
@@ -119,7 +166,7 @@ inline bool pairs_input_grad(const Conv2dShape& shape, const Tensor& dy, const T
   const int64_t group_weights = F * C * shape.kernel[0] * shape.kernel[1];
   for (const GradientClass& part : gradient_classes(shape)) {
     if (part.taps() == 0) continue;  // dx is zero there
-    const PairsPlan plan = plan_pairs(part.window(), shape.groups, F, C, shape.images);
+    const PairsPlan plan = plan_pairs<BF16>(part.window(), shape.groups, F, C, shape.images);
     const WeightLayout layout = gradient_weights(shape, part, weight_last, ConvOrder::kTapsOuter, plan.tap_step);
     const Tensor packed = pack_conv_pairs(layout, const_data<BF16>(weight), group_weights, shape.groups,
                                           part.taps() * plan.tap_step, dy.options());
@@ -137,75 +184,91 @@ inline bool pairs_input_grad(const Conv2dShape& shape, const Tensor& dy, const T
   return true;
 }
 
+// Filters that one part of a weights' gradient sums.
+template <typename T>
+constexpr int64_t kGradFilters = std::is_same_v<T, BF16> ? kPairFilters : kPairFilters / 2;
+
 // Output rows of a block of the weights' gradient without patches, or 0: with patches, where channels would not fill
 // half of a panel or where images are so small that sums would be read and written too often.
-inline int64_t strip_grad_rows(const ConvWindow& window, int64_t channels, int64_t filters) {
+template <typename T>
+int64_t strip_grad_rows(const ConvWindow& window, int64_t channels, int64_t filters) {
   // A block is of one image, and reads and writes all sums: 1024 positions, if there are (512: 0.8 to 0.95x of native
-  // for weights of 256 x 256 and more, 1024: 0.93 to 1.02x), and what 256 filters and 128 channels of them take.
-  constexpr int64_t kPixels = 1024, kFewestPixels = 384, kHalfPanel = 16, kLargestScratch = 4 << 20;
+  // for weights of 256 x 256 and more, 1024: 0.93 to 1.02x), and what 256 filters and 128 channels of them take. Three
+  // parts of half of all of it.
+  constexpr bool kWhole = std::is_same_v<T, BF16>;
+  constexpr int64_t kPixels = kWhole ? 1024 : 512, kLargestScratch = kWhole ? 4 << 20 : 5 << 19;
+  constexpr int64_t kFewestPixels = 384, kHalfPanel = 16;
   const int64_t pitch = phase_pitch(window), taps = window.rows * window.cols;
-  if (taps == 1 || taps > kMostStripTaps || std::min(channels, filters) < kHalfPanel || !phases_serve(window) ||
-      window.height * pitch < kFewestPixels) {
+  if ((kWhole && taps == 1) || taps > kMostStripTaps || std::min(channels, filters) < kHalfPanel ||
+      !phases_serve(window) || window.height * pitch < kFewestPixels) {
     return 0;
   }
-  const int64_t rows = divide_up(window.height, divide_up(window.height, std::max<int64_t>(1, kPixels / pitch)));
-  const int64_t bytes = kernels<BF16>().conv2d.pairs.strip_grad_bytes(window, channels, kPairFilters, rows);
-  return bytes <= kLargestScratch ? rows : 0;
+  const auto bytes = [&](int64_t rows) {
+    return kernels<T>().conv2d.pairs.strip_grad_bytes(window, channels, std::min(filters, kGradFilters<T>), rows);
+  };
+  int64_t rows = divide_up(window.height, divide_up(window.height, std::max<int64_t>(1, kPixels / pitch)));
+  while (!kWhole && rows > 1 && bytes(rows) > kLargestScratch) rows = divide_up(rows, 2);
+  return bytes(rows) <= kLargestScratch ? rows : 0;
 }
 
-// Cuts the items of a weights' gradient, which add to sums of their chunk, and writes the weights. False where a sum is
-// not finite. run(args of the chunk, chunk, part); dweight in either format.
-template <typename Run>
-bool sum_pair_weights(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& dweight,
+// What a weights' gradient reads, as its kernel sees it.
+template <typename T>
+struct GradImages {
+  ConvImages<const T> in;
+  ConvWindow window;
+  int64_t images;
+};
+template <typename T>
+GradImages<T> grad_images(const Conv2dShape& shape, const Tensor& x) {
+  return {images_of(x, const_data<T>(x), shape.format), forward_window(shape), shape.images};
+}
+
+// Cuts the items of a weights' gradient, which add to sums of their chunk, and writes the weights. False where sums are
+// not sound. run(args of the chunk, chunk, part); dweight in either format.
+template <typename T, typename Run>
+bool sum_pair_weights(const Conv2dShape& shape, const Tensor& dy, const GradImages<T>& read, const Tensor& dweight,
                       int64_t chunks, int64_t parts, const Run& run) {
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
   const int64_t K = C * shape.kernel[0] * shape.kernel[1], pixels = shape.images * shape.out[0] * shape.out[1];
   Tensor sums = at::empty({chunks, shape.filters, K}, dy.options().dtype(at::kFloat));
-  const ConvPairsGradArgs<BF16> first{images_of(x, const_data<BF16>(x), shape.format),
-                                      const_data<BF16>(dy),
-                                      shape.filters,
-                                      forward_window(shape),
-                                      shape.groups,
-                                      C,
-                                      F,
-                                      mutable_data<float>(sums)};
+  const ConvPairsGradArgs<T> first{read.in, const_data<T>(dy),        shape.filters, read.window, shape.groups, C,
+                                   F,       mutable_data<float>(sums)};
   const int64_t cost = pixels / chunks * (K + 1) * (shape.filters / parts + 1) / 256;
   parallel_for_cost(chunks * parts, cost, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      ConvPairsGradArgs<BF16> args = first;
+      ConvPairsGradArgs<T> args = first;
       args.sums += i / parts * shape.filters * K;
       run(args, i / parts, i % parts);
     }
   });
   const bool last = !dweight.is_contiguous();
-  std::atomic<bool> finite{true};
+  SumReport report;
   parallel_for_cost(shape.filters, K * (chunks + 1), [&](int64_t begin, int64_t end) {
-    if (!kernels<BF16>().conv2d.pairs.finish_weights(first, chunks, begin, end, last, mutable_data<BF16>(dweight))) {
-      finite = false;
-    }
+    report.add(kernels<T>().conv2d.pairs.finish_weights(first, chunks, begin, end, last, mutable_data<T>(dweight)));
   });
-  return finite;
+  return report.is_sound<T>();
 }
 
-// dy contiguous. False where a sum is not finite.
-inline bool strip_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& dweight,
-                              int64_t rows) {
-  const auto& kernel = kernels<BF16>().conv2d.pairs;
+// dy contiguous. False where sums are not sound.
+template <typename T>
+bool strip_weight_grad(const Conv2dShape& shape, const Tensor& dy, const GradImages<T>& read, const Tensor& dweight,
+                       int64_t rows) {
+  const auto& kernel = kernels<T>().conv2d.pairs;
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
   constexpr int64_t kItems = 8;  // half of what others share out: the sums of all are added up
-  const Cut filters{F, divide_up(F, kPairFilters), kernel.panel};
-  const int64_t in_all = shape.images * divide_up(shape.out[0], rows);
+  const Cut filters{F, divide_up(F, kGradFilters<T>), kernel.panel};
+  const int64_t in_all = read.images * divide_up(read.window.height, rows);
   // Each chunk has sums of its own: no more than 64 MB in all, where one of them is not more.
   constexpr int64_t kMostSums = 16 << 20;
   const int64_t affordable = std::max<int64_t>(1, kMostSums / dweight.numel());
   const Cut chunks{in_all, std::min({divide_up(kItems, filters.pieces), in_all, affordable}), 1};
-  const int64_t bytes = kernel.strip_grad_bytes(forward_window(shape), C, kPairFilters, rows);
-  return sum_pair_weights(shape, dy, x, dweight, chunks.pieces, filters.pieces,
-                          [&](const ConvPairsGradArgs<BF16>& args, int64_t chunk, int64_t part) {
-                            kernel.strip_weight_grad(args, rows, chunks.at(chunk), chunks.at(chunk + 1),
-                                                     filters.at(part), filters.at(part + 1),
-                                                     thread_scratch(kConvScratchSlot, bytes));
-                          });
+  const int64_t bytes = kernel.strip_grad_bytes(read.window, C, std::min(F, kGradFilters<T>), rows);
+  return sum_pair_weights<T>(shape, dy, read, dweight, chunks.pieces, filters.pieces,
+                             [&](const ConvPairsGradArgs<T>& args, int64_t chunk, int64_t part) {
+                               kernel.strip_weight_grad(args, rows, chunks.at(chunk), chunks.at(chunk + 1),
+                                                        filters.at(part), filters.at(part + 1),
+                                                        thread_scratch(kConvScratchSlot, bytes));
+                             });
 }
 
 // dy contiguous; dweight in either format.
@@ -213,15 +276,16 @@ inline void pairs_weight_grad(const Conv2dShape& shape, const Tensor& dy, const 
   const auto& kernel = kernels<BF16>().conv2d.pairs;
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
   const int64_t K = C * shape.kernel[0] * shape.kernel[1], pixels = shape.images * shape.out[0] * shape.out[1];
-  const int64_t rows = strip_grad_rows(forward_window(shape), C, F);
-  if (rows > 0 && strip_weight_grad(shape, dy, x, dweight, rows)) return;
+  const int64_t rows = strip_grad_rows<BF16>(forward_window(shape), C, F);
+  const GradImages<BF16> read = grad_images<BF16>(shape, x);
+  if (rows > 0 && strip_weight_grad(shape, dy, read, dweight, rows)) return;
   constexpr int64_t kItems = 16, kPartK = 1024;
   const Cut filters{F, divide_up(F, kPairFilters), kernel.panel};
   const Cut ks{K, divide_up(K, kPartK), kPairGradK};
   const int64_t parts = filters.pieces * ks.pieces;
   // Chunks of two blocks or more: each has sums of its own.
   const Cut chunks{pixels, std::min(divide_up(kItems, parts), divide_up(pixels, 2 * kPairGradPixels)), 2};
-  sum_pair_weights(shape, dy, x, dweight, chunks.pieces, parts,
+  sum_pair_weights(shape, dy, read, dweight, chunks.pieces, parts,
                    [&](const ConvPairsGradArgs<BF16>& args, int64_t chunk, int64_t part) {
                      const int64_t filter = part % filters.pieces, k = part / filters.pieces;
                      kernel.weight_grad(args, chunks.at(chunk), chunks.at(chunk + 1), ks.at(k), ks.at(k + 1),

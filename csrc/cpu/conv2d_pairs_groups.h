@@ -54,7 +54,8 @@ inline void grouped_pairs_forward(const Conv2dShape& shape, const Tensor& x, con
   const int64_t joined = joined_groups(shape.groups, C, F);
   // Only strips look at what they have summed.
   const auto is_checked = [&] {
-    return plan_pairs(forward_window(shape), shape.groups / joined, C * joined, F * joined, shape.images).rows > 0;
+    return plan_pairs<BF16>(forward_window(shape), shape.groups / joined, C * joined, F * joined, shape.images).rows >
+           0;
   };
   if (joined > 1 && is_checked() &&
       pairs_forward(joined_shape(shape, joined), x, joined_weight(shape, weight, joined), false, epilogue, output,
@@ -70,7 +71,7 @@ inline void grouped_pairs_input_grad(const Conv2dShape& shape, const Tensor& dy,
   const int64_t joined = joined_groups(shape.groups, F, C);
   const auto is_checked = [&] {
     for (const GradientClass& part : gradient_classes(shape)) {
-      const auto plan = plan_pairs(part.window(), shape.groups / joined, F * joined, C * joined, shape.images);
+      const auto plan = plan_pairs<BF16>(part.window(), shape.groups / joined, F * joined, C * joined, shape.images);
       if (part.taps() > 0 && plan.rows == 0) return false;
     }
     return true;

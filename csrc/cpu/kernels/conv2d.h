@@ -16,15 +16,33 @@ namespace {
 inline void fill_conv2d(TypedKernels<BF16>& table) {
   table.conv2d.pairs = {kPairPanel,
                         kPairStep,
+                        1,
                         pack_pair_weights,
                         conv_pairs,
-                        conv_strip_bytes,
-                        conv_strip,
+                        conv_strip_bytes<BF16>,
+                        conv_strip<BF16>,
                         conv_pairs_weight_grad,
-                        conv_strip_grad_bytes,
-                        conv_strip_weight_grad,
-                        finish_pair_weights};
+                        conv_strip_grad_bytes<BF16>,
+                        conv_strip_weight_grad<BF16>,
+                        finish_pair_weights<BF16>};
 }
+
+#if defined(TILEWRIGHT_ISA_HAS_TILE_UNIT)
+#define TILEWRIGHT_FILLS_F32 1
+inline void fill_conv2d(TypedKernels<float>& table) {
+  table.conv2d.pairs = {kPairPanel,
+                        kPairStep,
+                        kSplitParts,
+                        pack_split_weights,
+                        nullptr,
+                        conv_strip_bytes<float>,
+                        conv_strip<float>,
+                        nullptr,
+                        conv_strip_grad_bytes<float>,
+                        conv_strip_weight_grad<float>,
+                        finish_pair_weights<float>};
+}
+#endif
 
 }  // namespace
 }  // namespace tilewright

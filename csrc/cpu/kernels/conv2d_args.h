@@ -129,7 +129,7 @@ struct ConvPairsArgs {
   int64_t groups, channels, filters;  // of one group
   const void* weight;
   ConvEpilogue<T> epilogue;
-  bool checks = false;  // do sums that are not finite matter to the caller?
+  bool checks = false;  // does the caller look at the sums?
 };
 
 template <typename T>
@@ -206,19 +206,21 @@ constexpr int64_t kConvScratchElements = kConvPointColumns * (kConvPointK + kCon
 static_assert(kConvBlockColumns * kConvBlockK == kConvPointColumns * kConvPointK);
 static_assert(kConvScratchElements >= 2 * kConvGradPixels * (kConvBlockK + kConvPatchPadding));
 
-// panel is 0 where the processor multiplies no pairs.
+// panel is 0 where the processor multiplies no pairs. float32 has them on tile units only, in three parts, and none
+// with patches.
 template <typename T>
 struct ConvPairsKernels {
   int64_t panel, step;  // filters of a panel; values of k are filled up to a multiple of step
+  int64_t parts;        // bfloat16 values that packed weights have of each
   void (*pack_weights)(const ConvWeights<const T>&, int64_t k, int64_t panel_begin, int64_t panel_end, void* packed);
   // scratch: kPairScratchBytes, aligned to 64 bytes.
   void (*forward)(const ConvPairsArgs<T>&, int64_t pixel_begin, int64_t pixel_end, int64_t filter_begin,
                   int64_t filter_end, void* scratch);
   // Without patches: output rows of image n. The weights of a tap are filled up to a multiple of step. strip_bytes: of
-  // scratch. Returns whether all sums are finite, if it is asked to check.
+  // scratch. Returns the largest magnitude of the sums, NaN if one is not finite, if it is asked to check.
   int64_t (*strip_bytes)(const ConvWindow&, int64_t channels, int64_t filters, int64_t rows);
-  bool (*strip)(const ConvPairsArgs<T>&, int64_t n, int64_t row_begin, int64_t row_end, int64_t filter_begin,
-                int64_t filter_end, void* scratch);
+  float (*strip)(const ConvPairsArgs<T>&, int64_t n, int64_t row_begin, int64_t row_end, int64_t filter_begin,
+                 int64_t filter_end, void* scratch);
   void (*weight_grad)(const ConvPairsGradArgs<T>&, int64_t pixel_begin, int64_t pixel_end, int64_t k_begin,
                       int64_t k_end, int64_t filter_begin, int64_t filter_end, void* scratch);
   // Without patches: blocks of output rows, counted through all images; at most kMostStripTaps taps. strip_grad_bytes:
@@ -226,9 +228,9 @@ struct ConvPairsKernels {
   int64_t (*strip_grad_bytes)(const ConvWindow&, int64_t channels, int64_t filters, int64_t rows);
   void (*strip_weight_grad)(const ConvPairsGradArgs<T>&, int64_t block_rows, int64_t block_begin, int64_t block_end,
                             int64_t filter_begin, int64_t filter_end, void* scratch);
-  // Returns whether all sums are finite.
-  bool (*finish_weights)(const ConvPairsGradArgs<T>&, int64_t chunks, int64_t filter_begin, int64_t filter_end,
-                         bool channels_last, T* weights);
+  // Returns what `strip` does.
+  float (*finish_weights)(const ConvPairsGradArgs<T>&, int64_t chunks, int64_t filter_begin, int64_t filter_end,
+                          bool channels_last, T* weights);
 };
 
 template <typename T>

@@ -10,6 +10,9 @@
 #include "cpu/kernels/conv2d_epilogue.h"
 #include "cpu/kernels/conv2d_pairs_patches.h"
 #include "cpu/kernels/matmul_operands.h"
+#if defined(TILEWRIGHT_ISA_HAS_TILE_UNIT)
+#include "cpu/kernels/gemm_split.h"
+#endif
 
 namespace tilewright {
 namespace {
@@ -33,6 +36,25 @@ inline void pack_pair_weights(const ConvWeights<const BF16>& weights, int64_t K,
         weights, f, [=](int64_t k, VecF32 values) TILEWRIGHT_INLINE { merge_row(panel, k, bit_cast<VecU32>(values)); });
   }
 }
+
+#if defined(TILEWRIGHT_ISA_HAS_TILE_UNIT)
+// [panel][part][pairs of k][kPairPanel]
+inline void pack_split_weights(const ConvWeights<const float>& weights, int64_t K, int64_t panel_begin,
+                               int64_t panel_end, void* packed) {
+  const int64_t pairs = pairs_of(K), part_step = pairs * kPairPanel;
+  for (int64_t f = panel_begin * kPairPanel; f < panel_end * kPairPanel; f += kLanes<float>) {
+    Pair* panel = static_cast<Pair*>(packed) + f / kPairPanel * kSplitParts * part_step + f % kPairPanel;
+    for (int64_t k = 0; k < kSplitParts * pairs; ++k) store(panel + k * kPairPanel, VecU32{});
+    for_each_weight_row(weights, f, [=](int64_t k, VecF32 values) TILEWRIGHT_INLINE {
+      for (int part = 0; part < kSplitParts; ++part) {
+        const VecF32 rounded = rounded_to_bf16(values);
+        merge_row(panel + part * part_step, k, bit_cast<VecU32>(rounded));
+        values -= rounded;
+      }
+    });
+  }
+}
+#endif
 
 // --- forward ---
 
@@ -104,23 +126,45 @@ struct PairGradSums {
   int64_t filter_step, tap_step;
 };
 
-// sums[f][t][c] (+)= turned dy * right_of(tap), whose panels of channels are panel_step apart; left's tiles stay in L1
-// for all taps.
-template <typename Right>
-void add_products(int64_t filters, int64_t taps, int64_t channels, int64_t pixels, const Pair* left,
-                  const Right& right_of, int64_t panel_step, const PairGradSums& sums, bool accumulate) {
-  const int64_t elements = pairs_of(pixels), a_row = kHasTileUnit ? elements : 1, a_col = kHasTileUnit ? 1 : kTileRows;
+// Turned dy and panels of the positions that taps read, whose panels of channels are panel_step apart; and where the
+// parts of float32 lie.
+template <typename T>
+struct PairGradOperands {
+  const Pair* left;
+  int64_t panel_step, left_part = 0, right_part = 0;
+};
+
+// One tile of them: `elements` pairs of pixels.
+inline void add_tile_product(const PairGradOperands<BF16>&, int64_t elements, const Pair* left, const Pair* right,
+                             int64_t rows, int64_t cols, float* out, int64_t out_row, bool accumulate) {
+  const int64_t a_row = kHasTileUnit ? elements : 1, a_col = kHasTileUnit ? 1 : kTileRows;
+  const auto tile = cols > kLanes<float> ? tile_for_rows<Pair, kTileVectors>(rows) : tile_for_rows<Pair, 1>(rows);
+  tile(elements, left, a_row, a_col, right, kPairPanel, out, out_row, cols, TileEnd<float>{accumulate});
+}
+#if defined(TILEWRIGHT_ISA_HAS_TILE_UNIT)
+inline void add_tile_product(const PairGradOperands<float>& operands, int64_t elements, const Pair* left,
+                             const Pair* right, int64_t rows, int64_t cols, float* out, int64_t out_row,
+                             bool accumulate) {
+  constexpr int32_t kStart = 0;
+  multiply_split_tile({left, operands.left_part, elements, right, operands.right_part}, elements, &kStart, 1,
+                      {out, out_row, rows, cols, accumulate});
+}
+#endif
+
+// sums[f][t][c] (+)= turned dy * right_of(tap); a tile of left stays in L1 for all taps.
+template <typename T, typename Right>
+void add_products(int64_t filters, int64_t taps, int64_t channels, int64_t pixels, const PairGradOperands<T>& operands,
+                  const Right& right_of, const PairGradSums& sums, bool accumulate) {
+  const int64_t elements = pairs_of(pixels);
   const RowTiles tiles{filters, tile_count(filters)};
-  for (int64_t i = 0; i < tiles.count; ++i, left += left_tile_size(elements)) {
+  for (int64_t i = 0; i < tiles.count; ++i) {
     const int64_t row = tiles.edge(i), rows = tiles.edge(i + 1) - row;
-    const GemmTile<Pair> wide = tile_for_rows<Pair, kTileVectors>(rows), narrow = tile_for_rows<Pair, 1>(rows);
     for (int64_t t = 0; t < taps; ++t) {
       const Pair* right = right_of(t);
       float* out = sums.data + row * sums.filter_step + t * sums.tap_step;
-      for (int64_t c = 0; c < channels; c += kPairPanel, right += panel_step) {
-        const int64_t n = smaller(channels - c, kPairPanel);
-        (n > kLanes<float> ? wide : narrow)(elements, left, a_row, a_col, right, kPairPanel, out + c, sums.filter_step,
-                                            n, TileEnd<float>{accumulate});
+      for (int64_t c = 0; c < channels; c += kPairPanel, right += operands.panel_step) {
+        add_tile_product(operands, elements, operands.left + i * left_tile_size(elements), right, rows,
+                         smaller(channels - c, kPairPanel), out + c, sums.filter_step, accumulate);
       }
     }
   }
@@ -156,44 +200,12 @@ inline void conv_pairs_weight_grad(const ConvPairsGradArgs<BF16>& args, int64_t 
         const int64_t row = patch_row(k_count);
         pack_patches(in, args.window, args.channels, pixel, pixels, k, k + k_count, patches, row);
         pack_right(pixels, k_count, patches, row, int64_t{1}, panels);
-        add_products(
-            filters, 1, k_count, pixels, left, [=](int64_t) { return panels; }, kPairPanel * pairs_of(pixels),
+        add_products<BF16>(
+            filters, 1, k_count, pixels, {left, kPairPanel * pairs_of(pixels)}, [=](int64_t) { return panels; },
             PairGradSums{sums + k, K, 0}, pixel > pixel_begin);
       }
     }
   }
-}
-
-// Sums of the chunks, [chunk][filter][tap][channel], added in order, to weights of filters [begin, end). Returns
-// whether all of them are finite.
-inline bool finish_pair_weights(const ConvPairsGradArgs<BF16>& args, int64_t chunks, int64_t filter_begin,
-                                int64_t filter_end, bool channels_last, BF16* weights) {
-  const int64_t taps = args.window.rows * args.window.cols, C = args.channels, K = taps * C;
-  const int64_t chunk_size = args.groups * args.filters * K;
-  VecF32 check{};
-  for (int64_t f = filter_begin; f < filter_end; ++f) {
-    float* sums = args.sums + f * K;
-    for (int64_t chunk = 1; chunk < chunks; ++chunk) {
-      for_each_vector<float>(K, [&](int64_t k, int64_t n) TILEWRIGHT_INLINE {
-        store(sums + k, load(sums + k, n) + load(sums + chunk * chunk_size + k, n), n);
-      });
-    }
-    BF16* out = weights + f * K;
-    for_each_vector<float>(K, [&](int64_t k, int64_t n) TILEWRIGHT_INLINE {
-      const VecF32 sum = load(sums + k, n);
-      check = fma(sum, VecF32{}, check);
-      if (channels_last) store(out + k, sum, n);
-    });
-    if (channels_last) continue;
-    for (int64_t t = 0; t < taps; ++t) {
-      for_each_vector<float>(C, [&](int64_t c, int64_t n) TILEWRIGHT_INLINE {
-        BF16 lanes[kLanes<float>];
-        store(lanes, load(sums + t * C + c, n));
-        for (int64_t i = 0; i < n; ++i) out[(c + i) * taps + t] = lanes[i];
-      });
-    }
-  }
-  return reduce_add<float>(check) == 0.0f;
 }
 
 }  // namespace

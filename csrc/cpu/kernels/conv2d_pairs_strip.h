@@ -1,13 +1,13 @@
-// Convolution of pairs of bfloat16 without patches: the part of the image that a block of output rows reads is copied
-// once, in phases (conv2d_phases.h), whole pixels of `channels` values. Rows of a tile are then neighbouring pixels of
-// the strip, for every tap:
+// Convolution of pairs of bfloat16, and of float32 in three parts of it, without patches: the part of the image that a
+// block of output rows reads is copied once, in phases (conv2d_phases.h), whole pixels of `channels` values. Rows of a
+// tile are then neighbouring pixels of the strip, for every tap:
 //
 //   out[p, f] = sum over taps t and channels c of strip[offset_t + p, c] * weights[(t, c), f]
 //
 // Tiles are whole ones: what they compute behind the last pixel, and between two rows of pixels, is dropped.
 #pragma once
-#include "cpu/kernels/conv2d_pairs.h"
 #include "cpu/kernels/conv2d_phases.h"
+#include "cpu/kernels/conv2d_strip_parts.h"
 
 namespace tilewright {
 namespace {
@@ -20,134 +20,173 @@ inline int64_t strip_tiles(const PhaseLayout& layout, const ConvWindow& window, 
 constexpr int64_t kStripFilters = 128;
 inline int64_t strip_sums_row(int64_t filters) { return pair_sums_row(smaller(filters, kStripFilters)); }
 
-// Offsets of the taps, the strip with what the last tile reads behind it, sums.
+// Offsets of the taps, the strips with what the last tile reads behind each, sums.
+template <typename T>
 struct StripScratch {
   int64_t offsets, strip, sums;  // bytes of each
+  int64_t part_step;             // values from one strip to the next: an odd number of lines
   StripScratch(const ConvWindow& window, const PhaseLayout& layout, int64_t channels, int64_t filters)
       : offsets((window.rows * window.cols * int64_t{sizeof(int32_t)} + 63) / 64 * 64),
-        strip((layout.size + kTileRows) * channels * int64_t{sizeof(BF16)}),
-        sums(kTileRows * strip_sums_row(filters) * int64_t{sizeof(float)}) {}
+        sums(kTileRows * strip_sums_row(filters) * int64_t{sizeof(float)}),
+        part_step(((layout.size + kTileRows) * channels / 32 | 1) * 32) {
+    strip = kPartsOf<T> * part_step * int64_t{sizeof(BF16)};
+  }
   int64_t bytes() const { return offsets + strip + sums; }
 };
 
 // Values of one pixel in the strip: whole steps.
 inline int64_t strip_pixel(int64_t channels) { return (channels + kPairStep - 1) / kPairStep * kPairStep; }
 
-inline int64_t conv_strip_bytes(const ConvWindow& window, int64_t channels, int64_t filters, int64_t rows) {
-  return StripScratch(window, PhaseLayout(window, rows), strip_pixel(channels), filters).bytes();
+template <typename T>
+int64_t conv_strip_bytes(const ConvWindow& window, int64_t channels, int64_t filters, int64_t rows) {
+  return StripScratch<T>(window, PhaseLayout(window, rows), strip_pixel(channels), filters).bytes();
 }
 
+constexpr int64_t kPixelsAhead = 3;
+
 // One row of one phase: `pitch` pixels, every stride-th of the image's row from position x on, zeros outside.
-inline void copy_strip_row(const ConvImages<const BF16>& in, const BF16* row, int64_t x, int64_t stride, int64_t pitch,
-                           int64_t channels, BF16* dst) {
+template <typename T>
+inline void copy_strip_row(const ConvImages<const T>& in, const T* row, int64_t x, int64_t stride, int64_t pitch,
+                           int64_t channels, BF16* dst, int64_t part_step) {
   const int64_t pixel = strip_pixel(channels);
   const int64_t low = x >= 0 ? 0 : smaller((-x + stride - 1) / stride, pitch);
   const int64_t end = in.width <= x ? 0 : smaller((in.width - x + stride - 1) / stride, pitch);
   const int64_t high = larger(low, end);
-  clear_values(dst, low * pixel);
-  const BF16* from = row + (x + low * stride) * in.x_stride;
+  clear_parts<T>(dst, part_step, low * pixel);
+  const T* from = row + (x + low * stride) * in.x_stride;
   if (stride == 1 && pixel == channels && in.x_stride == channels) {
-    copy_values<false>(dst + low * pixel, from, (high - low) * pixel);
+    put_values(dst + low * pixel, part_step, from, (high - low) * pixel);
   } else {
     for (int64_t p = low; p < high; ++p, from += stride * in.x_stride) {
-      copy_values<false>(dst + p * pixel, from, channels);
-      if (pixel > channels) clear_values(dst + p * pixel + channels, pixel - channels);
+      // Pixels that are not neighbours are not fetched ahead by the processor.
+      if (stride > 1) prefetch_rows<0>(from + kPixelsAhead * stride * in.x_stride, 0, 1, channels);
+      put_values(dst + p * pixel, part_step, from, channels);
+      if (pixel > channels) clear_parts<T>(dst + p * pixel + channels, part_step, pixel - channels);
     }
   }
-  clear_values(dst + high * pixel, (pitch - high) * pixel);
+  clear_parts<T>(dst + high * pixel, part_step, (pitch - high) * pixel);
 }
 
-inline void copy_strip(const ConvImages<const BF16>& in, const BF16* image, const ConvWindow& window,
-                       const PhaseLayout& layout, int64_t row, int64_t channels, BF16* strip) {
+template <typename T>
+inline void copy_strip(const ConvImages<const T>& in, const T* image, const ConvWindow& window,
+                       const PhaseLayout& layout, int64_t row, int64_t channels, BF16* strip, int64_t part_step) {
   const int64_t first_y = row * window.stride_y + window.first_y;
   for (int64_t vertical = 0; vertical < window.stride_y; ++vertical) {
     for (int64_t phase = 0; phase < window.stride_x; ++phase) {
       for (int64_t v = 0; v < layout.height; ++v, strip += layout.pitch * strip_pixel(channels)) {
         const int64_t iy = first_y + v * window.stride_y + vertical;
         if (iy < 0 || iy >= in.height) {
-          clear_values(strip, layout.pitch * strip_pixel(channels));
+          clear_parts<T>(strip, part_step, layout.pitch * strip_pixel(channels));
         } else {
           copy_strip_row(in, image + iy * in.y_stride, window.first_x + phase, window.stride_x, layout.pitch, channels,
-                         strip);
+                         strip, part_step);
         }
       }
     }
   }
 }
 
-// A block of output rows of one image, its strip copied.
+// A block of output rows of one image, its strips copied.
 struct StripBlock {
   int64_t n, row, rows;  // image, first row of the output, rows
   PhaseLayout layout;
   const int32_t* offsets;
   const BF16* strip;
+  int64_t part_step;
   float* sums;
   int64_t sums_row;
 };
 
 // The sums of tile number `index` for filters [filter, filter + filters) of a group.
-inline void sum_strip_tile(const ConvPairsArgs<BF16>& args, const StripBlock& block, int64_t index, const Pair* weights,
+template <typename T>
+inline void sum_strip_tile(const ConvPairsArgs<T>& args, const StripBlock& block, int64_t index, const Pair* weights,
                            int64_t filters) {
   const int64_t taps = args.window.rows * args.window.cols, elements = strip_pixel(args.channels) / 2;
+  const int64_t panel = taps * elements * kPairPanel;
   const Pair* left = reinterpret_cast<const Pair*>(block.strip) + index * kTileRows * elements;
-  for (int64_t f = 0; f < filters; f += kPairPanel) {
-    const auto tile = filters - f > kLanes<float> ? gemm_stretches<Pair, kTileVectors> : gemm_stretches<Pair, 1>;
-    tile(taps, block.offsets, elements, left, elements, weights + f * taps * elements, block.sums + f, block.sums_row);
+  for (int64_t f = 0; f < filters; f += kPairPanel, weights += kPartsOf<T> * panel) {
+    multiply_stretches(StripProduct<T>{left, elements, block.part_step / 2, weights, panel}, elements, block.offsets,
+                       taps, block.sums + f, block.sums_row, filters - f);
   }
 }
 
-// Its pixels to the output, from filter `first` of all on. Returns whether all sums are finite, if asked to check.
-inline bool finish_strip_tile(const ConvPairsArgs<BF16>& args, const StripBlock& block, int64_t tile, int64_t first,
-                              int64_t filters) {
-  const ConvImages<BF16>& out = args.out;
+// Pixels [pixel, pixel + count) of a tile, neighbours in row y of the block from column x on, to the output.
+template <typename T>
+inline void finish_strip_run(const ConvPairsArgs<T>& args, const StripBlock& block, int64_t y, int64_t x, int64_t pixel,
+                             int64_t count, int64_t first, int64_t filters) {
+  const ConvImages<T>& out = args.out;
   const float* bias = args.epilogue.bias != nullptr ? args.epilogue.bias + first : nullptr;
-  const float* sums = block.sums;
-  int64_t y = tile * kTileRows / block.layout.pitch, x = tile * kTileRows % block.layout.pitch;
-  VecF32 check{};
-  for (int64_t p = 0; p < kTileRows && y < block.rows; ++p, sums += block.sums_row) {
-    if (x < args.window.width) {
-      const int64_t place = block.n * out.n_stride + (block.row + y) * out.y_stride + x * out.x_stride + first;
-      finish_row<BF16>(args.epilogue, sums, filters, bias, 0.0f, place, out.data, 1);
-      if (args.checks) {
-        for_each_vector<float>(
-            filters, [&](int64_t f, int64_t n) TILEWRIGHT_INLINE { check = fma(load(sums + f, n), VecF32{}, check); });
-      }
+  const float* sums = block.sums + pixel * block.sums_row;
+  const int64_t place =
+      block.n * out.n_stride + (block.row + y) * out.y_stride + x * out.x_stride + first * out.c_stride;
+  if (out.c_stride == 1) {
+    for (int64_t i = 0; i < count; ++i) {
+      finish_row<T>(args.epilogue, sums + i * block.sums_row, filters, bias, 0.0f, place + i * out.x_stride, out.data,
+                    1);
     }
-    if (++x == block.layout.pitch) {
-      x = 0;
-      ++y;
+    return;
+  }
+  constexpr int64_t kStep = kLanes<float>;
+  for (int64_t f = 0; f < filters; f += kStep) {
+    for (int64_t i = 0; i < count; i += kStep) {
+      const float* corner = sums + i * block.sums_row + f;
+      finish_transposed<T>(
+          args.epilogue, [&](int64_t row) TILEWRIGHT_INLINE { return corner + row * block.sums_row; },
+          smaller(kStep, count - i), smaller(kStep, filters - f), bias != nullptr ? bias + f : nullptr,
+          place + f * out.c_stride + i, out.data, out.c_stride);
     }
   }
-  return reduce_add<float>(check) == 0.0f;
 }
 
-inline bool conv_strip(const ConvPairsArgs<BF16>& args, int64_t n, int64_t row_begin, int64_t row_end,
-                       int64_t filter_begin, int64_t filter_end, void* scratch) {
+// Its pixels to the output, from filter `first` of all on.
+template <typename T>
+inline void finish_strip_tile(const ConvPairsArgs<T>& args, const StripBlock& block, int64_t tile, int64_t first,
+                              int64_t filters, SumCheck& check) {
+  const int64_t pitch = block.layout.pitch;
+  for (int64_t p = 0; p < kTileRows;) {
+    const int64_t y = (tile * kTileRows + p) / pitch, x = (tile * kTileRows + p) % pitch;
+    if (y >= block.rows) return;
+    const int64_t count = larger(0, smaller(kTileRows - p, args.window.width - x));
+    for (int64_t i = 0; args.checks && i < count; ++i) {
+      const float* sums = block.sums + (p + i) * block.sums_row;
+      for_each_vector<float>(filters, [&](int64_t f, int64_t n) TILEWRIGHT_INLINE { check.add(load(sums + f, n)); });
+    }
+    if (count > 0) finish_strip_run(args, block, y, x, p, count, first, filters);
+    p += smaller(kTileRows - p, pitch - x);
+  }
+}
+
+template <typename T>
+float conv_strip(const ConvPairsArgs<T>& args, int64_t n, int64_t row_begin, int64_t row_end, int64_t filter_begin,
+                 int64_t filter_end, void* scratch) {
   const TileUnitScope unit;
   const ConvWindow& window = args.window;
   const int64_t C = args.channels, taps = window.rows * window.cols, elements = strip_pixel(C) / 2;
   const int64_t rows = row_end - row_begin, panels = (args.filters + kPairPanel - 1) / kPairPanel;
   const PhaseLayout layout(window, rows);
-  const StripScratch parts(window, layout, strip_pixel(C), filter_end - filter_begin);
+  const StripScratch<T> parts(window, layout, strip_pixel(C), filter_end - filter_begin);
   auto* offsets = static_cast<int32_t*>(scratch);
   auto* strip = reinterpret_cast<BF16*>(static_cast<char*>(scratch) + parts.offsets);
   auto* sums = reinterpret_cast<float*>(static_cast<char*>(scratch) + parts.offsets + parts.strip);
   find_tap_offsets(window, layout, offsets);
   for (int64_t t = 0; t < taps; ++t) offsets[t] *= static_cast<int32_t>(elements);
-  const StripBlock block{n, row_begin, rows, layout, offsets, strip, sums, strip_sums_row(filter_end - filter_begin)};
-  bool finite = true;
+  const StripBlock block{
+      n, row_begin, rows, layout, offsets, strip, parts.part_step, sums, strip_sums_row(filter_end - filter_begin)};
+  SumCheck check;
+  const int64_t of_filter = kPartsOf<T> * taps * elements;
   for (int64_t group = 0; group < args.groups; ++group) {
-    copy_strip(args.in, args.in.data + n * args.in.n_stride + group * C, window, layout, row_begin, C, strip);
-    const Pair* weights = static_cast<const Pair*>(args.weight) + group * panels * kPairPanel * taps * elements;
+    copy_strip(args.in, args.in.data + n * args.in.n_stride + group * C, window, layout, row_begin, C, strip,
+               parts.part_step);
+    const Pair* weights = static_cast<const Pair*>(args.weight) + group * panels * kPairPanel * of_filter;
     for (int64_t filter = filter_begin; filter < filter_end; filter += kStripFilters) {
       const int64_t filters = smaller(kStripFilters, filter_end - filter);
       for (int64_t tile = 0; tile < strip_tiles(layout, window, rows); ++tile) {
-        sum_strip_tile(args, block, tile, weights + filter * taps * elements, filters);
-        finite = finish_strip_tile(args, block, tile, group * args.filters + filter, filters) && finite;
+        sum_strip_tile(args, block, tile, weights + filter * of_filter, filters);
+        finish_strip_tile(args, block, tile, group * args.filters + filter, filters, check);
       }
     }
   }
-  return finite;
+  return check.magnitude();
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
-// The weights' gradient in pairs of bfloat16 without patches: a strip of the image (conv2d_pairs_strip.h) is
-// interleaved by pairs of positions, once from an even and once from an odd one, and so is right operand for every tap:
+// The weights' gradient in pairs of bfloat16, and of float32 in three parts of it, without patches: a strip of the
+// image (conv2d_pairs_strip.h) is interleaved by pairs of positions, once from an even and once from an odd one, and so
+// is right operand for every tap:
 //
 //   sums[f, (t, c)] (+)= sum over p of dy[p, f] * strip[offset_t + p, c]        p: pixels, and what lies between rows
 //
@@ -13,13 +14,16 @@
 namespace tilewright {
 namespace {
 
-// Channels interleaved at once: 600 KB with the 1200 positions of a block of stride 1.
-constexpr int64_t kStripGradChannels = 128;
+// Channels interleaved at once: 600 KB with the 1200 positions of a block of stride 1; of three parts half of both.
+template <typename T>
+constexpr int64_t kStripGradChannels = kPartsOf<T> == 1 ? 128 : 64;
 
-// dy in the strip's order, turned dy, the strip of some channels, and its pairs from even and from odd positions.
+// dy in the strip's order, turned dy, the strip of some channels, and its pairs from even and from odd positions; of
+// each, a part behind the other.
+template <typename T>
 struct StripGradScratch {
   int64_t pixels, positions, channels;  // whole steps each
-  int64_t rows, left, strip, panels;    // values; `panels` of one of the two
+  int64_t rows, left, strip, panels;    // values of a part; `panels` of one of the two
   StripGradScratch(const ConvWindow& window, const PhaseLayout& layout, int64_t channels_in_all, int64_t filters,
                    int64_t block_rows) {
     constexpr int64_t kWhole = 32;  // of a tile unit's steps; what is less is a divisor
@@ -27,36 +31,60 @@ struct StripGradScratch {
     pixels = whole((block_rows - 1) * layout.pitch + window.width);
     // The last tap's last step reads less than a row and a step behind the strip.
     positions = whole(layout.size + layout.pitch + kWhole);
-    channels = whole(smaller(channels_in_all, kStripGradChannels));
+    channels = whole(smaller(channels_in_all, kStripGradChannels<T>));
     rows = pixels * whole(filters) + kWhole;
     left = tile_count(filters) * left_tile_size(pairs_of(pixels)) * 2 + kWhole;
     strip = (positions + 1) * channels;
     panels = positions * channels;
   }
-  int64_t bytes() const { return (rows + left + strip + 2 * panels) * int64_t{sizeof(BF16)}; }
+  int64_t bytes() const { return kPartsOf<T> * (rows + left + strip + 2 * panels) * int64_t{sizeof(BF16)}; }
 };
 
-inline int64_t conv_strip_grad_bytes(const ConvWindow& window, int64_t channels, int64_t filters, int64_t rows) {
-  return StripGradScratch(window, PhaseLayout(window, rows), channels, filters, rows).bytes();
+template <typename T>
+int64_t conv_strip_grad_bytes(const ConvWindow& window, int64_t channels, int64_t filters, int64_t rows) {
+  return StripGradScratch<T>(window, PhaseLayout(window, rows), channels, filters, rows).bytes();
 }
 
 // Rows of dy, filters of each pixel side by side, as a left operand of pairs of pixels.
-inline void turn_strip_rows(const BF16* grad, int64_t grad_row, const ConvWindow& window, int64_t rows, int64_t pitch,
-                            int64_t filters, int64_t pixels, BF16* copy, Pair* left) {
+template <typename T>
+inline void turn_strip_rows(const T* grad, int64_t grad_row, const ConvWindow& window, int64_t rows, int64_t pitch,
+                            int64_t filters, const StripGradScratch<T>& sizes, BF16* copy, Pair* left) {
   BF16* to = copy;
   for (int64_t y = 0; y < rows; ++y, to += pitch * filters) {
-    for (int64_t x = 0; x < window.width; ++x, grad += grad_row) copy_values<true>(to + x * filters, grad, filters);
-    const int64_t end = y + 1 < rows ? pitch : pixels - y * pitch;
-    clear_values(to + window.width * filters, (end - window.width) * filters);
+    for (int64_t x = 0; x < window.width; ++x, grad += grad_row) {
+      put_values(to + x * filters, sizes.rows, grad, filters);
+    }
+    const int64_t end = y + 1 < rows ? pitch : sizes.pixels - y * pitch;
+    clear_parts<T>(to + window.width * filters, sizes.rows, (end - window.width) * filters);
   }
   const RowTiles tiles{filters, tile_count(filters)};
-  copy_left(copy, 1, filters, tiles, 0, tiles.count, pixels, left);
+  for (int64_t part = 0; part < kPartsOf<T>; ++part) {
+    copy_left(copy + part * sizes.rows, 1, filters, tiles, 0, tiles.count, sizes.pixels, left + part * sizes.left / 2);
+  }
+}
+
+// What a block reads of some channels, as panels: of all parts from even, then from odd positions. A single tap reads
+// from even ones only.
+template <typename T>
+inline void pack_strip_panels(const ConvPairsGradArgs<T>& args, const T* image, const PhaseLayout& layout, int64_t row,
+                              int64_t channels, const StripGradScratch<T>& sizes, BF16* strip, BF16* panels) {
+  const ConvWindow& window = args.window;
+  const int64_t pixel = strip_pixel(channels), sets = window.rows * window.cols > 1 ? 2 : 1;
+  copy_strip(args.in, image, window, layout, row, channels, strip, sizes.strip);
+  clear_parts<T>(strip + layout.size * pixel, sizes.strip, (sizes.positions + 1 - layout.size) * pixel);
+  for (int64_t odd = 0; odd < sets; ++odd) {
+    for (int64_t part = 0; part < kPartsOf<T>; ++part) {
+      pack_right(sizes.positions, channels, strip + part * sizes.strip + odd * pixel, pixel, int64_t{1},
+                 reinterpret_cast<Pair*>(panels + (odd * kPartsOf<T> + part) * sizes.panels));
+    }
+  }
 }
 
 // Blocks [block_begin, block_end) of `block_rows` output rows, counted through all images, of all groups; filters as in
 // conv_pairs_weight_grad. offsets: of the taps, for whole blocks.
-inline void conv_strip_weight_grad(const ConvPairsGradArgs<BF16>& args, int64_t block_rows, int64_t block_begin,
-                                   int64_t block_end, int64_t filter_begin, int64_t filter_end, void* scratch) {
+template <typename T>
+void conv_strip_weight_grad(const ConvPairsGradArgs<T>& args, int64_t block_rows, int64_t block_begin,
+                            int64_t block_end, int64_t filter_begin, int64_t filter_end, void* scratch) {
   const TileUnitScope unit;
   const ConvWindow& window = args.window;
   const int64_t taps = window.rows * window.cols, C = args.channels, filters = filter_end - filter_begin;
@@ -66,31 +94,63 @@ inline void conv_strip_weight_grad(const ConvPairsGradArgs<BF16>& args, int64_t 
     const int64_t n = block / blocks, row = block % blocks * block_rows;
     const int64_t rows = smaller(block_rows, window.height - row);
     const PhaseLayout layout(window, rows);
-    const StripGradScratch sizes(window, layout, C, filters, rows);
+    const StripGradScratch<T> sizes(window, layout, C, filters, rows);
     find_tap_offsets(window, layout, offsets);
     BF16* copy = static_cast<BF16*>(scratch);
-    Pair* left = reinterpret_cast<Pair*>(copy + sizes.rows);
-    BF16 *strip = copy + sizes.rows + sizes.left, *panels = strip + sizes.strip;
+    Pair* left = reinterpret_cast<Pair*>(copy + kPartsOf<T> * sizes.rows);
+    BF16* strip = copy + kPartsOf<T> * (sizes.rows + sizes.left);
+    BF16* panels = strip + kPartsOf<T> * sizes.strip;
+    const auto panels_of = [&](int64_t t) {
+      const BF16* set = panels + offsets[t] % 2 * kPartsOf<T> * sizes.panels;
+      return reinterpret_cast<const Pair*>(set) + offsets[t] / 2 * kPairPanel;
+    };
     for (int64_t group = 0; group < args.groups; ++group) {
       const int64_t first = group * args.filters + filter_begin;
       turn_strip_rows(args.grad + (n * window.height + row) * window.width * args.grad_row + first, args.grad_row,
-                      window, rows, layout.pitch, filters, sizes.pixels, copy, left);
-      for (int64_t c = 0; c < C; c += kStripGradChannels) {
-        const int64_t channels = smaller(C - c, kStripGradChannels), pixel = strip_pixel(channels);
-        copy_strip(args.in, args.in.data + n * args.in.n_stride + group * C + c, window, layout, row, channels, strip);
-        clear_values(strip + layout.size * pixel, (sizes.positions + 1 - layout.size) * pixel);
-        for (int64_t odd = 0; odd < 2; ++odd) {
-          pack_right(sizes.positions, channels, strip + odd * pixel, pixel, int64_t{1},
-                     reinterpret_cast<Pair*>(panels + odd * sizes.panels));
-        }
-        const auto panels_of = [&](int64_t t) {
-          return reinterpret_cast<const Pair*>(panels + offsets[t] % 2 * sizes.panels) + offsets[t] / 2 * kPairPanel;
-        };
-        add_products(filters, taps, channels, sizes.pixels, left, panels_of, sizes.positions / 2 * kPairPanel,
-                     PairGradSums{args.sums + first * taps * C + c, taps * C, C}, block > block_begin);
+                      window, rows, layout.pitch, filters, sizes, copy, left);
+      for (int64_t c = 0; c < C; c += kStripGradChannels<T>) {
+        const int64_t channels = smaller(C - c, kStripGradChannels<T>);
+        pack_strip_panels(args, args.in.data + n * args.in.n_stride + group * C + c, layout, row, channels, sizes,
+                          strip, panels);
+        add_products<T>(filters, taps, channels, sizes.pixels,
+                        {left, sizes.positions / 2 * kPairPanel, sizes.left / 2, sizes.panels / 2}, panels_of,
+                        PairGradSums{args.sums + first * taps * C + c, taps * C, C}, block > block_begin);
       }
     }
   }
+}
+
+// Sums of the chunks, [chunk][filter][tap][channel], added in order, to weights of filters [begin, end). Returns their
+// SumCheck.
+template <typename T>
+float finish_pair_weights(const ConvPairsGradArgs<T>& args, int64_t chunks, int64_t filter_begin, int64_t filter_end,
+                          bool channels_last, T* weights) {
+  const int64_t taps = args.window.rows * args.window.cols, C = args.channels, K = taps * C;
+  const int64_t chunk_size = args.groups * args.filters * K;
+  SumCheck check;
+  for (int64_t f = filter_begin; f < filter_end; ++f) {
+    float* sums = args.sums + f * K;
+    for (int64_t chunk = 1; chunk < chunks; ++chunk) {
+      for_each_vector<float>(K, [&](int64_t k, int64_t n) TILEWRIGHT_INLINE {
+        store(sums + k, load(sums + k, n) + load(sums + chunk * chunk_size + k, n), n);
+      });
+    }
+    T* out = weights + f * K;
+    for_each_vector<float>(K, [&](int64_t k, int64_t n) TILEWRIGHT_INLINE {
+      const VecF32 sum = load(sums + k, n);
+      check.add(sum);
+      if (channels_last) store(out + k, sum, n);
+    });
+    if (channels_last) continue;
+    for (int64_t t = 0; t < taps; ++t) {
+      for_each_vector<float>(C, [&](int64_t c, int64_t n) TILEWRIGHT_INLINE {
+        T lanes[kLanes<float>];
+        store(lanes, load(sums + t * C + c, n));
+        for (int64_t i = 0; i < n; ++i) out[(c + i) * taps + t] = lanes[i];
+      });
+    }
+  }
+  return check.magnitude();
 }
 
 }  // namespace
