@@ -18,7 +18,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "reproducible"))
 
 
 # The only kernels that these do not share with avx512 are those of the products of bfloat16, of which amx_bf16 also
-# makes float32 convolutions.
+# makes convolutions of float32 and float16.
 _BF16_ISAS = ("avx512_bf16", "amx_bf16")
 _PRODUCTS = (
     "test_attention_decode.py",
@@ -76,7 +76,7 @@ def _is_told_by_avx512(item: pytest.Item) -> bool:
     parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
     own = [torch.bfloat16]
     if parameters.get("isa") == "amx_bf16" and item.path.name.startswith("test_conv2d"):
-        own.append(torch.float32)
+        own += [torch.float32, torch.float16]
     return parameters.get("isa") in _BF16_ISAS and parameters.get("dtype", torch.bfloat16) not in own
 
 

@@ -279,7 +279,7 @@ def test_same_bits_for_any_thread_count():
         "three parts, all passes of 1x1",
         "three parts, stride 2",
     ):
-        for memory_format, dtype in itertools.product(FORMATS.values(), (torch.float32, torch.bfloat16)):
+        for memory_format, dtype in itertools.product(FORMATS.values(), (torch.float32, torch.bfloat16, torch.float16)):
             x, weight, bias, options = make(case, dtype, memory_format)
             x = torch.cat([x] * 4)
             dy, results = None, []

@@ -23,7 +23,7 @@ enum class ConvWay {
   kPointwise,  // 1x1: a product of matrices
   kPatches,    // the data gradient of patches that do not overlap: as 1x1
   kPairs,      // products of pairs of bfloat16
-  kSplit,      // the same of float32 in three parts; where sums are not sound, kDense
+  kSplit,      // the same of float32 and float16 in parts; where sums are not sound, kDense
   kWinograd,   // 3x3 and 5x5 of stride 1; where a sum is not finite, kDense
   kDense,      // products of patches that are not written: of rows (channels_last) or planes
 };
@@ -88,14 +88,15 @@ ConvPlan choose_plan(const Conv2dShape& shape, at::ScalarType dtype, ConvPass pa
   // The data gradient of strides writes every second pixel of a plane: slower than a copy of the result.
   const bool writes_planes = pass == ConvPass::kForward || (shape.stride[0] == 1 && shape.stride[1] == 1);
   if (is_depthwise(shape)) return in(ConvWay::kDepthwise, depthwise_prefers_last(shape, pass) ? kLast : shape.format);
-  if (split_suits(shape, dtype, pass) && !winograd_suits(shape, dtype, pass)) {
+  const bool filters_minimally = winograd_suits(shape, dtype, pass);
+  if (split_suits(shape, dtype, pass) && (!filters_minimally || split_outruns_winograd(shape, dtype))) {
     return {ConvWay::kSplit, kLast, writes_planes ? shape.format : kLast};
   }
   if (pointwise_suits(shape, dtype, pass) && !adds_twice) return in(ConvWay::kPointwise, shape.format);
   if (pass == ConvPass::kInputGrad && cuts_patches(shape)) return in(ConvWay::kPatches, shape.format);
   if (multiplies_pairs(dtype)) return in(ConvWay::kPairs, kLast);
   if (shape.format == kLast && is_small_groups(shape, dtype)) return in(ConvWay::kDepthwise, kLast);
-  if (winograd_suits(shape, dtype, pass)) return in(ConvWay::kWinograd, shape.format);
+  if (filters_minimally) return in(ConvWay::kWinograd, shape.format);
   if (prefers_planes(shape, pass)) return in(ConvWay::kDense, kPlanes);
   if (!prefers_channels_last(shape, pass)) return in(ConvWay::kDense, shape.format);
   return {ConvWay::kDense, kLast, writes_planes ? kPlanes : kLast};
@@ -120,8 +121,9 @@ void forward(const ConvPlan& plan, const Conv2dShape& shape, const Tensor& x, co
   if constexpr (std::is_same_v<T, BF16>) {
     if (way == ConvWay::kPairs) return grouped_pairs_forward(shape, x, weight, weight_last, epilogue, output);
   }
-  if constexpr (std::is_same_v<T, float>) {
-    if (way == ConvWay::kSplit && split_forward(shape, x, weight, weight_last, epilogue, output, plan.result)) return;
+  if constexpr (kCanSplit<T>) {
+    if (way == ConvWay::kSplit && split_forward<T>(shape, x, weight, weight_last, epilogue, output, plan.result))
+      return;
   }
   if (way == ConvWay::kWinograd && winograd_forward<T>(shape, x, weight, weight_last, epilogue, output)) return;
   if (shape.format == kPlanes) return planes_forward<T>(shape, x, weight, weight_last, epilogue, output);
@@ -196,8 +198,9 @@ Tensor input_gradient(const ConvPlan& plan, const Conv2dShape& shape, const Tens
     if constexpr (std::is_same_v<T, BF16>) {
       if (way == ConvWay::kPairs) return grouped_pairs_input_grad(shape, dy, weight.tensor, weight.channels_last, dx);
     }
-    if constexpr (std::is_same_v<T, float>) {
-      if (way == ConvWay::kSplit && split_input_grad(shape, dy, weight.tensor, weight.channels_last, dx, plan.result)) {
+    if constexpr (kCanSplit<T>) {
+      if (way == ConvWay::kSplit &&
+          split_input_grad<T>(shape, dy, weight.tensor, weight.channels_last, dx, plan.result)) {
         return;
       }
     }
@@ -225,8 +228,8 @@ std::tuple<Tensor, Tensor> weight_gradient(ConvWay way, const Conv2dShape& shape
     if constexpr (std::is_same_v<T, BF16>) {
       if (way == ConvWay::kPairs) return grouped_pairs_weight_grad(shape, dy, x, dweight);
     }
-    if constexpr (std::is_same_v<T, float>) {
-      if (way == ConvWay::kSplit && split_weight_grad(shape, dy, x, dweight)) return;
+    if constexpr (kCanSplit<T>) {
+      if (way == ConvWay::kSplit && split_weight_grad<T>(shape, dy, x, dweight)) return;
     }
     if (way == ConvWay::kDepthwise) {
       dweight.copy_(depthwise_weight_grad<T>(shape, dy, x).reshape(weight.sizes()));

@@ -25,7 +25,7 @@ class SumReport {
   }
   template <typename T>
   bool is_sound() const {
-    return finite_ && (std::is_same_v<T, BF16> || normal_);
+    return finite_ && (normal_ || !std::is_same_v<T, float>);
   }
 
  private:

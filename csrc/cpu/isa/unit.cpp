@@ -19,8 +19,9 @@
 
 extern "C" void TILEWRIGHT_EXPORT(tilewright::KernelTable* table) {
   tilewright::TILEWRIGHT_FILL(table->bf16);
-#if defined(TILEWRIGHT_FILLS_F32)  // float32 in parts of bfloat16
+#if defined(TILEWRIGHT_FILLS_SPLIT)  // those that are computed in parts of bfloat16
   tilewright::TILEWRIGHT_FILL(table->f32);
+  tilewright::TILEWRIGHT_FILL(table->f16);
 #endif
 #if !defined(TILEWRIGHT_ISA_HAS_BF16_DOT)  // the others are then those of AVX-512
   tilewright::TILEWRIGHT_FILL(table->f32);

@@ -28,19 +28,20 @@ inline void fill_conv2d(TypedKernels<BF16>& table) {
 }
 
 #if defined(TILEWRIGHT_ISA_HAS_TILE_UNIT)
-#define TILEWRIGHT_FILLS_F32 1
-inline void fill_conv2d(TypedKernels<float>& table) {
+#define TILEWRIGHT_FILLS_SPLIT 1
+template <typename T>
+void fill_conv2d(TypedKernels<T>& table) {
   table.conv2d.pairs = {kPairPanel,
                         kPairStep,
-                        kSplitParts,
-                        pack_split_weights,
+                        kPartsOf<T>,
+                        pack_split_weights<T>,
                         nullptr,
-                        conv_strip_bytes<float>,
-                        conv_strip<float>,
+                        conv_strip_bytes<T>,
+                        conv_strip<T>,
                         nullptr,
-                        conv_strip_grad_bytes<float>,
-                        conv_strip_weight_grad<float>,
-                        finish_pair_weights<float>};
+                        conv_strip_grad_bytes<T>,
+                        conv_strip_weight_grad<T>,
+                        finish_pair_weights<T>};
 }
 #endif
 

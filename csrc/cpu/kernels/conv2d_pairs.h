@@ -17,6 +17,14 @@
 namespace tilewright {
 namespace {
 
+// Parts that a value has: bfloat16 is what it is, the others are split (gemm_split.h).
+template <typename T>
+constexpr int kPartsOf = 1;
+template <>
+constexpr int kPartsOf<F16> = 2;
+template <>
+constexpr int kPartsOf<float> = 3;
+
 // --- weights ---
 
 // Into rows of pairs that are zero: k even is the low half. `values` have the bits of bfloat16 on top.
@@ -39,14 +47,15 @@ inline void pack_pair_weights(const ConvWeights<const BF16>& weights, int64_t K,
 
 #if defined(TILEWRIGHT_ISA_HAS_TILE_UNIT)
 // [panel][part][pairs of k][kPairPanel]
-inline void pack_split_weights(const ConvWeights<const float>& weights, int64_t K, int64_t panel_begin,
-                               int64_t panel_end, void* packed) {
+template <typename T>
+void pack_split_weights(const ConvWeights<const T>& weights, int64_t K, int64_t panel_begin, int64_t panel_end,
+                        void* packed) {
   const int64_t pairs = pairs_of(K), part_step = pairs * kPairPanel;
   for (int64_t f = panel_begin * kPairPanel; f < panel_end * kPairPanel; f += kLanes<float>) {
-    Pair* panel = static_cast<Pair*>(packed) + f / kPairPanel * kSplitParts * part_step + f % kPairPanel;
-    for (int64_t k = 0; k < kSplitParts * pairs; ++k) store(panel + k * kPairPanel, VecU32{});
+    Pair* panel = static_cast<Pair*>(packed) + f / kPairPanel * kPartsOf<T> * part_step + f % kPairPanel;
+    for (int64_t k = 0; k < kPartsOf<T> * pairs; ++k) store(panel + k * kPairPanel, VecU32{});
     for_each_weight_row(weights, f, [=](int64_t k, VecF32 values) TILEWRIGHT_INLINE {
-      for (int part = 0; part < kSplitParts; ++part) {
+      for (int part = 0; part < kPartsOf<T>; ++part) {
         const VecF32 rounded = rounded_to_bf16(values);
         merge_row(panel + part * part_step, k, bit_cast<VecU32>(rounded));
         values -= rounded;
@@ -142,12 +151,12 @@ inline void add_tile_product(const PairGradOperands<BF16>&, int64_t elements, co
   tile(elements, left, a_row, a_col, right, kPairPanel, out, out_row, cols, TileEnd<float>{accumulate});
 }
 #if defined(TILEWRIGHT_ISA_HAS_TILE_UNIT)
-inline void add_tile_product(const PairGradOperands<float>& operands, int64_t elements, const Pair* left,
-                             const Pair* right, int64_t rows, int64_t cols, float* out, int64_t out_row,
-                             bool accumulate) {
+template <typename T>
+void add_tile_product(const PairGradOperands<T>& operands, int64_t elements, const Pair* left, const Pair* right,
+                      int64_t rows, int64_t cols, float* out, int64_t out_row, bool accumulate) {
   constexpr int32_t kStart = 0;
-  multiply_split_tile({left, operands.left_part, elements, right, operands.right_part}, elements, &kStart, 1,
-                      {out, out_row, rows, cols, accumulate});
+  multiply_split_tile<kPartsOf<T>>({left, operands.left_part, elements, right, operands.right_part}, elements, &kStart,
+                                   1, {out, out_row, rows, cols, accumulate});
 }
 #endif
 

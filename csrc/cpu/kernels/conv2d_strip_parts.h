@@ -1,14 +1,10 @@
-// What strips of images (conv2d_pairs_strip.h) hold of a value: bfloat16 as it is, or float32 in three parts of
-// bfloat16 (gemm_split.h), a strip for each.
+// What strips of images (conv2d_pairs_strip.h) hold of a value: bfloat16 as it is, float32 in three parts of bfloat16
+// and float16 in two (gemm_split.h), a strip for each.
 #pragma once
 #include "cpu/kernels/conv2d_pairs.h"
 
 namespace tilewright {
 namespace {
-
-template <typename T>
-constexpr int64_t kPartsOf = sizeof(T) / sizeof(BF16) * 2 - 1;  // BF16 1, float 3
-static_assert(kPartsOf<BF16> == 1 && kPartsOf<float> == 3);
 
 // n values to dst and, of the other parts, part_step values behind it and each other.
 inline void put_values(BF16* dst, int64_t, const BF16* src, int64_t n) { copy_values<false>(dst, src, n); }
@@ -45,24 +41,26 @@ struct SumCheck {
 };
 
 #if defined(TILEWRIGHT_ISA_HAS_TILE_UNIT)
-inline void put_values(BF16* dst, int64_t part_step, const float* src, int64_t n) {
+template <typename T>
+inline void put_values(BF16* dst, int64_t part_step, const T* src, int64_t n) {
   constexpr int64_t kStep = kLanes<float>;
   int64_t i = 0;
   for (; i + 2 * kStep <= n; i += 2 * kStep) {
-    store_parts_of_two(dst + i, part_step, load(src + i), load(src + i + kStep));
+    store_parts_of_two<kPartsOf<T>>(dst + i, part_step, load(src + i), load(src + i + kStep));
   }
   for (; i < n; i += kStep) {
     const int64_t width = smaller(n - i, kStep);
-    store_parts(dst + i, part_step, load(src + i, width), width);
+    store_parts<kPartsOf<T>>(dst + i, part_step, load(src + i, width), width);
   }
 }
 
-inline void multiply_stretches(const StripProduct<float>& product, int64_t elements, const int32_t* offsets,
-                               int64_t count, float* sums, int64_t sums_row, int64_t cols) {
+template <typename T>
+inline void multiply_stretches(const StripProduct<T>& product, int64_t elements, const int32_t* offsets, int64_t count,
+                               float* sums, int64_t sums_row, int64_t cols) {
   const SplitOperands operands{product.left, product.left_part, product.left_row, product.right, product.right_part};
   // Whole tiles: sums have room for them.
   const int64_t whole = cols > kLanes<float> ? kPairPanel : kLanes<float>;
-  multiply_split_tile(operands, elements, offsets, count, {sums, sums_row, kTileRows, whole, false});
+  multiply_split_tile<kPartsOf<T>>(operands, elements, offsets, count, {sums, sums_row, kTileRows, whole, false});
 }
 #endif
 

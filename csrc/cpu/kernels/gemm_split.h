@@ -7,6 +7,8 @@
 // exact as such chains of 192. (Henry, Tang and Heinecke, Leveraging the bfloat16 Artificial Intelligence Datatype For
 // Higher-Precision Computations, 2019.)
 //
+// float16 is the sum of two, and a product three of theirs (x1 y1 is below 2^-17 of it, its rounding 2^-12).
+//
 // Not the same, so callers look at the sums (SumCheck): an infinity becomes NaN, and parts below 2^-126 become 0.
 //
 // Operands lie as those of pairs (gemm_tile_unit.h), one part behind the other.
@@ -16,17 +18,16 @@
 namespace tilewright {
 namespace {
 
-constexpr int kSplitParts = 3;
-
 inline TILEWRIGHT_INLINE VecF32 widened(__m256i rounded) {
   return bit_cast<VecF32>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16));
 }
 inline TILEWRIGHT_INLINE VecF32 rounded_to_bf16(VecF32 v) { return widened(bit_cast<__m256i>(_mm512_cvtneps_pbh(v))); }
 
-// n <= 16 values, whose parts go to part, part + part_step and part + 2 * part_step.
+// n <= 16 values, whose parts go to part, part + part_step ...
+template <int kParts>
 inline TILEWRIGHT_INLINE void store_parts(BF16* part, int64_t part_step, VecF32 values, int64_t n) {
 #pragma GCC unroll 3
-  for (int i = 0; i < kSplitParts; ++i, part += part_step) {
+  for (int i = 0; i < kParts; ++i, part += part_step) {
     const __m256i rounded = bit_cast<__m256i>(_mm512_cvtneps_pbh(values));
     _mm256_mask_storeu_epi16(part, mask16(n), rounded);
     values -= widened(rounded);
@@ -34,9 +35,10 @@ inline TILEWRIGHT_INLINE void store_parts(BF16* part, int64_t part_step, VecF32 
 }
 
 // 32 values: whole lines, where they start on one (half lines take 1.3 times as long).
+template <int kParts>
 inline TILEWRIGHT_INLINE void store_parts_of_two(BF16* part, int64_t part_step, VecF32 low, VecF32 high) {
 #pragma GCC unroll 3
-  for (int i = 0; i < kSplitParts; ++i, part += part_step) {
+  for (int i = 0; i < kParts; ++i, part += part_step) {
     const __m512i rounded = bit_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
     _mm512_storeu_si512(part, rounded);
     low -= widened(_mm512_castsi512_si256(rounded));
@@ -53,7 +55,7 @@ struct SplitOperands {
 };
 
 // One step of K of a tile: small products first. Tiles 0 to 3 are sums, 4 and 5 left, 6 and 7 right.
-template <bool kTall, bool kWide>
+template <int kParts, bool kTall, bool kWide>
 inline TILEWRIGHT_INLINE void add_split_step(const SplitOperands& operands, const BF16Pair* a, const BF16Pair* b) {
   constexpr int64_t kPanelBytes = kTileCols<BF16Pair> * sizeof(BF16Pair);
   const int64_t a_bytes = operands.a_row * static_cast<int64_t>(sizeof(BF16Pair));
@@ -73,17 +75,26 @@ inline TILEWRIGHT_INLINE void add_split_step(const SplitOperands& operands, cons
     if constexpr (kTall) _tile_dpbf16ps(2, 5, 6);
     if constexpr (kTall && kWide) _tile_dpbf16ps(3, 5, 7);
   };
-  load_left(2);
-  load_right(0);
-  multiply();
-  load_left(1);
-  multiply();
-  load_right(1);
-  multiply();
-  load_left(0);
-  multiply();
-  load_right(2);
-  multiply();
+  if constexpr (kParts == 3) {
+    load_left(2);
+    load_right(0);
+    multiply();
+    load_left(1);
+    multiply();
+    load_right(1);
+    multiply();
+    load_left(0);
+    multiply();
+    load_right(2);
+    multiply();
+  } else {
+    load_left(1);
+    load_right(0);
+    multiply();
+    load_left(0);
+    load_right(1);
+    multiply();
+  }
   load_right(0);
   multiply();
 }
@@ -97,7 +108,7 @@ struct SplitResult {
 
 // c (+)= left * right over `count` stretches of K elements each, as gemm_stretches. Chains of more steps than
 // kLongest are cut and added apart: 1024 values.
-template <bool kTall, bool kWide>
+template <int kParts, bool kTall, bool kWide>
 void multiply_split(const SplitOperands& operands, int64_t K, const int32_t* stretches, int64_t count,
                     const SplitResult& result) {
   constexpr int64_t kLongest = 32, kRows = kTall ? 2 * kUnitRows : kUnitRows, kCols = kTileCols<BF16Pair>;
@@ -113,7 +124,7 @@ void multiply_split(const SplitOperands& operands, int64_t K, const int32_t* str
     if constexpr (kTall) _tile_zero(2);
     if constexpr (kTall && kWide) _tile_zero(3);
     for (; step < steps * (chain + 1) / chains; ++step, b += kUnitStep * kCols) {
-      add_split_step<kTall, kWide>(operands, operands.a + stretches[s] + k, b);
+      add_split_step<kParts, kTall, kWide>(operands, operands.a + stretches[s] + k, b);
       k += kUnitStep;
       if (k == K) {
         k = 0;
@@ -142,11 +153,12 @@ void multiply_split(const SplitOperands& operands, int64_t K, const int32_t* str
   }
 }
 
-inline void multiply_split_tile(const SplitOperands& operands, int64_t K, const int32_t* stretches, int64_t count,
-                                const SplitResult& result) {
+template <int kParts>
+void multiply_split_tile(const SplitOperands& operands, int64_t K, const int32_t* stretches, int64_t count,
+                         const SplitResult& result) {
   const bool tall = result.rows > kUnitRows, wide = result.cols > kUnitRows;
-  const auto tile = tall ? (wide ? multiply_split<true, true> : multiply_split<true, false>)
-                         : (wide ? multiply_split<false, true> : multiply_split<false, false>);
+  const auto tile = tall ? (wide ? multiply_split<kParts, true, true> : multiply_split<kParts, true, false>)
+                         : (wide ? multiply_split<kParts, false, true> : multiply_split<kParts, false, false>);
   tile(operands, K, stretches, count, result);
 }
 
