@@ -34,6 +34,8 @@ def test_conv2d_act(isa, memory_format, activation, with_residual):
         "7x7 images",
         "minimal filtering, tails",
         "minimal filtering in groups, few tiles",
+        "three parts, dilated",
+        "three parts, 1x1",
     ):
         for dtype in (torch.float32, torch.bfloat16):
             x, weight, bias, options = make(case, dtype, FORMATS[memory_format])

@@ -1,4 +1,4 @@
-// bfloat16 on processors that multiply pairs of it, and float32 in three parts of it on tile units
+// bfloat16 on processors that multiply pairs of it, and float32 and float16 in parts of it on tile units
 // (kernels/conv2d_pairs.h): dense and grouped convolution of channels_last images. All cuts depend on the shape alone.
 #pragma once
 #include <atomic>
@@ -52,22 +52,24 @@ struct PairsPlan {
 };
 
 // Output rows of a block of the kernel without patches: the least of tiles, whose rows behind the last pixel are
-// dropped, and of copies, which blocks that touch share. Copying a value takes as long as kCopy products of one.
+// dropped, and of copies, which blocks that touch share. Copying a value takes as long as kCopy products of one; strips
+// of 400 pixels and a megabyte leave room for weights in L2.
 template <typename T>
 int64_t strip_rows(const ConvWindow& window, int64_t channels, int64_t filters, int64_t images) {
   constexpr int64_t kMostPixels = 400, kLargestScratch = 1 << 20, kItems = 16, kTile = 32, kCopy = 40;
   const int64_t pitch = phase_pitch(window), taps = window.rows * window.cols;
   const int64_t most = std::min(
       {window.height, divide_up(window.height, divide_up(kItems, images)), std::max<int64_t>(1, kMostPixels / pitch)});
-  int64_t best = 1;
+  const int64_t step = std::min(most, std::max<int64_t>(1, kTile / pitch));  // whole tiles of short rows
+  int64_t best = step;
   double least = 0;
-  for (int64_t rows = 1; rows <= most; ++rows) {
-    if (rows > 1 && kernels<T>().conv2d.pairs.strip_bytes(window, channels, filters, rows) > kLargestScratch) break;
+  for (int64_t rows = step; rows <= most; rows += step) {
+    if (rows > step && kernels<T>().conv2d.pairs.strip_bytes(window, channels, filters, rows) > kLargestScratch) break;
     const int64_t computed = divide_up((rows - 1) * pitch + window.width, kTile) * kTile;
     const int64_t copied = (rows * window.stride_y + window.rows - 1) * window.stride_x * pitch;
     const double cost = static_cast<double>(divide_up(window.height, rows)) *
                         static_cast<double>(computed * taps * filters + kCopy * copied);
-    if (rows == 1 || cost <= least) {
+    if (rows == step || cost <= least) {
       least = cost;
       best = rows;
     }
@@ -104,8 +106,9 @@ bool run_conv_strips(const ConvPairsArgs<T>& args, int64_t images, int64_t rows)
   constexpr int64_t kItems = 16, kFewestFilters = 64;
   const Cut parts{args.filters, std::min(divide_up(kItems, blocks * images), divide_up(args.filters, kFewestFilters)),
                   kernel.panel};
-  const int64_t products = 2 * kernel.parts;
-  const int64_t cost = args.groups * rows * window.width * divide_up(args.filters, parts.pieces) * K * products / 512;
+  // A product of pairs takes a tenth of the time of one of float32; two parts take three of them, three parts six.
+  const int64_t products = kernel.parts * (kernel.parts + 1) / 2;
+  const int64_t cost = args.groups * rows * window.width * divide_up(args.filters, parts.pieces) * K * products / 256;
   const int64_t bytes = kernel.strip_bytes(window, args.channels, args.filters, rows);
   SumReport report;
   parallel_for_cost(images * blocks * parts.pieces, cost, [&](int64_t begin, int64_t end) {

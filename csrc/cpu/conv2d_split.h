@@ -7,9 +7,9 @@
 
 namespace tilewright {
 
-// The switch: TILEWRIGHT_SPLIT_FLOAT32=0 in the environment, read once.
+// The switch: TILEWRIGHT_SPLIT=0 in the environment, read once.
 inline bool split_is_allowed() {
-  static const bool is_wanted = c10::utils::get_env("TILEWRIGHT_SPLIT_FLOAT32") != "0";
+  static const bool is_wanted = c10::utils::get_env("TILEWRIGHT_SPLIT") != "0";
   return is_wanted && kernels<float>().conv2d.pairs.panel > 0;
 }
 
@@ -27,8 +27,9 @@ inline bool split_suits(const Conv2dShape& shape, at::ScalarType dtype, ConvPass
   const int64_t taps = shape.kernel[0] * shape.kernel[1], pixels = shape.images * shape.out[0] * shape.out[1];
   const bool half = dtype == at::kHalf, planes = shape.format != at::MemoryFormat::ChannelsLast;
   if (std::min(C, F) < (half ? 16 : 32) || pixels < kFewestPixels) return false;
-  if (pass == ConvPass::kWeightGrad && taps > 1 && strip_grad_rows<BF16>(forward_window(shape), C, F) == 0) {
-    return false;
+  if (pass == ConvPass::kWeightGrad && taps > 1) {
+    const ConvWindow window = forward_window(shape);
+    if ((half ? strip_grad_rows<F16>(window, C, F) : strip_grad_rows<float>(window, C, F)) == 0) return false;
   }
   const int64_t read = taps == 1 ? C : C * shape.stride[0] * shape.stride[1];
   const int64_t plain = planes ? 100 : 48, gradient = planes ? 220 : 190;

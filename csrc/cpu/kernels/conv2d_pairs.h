@@ -136,7 +136,7 @@ struct PairGradSums {
 };
 
 // Turned dy and panels of the positions that taps read, whose panels of channels are panel_step apart; and where the
-// parts of float32 lie.
+// parts lie.
 template <typename T>
 struct PairGradOperands {
   const Pair* left;

@@ -1,6 +1,6 @@
-// Convolution of pairs of bfloat16, and of float32 in three parts of it, without patches: the part of the image that a
-// block of output rows reads is copied once, in phases (conv2d_phases.h), whole pixels of `channels` values. Rows of a
-// tile are then neighbouring pixels of the strip, for every tap:
+// Convolution of pairs of bfloat16, and of float32 and float16 in parts of it, without patches: the part of the image
+// that a block of output rows reads is copied once, in phases (conv2d_phases.h), whole pixels of `channels` values.
+// Rows of a tile are then neighbouring pixels of the strip, for every tap:
 //
 //   out[p, f] = sum over taps t and channels c of strip[offset_t + p, c] * weights[(t, c), f]
 //

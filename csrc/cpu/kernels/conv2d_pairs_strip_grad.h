@@ -1,6 +1,6 @@
-// The weights' gradient in pairs of bfloat16, and of float32 in three parts of it, without patches: a strip of the
-// image (conv2d_pairs_strip.h) is interleaved by pairs of positions, once from an even and once from an odd one, and so
-// is right operand for every tap:
+// The weights' gradient in pairs of bfloat16, and of float32 and float16 in parts of it, without patches: a strip of
+// the image (conv2d_pairs_strip.h) is interleaved by pairs of positions, once from an even and once from an odd one,
+// and so is right operand for every tap:
 //
 //   sums[f, (t, c)] (+)= sum over p of dy[p, f] * strip[offset_t + p, c]        p: pixels, and what lies between rows
 //
@@ -14,7 +14,7 @@
 namespace tilewright {
 namespace {
 
-// Channels interleaved at once: 600 KB with the 1200 positions of a block of stride 1; of three parts half of both.
+// Channels interleaved at once: 600 KB with the 1200 positions of a block of stride 1; of several parts half of both.
 template <typename T>
 constexpr int64_t kStripGradChannels = kPartsOf<T> == 1 ? 128 : 64;
 

@@ -66,7 +66,9 @@ def conv2d(
     On CPUs, 3x3 and 5x5 kernels of stride 1 with 16 channels and filters of a group or more go by minimal filtering
     (Winograd, Arithmetic Complexity of Computations, 1980; Lavin and Gray, arXiv:1509.09308) except in float64, with a
     few times native's rounding error. TILEWRIGHT_WINOGRAD=0 in the environment or
-    torch.use_deterministic_algorithms(True) ask for the plain sum.
+    torch.use_deterministic_algorithms(True) ask for the plain sum. On CPUs with AMX, float32 and float16 are multiplied
+    in parts of bfloat16 where that pays (Henry, Tang and Heinecke, arXiv:1904.06376), as exactly as in float32;
+    TILEWRIGHT_SPLIT=0 turns it off.
 
     Args:
         input: [N, C, H, W] or [C, H, W], float32, float64, bfloat16 or float16; other tensors go to native.
