@@ -80,17 +80,15 @@ bool depthwise_prefers_last(const Conv2dShape& shape, ConvPass pass) {
          (shape.kernel[0] * shape.kernel[1] >= kLargeWindow || (pass != ConvPass::kForward && shape.stride[1] > 1));
 }
 
-// A function of the shape, the dtype, the pass, the instruction set and the switches of Winograd. adds_twice: a bias
-// and a residual, of which a product of matrices adds one.
+// A function of the shape, the dtype, the pass, the instruction set and the switches (Winograd's, split's). adds_twice:
+// a bias and a residual, of which a product of matrices adds one.
 ConvPlan choose_plan(const Conv2dShape& shape, at::ScalarType dtype, ConvPass pass, bool adds_twice = false) {
   constexpr auto kLast = at::MemoryFormat::ChannelsLast;
   const auto in = [](ConvWay way, at::MemoryFormat format) { return ConvPlan{way, format, format}; };
-  // The data gradient of strides writes every second pixel of a plane: slower than a copy of the result.
-  const bool writes_planes = pass == ConvPass::kForward || (shape.stride[0] == 1 && shape.stride[1] == 1);
   if (is_depthwise(shape)) return in(ConvWay::kDepthwise, depthwise_prefers_last(shape, pass) ? kLast : shape.format);
   const bool filters_minimally = winograd_suits(shape, dtype, pass);
   if (split_suits(shape, dtype, pass) && (!filters_minimally || split_outruns_winograd(shape, dtype))) {
-    return {ConvWay::kSplit, kLast, writes_planes ? shape.format : kLast};
+    return {ConvWay::kSplit, kLast, split_result(shape, pass)};
   }
   if (pointwise_suits(shape, dtype, pass) && !adds_twice) return in(ConvWay::kPointwise, shape.format);
   if (pass == ConvPass::kInputGrad && cuts_patches(shape)) return in(ConvWay::kPatches, shape.format);
@@ -99,7 +97,7 @@ ConvPlan choose_plan(const Conv2dShape& shape, at::ScalarType dtype, ConvPass pa
   if (filters_minimally) return in(ConvWay::kWinograd, shape.format);
   if (prefers_planes(shape, pass)) return in(ConvWay::kDense, kPlanes);
   if (!prefers_channels_last(shape, pass)) return in(ConvWay::kDense, shape.format);
-  return {ConvWay::kDense, kLast, writes_planes ? kPlanes : kLast};
+  return {ConvWay::kDense, kLast, split_result(shape, pass)};
 }
 
 // Weights contiguous in one format or the other: both are packed without a copy.
@@ -155,7 +153,9 @@ std::tuple<Tensor, Tensor> conv2d_forward_cpu(const Tensor& input, const Tensor&
   if (plan.way == ConvWay::kPointwise) {
     pointwise_forward(shape, input, weight.contiguous(), bias_in, residual, activation, output, pre);
   } else {
-    const Tensor x = in_format(input, shape.format), bias = as_accumulator(bias_in, dtype);
+    const bool dense = plan.way == ConvWay::kSplit;
+    const Tensor x = dense ? dense_in_format(input, shape.format) : in_format(input, shape.format);
+    const Tensor bias = as_accumulator(bias_in, dtype);
     dispatch_floating(dtype, "conv2d", [&](auto element) {
       using T = decltype(element);
       forward<T>(plan, shape, x, weight,
@@ -222,7 +222,8 @@ std::tuple<Tensor, Tensor> weight_gradient(ConvWay way, const Conv2dShape& shape
     const Tensor dbias = pointwise_weight_grad(shape, dy, input, dweight, wants_bias);
     return {result_in(dweight, format, final_format), dbias};
   }
-  const Tensor x = in_format(input, shape.format);
+  const bool dense = way == ConvWay::kSplit;
+  const Tensor x = dense ? dense_in_format(input, shape.format) : in_format(input, shape.format);
   dispatch_floating(dy.scalar_type(), "conv2d_backward", [&](auto element) {
     using T = decltype(element);
     if constexpr (std::is_same_v<T, BF16>) {

@@ -1,8 +1,8 @@
 // bfloat16 on processors that multiply pairs of it, and float32 and float16 in parts of it on tile units
 // (kernels/conv2d_pairs.h): dense and grouped convolution of channels_last images. All cuts depend on the shape alone.
 #pragma once
-#include <atomic>
 #include <cmath>
+#include <mutex>
 
 #include "cpu/conv2d_work.h"
 
@@ -14,8 +14,8 @@ inline bool multiplies_pairs(at::ScalarType dtype) {
 
 inline void* conv_pairs_scratch() { return thread_scratch(kConvScratchSlot, kPairScratchBytes); }
 
-// What kernels report of their sums. Parts of float32 below 2^-126 are lost: sums that are all tiny are not to be had
-// of them. (Those below 2^-60 beside larger ones keep an absolute error of some 2^-120.)
+// What kernels report of their sums, if they are asked to check: all finite, and one of them 2^-60 or more, far from
+// what a tile unit takes for 0.
 class SumReport {
  public:
   void add(float magnitude) {
@@ -23,13 +23,25 @@ class SumReport {
     if (std::isnan(magnitude)) finite_ = false;
     if (magnitude >= kTiny) normal_ = true;
   }
-  template <typename T>
-  bool is_sound() const {
-    return finite_ && (normal_ || !std::is_same_v<T, float>);
-  }
+  bool is_finite() const { return finite_; }
+  bool is_normal() const { return normal_; }
 
  private:
-  std::atomic<bool> finite_{true}, normal_{false};
+  bool finite_ = true, normal_ = false;
+};
+
+// The same from many threads.
+class SharedSumReport {
+ public:
+  void add(float magnitude) {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    report_.add(magnitude);
+  }
+  SumReport get() const { return report_; }
+
+ private:
+  std::mutex mutex_;
+  SumReport report_;
 };
 
 // [group][panel][part][k, filled up][panel]
@@ -60,7 +72,8 @@ int64_t strip_rows(const ConvWindow& window, int64_t channels, int64_t filters, 
   const int64_t pitch = phase_pitch(window), taps = window.rows * window.cols;
   const int64_t most = std::min(
       {window.height, divide_up(window.height, divide_up(kItems, images)), std::max<int64_t>(1, kMostPixels / pitch)});
-  const int64_t step = std::min(most, std::max<int64_t>(1, kTile / pitch));  // whole tiles of short rows
+  // Whole tiles of short rows.
+  const int64_t step = std::min(most, std::max<int64_t>(1, kTile / pitch));
   int64_t best = step;
   double least = 0;
   for (int64_t rows = step; rows <= most; rows += step) {
@@ -96,9 +109,8 @@ PairsPlan plan_pairs(const ConvWindow& window, int64_t groups, int64_t channels,
   return {rows, tap_step};
 }
 
-// Returns whether the sums are sound, if args asks to check.
 template <typename T>
-bool run_conv_strips(const ConvPairsArgs<T>& args, int64_t images, int64_t rows) {
+SumReport run_conv_strips(const ConvPairsArgs<T>& args, int64_t images, int64_t rows) {
   const auto& kernel = kernels<T>().conv2d.pairs;
   const ConvWindow& window = args.window;
   const int64_t K = window.rows * window.cols * args.channels, blocks = divide_up(window.height, rows);
@@ -106,11 +118,11 @@ bool run_conv_strips(const ConvPairsArgs<T>& args, int64_t images, int64_t rows)
   constexpr int64_t kItems = 16, kFewestFilters = 64;
   const Cut parts{args.filters, std::min(divide_up(kItems, blocks * images), divide_up(args.filters, kFewestFilters)),
                   kernel.panel};
-  // A product of pairs takes a tenth of the time of one of float32; two parts take three of them, three parts six.
-  const int64_t products = kernel.parts * (kernel.parts + 1) / 2;
+  // A product of pairs takes a tenth of the time of one of float32; two parts take four of them, three parts six.
+  const int64_t products = kernel.parts == 1 ? 1 : 2 * kernel.parts;
   const int64_t cost = args.groups * rows * window.width * divide_up(args.filters, parts.pieces) * K * products / 256;
   const int64_t bytes = kernel.strip_bytes(window, args.channels, args.filters, rows);
-  SumReport report;
+  SharedSumReport report;
   parallel_for_cost(images * blocks * parts.pieces, cost, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t part = i % parts.pieces, row = i / parts.pieces % blocks * rows, n = i / parts.pieces / blocks;
@@ -118,12 +130,12 @@ bool run_conv_strips(const ConvPairsArgs<T>& args, int64_t images, int64_t rows)
                               thread_scratch(kConvScratchSlot, bytes)));
     }
   });
-  return !args.checks || report.is_sound<T>();
+  return report.get();
 }
 
 // False where args asks to check and a sum is not finite, or nothing would check it.
 inline bool run_conv_pairs(const ConvPairsArgs<BF16>& args, int64_t images, const PairsPlan& plan) {
-  if (plan.rows > 0) return run_conv_strips(args, images, plan.rows);
+  if (plan.rows > 0) return run_conv_strips(args, images, plan.rows).is_finite();
   if (args.checks) return false;
   const ConvWindow& window = args.window;
   const int64_t K = window.rows * window.cols * args.channels, pixels = images * window.height * window.width;
@@ -226,11 +238,11 @@ GradImages<T> grad_images(const Conv2dShape& shape, const Tensor& x) {
   return {images_of(x, const_data<T>(x), shape.format), forward_window(shape), shape.images};
 }
 
-// Cuts the items of a weights' gradient, which add to sums of their chunk, and writes the weights. False where sums are
-// not sound. run(args of the chunk, chunk, part); dweight in either format.
+// Cuts the items of a weights' gradient, which add to sums of their chunk, and writes the weights. run(args of the
+// chunk, chunk, part); dweight in either format.
 template <typename T, typename Run>
-bool sum_pair_weights(const Conv2dShape& shape, const Tensor& dy, const GradImages<T>& read, const Tensor& dweight,
-                      int64_t chunks, int64_t parts, const Run& run) {
+SumReport sum_pair_weights(const Conv2dShape& shape, const Tensor& dy, const GradImages<T>& read, const Tensor& dweight,
+                           int64_t chunks, int64_t parts, const Run& run) {
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
   const int64_t K = C * shape.kernel[0] * shape.kernel[1], pixels = shape.images * shape.out[0] * shape.out[1];
   Tensor sums = at::empty({chunks, shape.filters, K}, dy.options().dtype(at::kFloat));
@@ -245,17 +257,17 @@ bool sum_pair_weights(const Conv2dShape& shape, const Tensor& dy, const GradImag
     }
   });
   const bool last = !dweight.is_contiguous();
-  SumReport report;
+  SharedSumReport report;
   parallel_for_cost(shape.filters, K * (chunks + 1), [&](int64_t begin, int64_t end) {
     report.add(kernels<T>().conv2d.pairs.finish_weights(first, chunks, begin, end, last, mutable_data<T>(dweight)));
   });
-  return report.is_sound<T>();
+  return report.get();
 }
 
-// dy contiguous. False where sums are not sound.
+// dy contiguous.
 template <typename T>
-bool strip_weight_grad(const Conv2dShape& shape, const Tensor& dy, const GradImages<T>& read, const Tensor& dweight,
-                       int64_t rows) {
+SumReport strip_weight_grad(const Conv2dShape& shape, const Tensor& dy, const GradImages<T>& read,
+                            const Tensor& dweight, int64_t rows) {
   const auto& kernel = kernels<T>().conv2d.pairs;
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
   constexpr int64_t kItems = 8;  // half of what others share out: the sums of all are added up
@@ -281,7 +293,7 @@ inline void pairs_weight_grad(const Conv2dShape& shape, const Tensor& dy, const 
   const int64_t K = C * shape.kernel[0] * shape.kernel[1], pixels = shape.images * shape.out[0] * shape.out[1];
   const int64_t rows = strip_grad_rows<BF16>(forward_window(shape), C, F);
   const GradImages<BF16> read = grad_images<BF16>(shape, x);
-  if (rows > 0 && strip_weight_grad(shape, dy, read, dweight, rows)) return;
+  if (rows > 0 && strip_weight_grad(shape, dy, read, dweight, rows).is_finite()) return;
   constexpr int64_t kItems = 16, kPartK = 1024;
   const Cut filters{F, divide_up(F, kPairFilters), kernel.panel};
   const Cut ks{K, divide_up(K, kPartK), kPairGradK};

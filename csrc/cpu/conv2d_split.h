@@ -3,7 +3,9 @@
 #pragma once
 #include <c10/util/env.h>
 
+#include "cpu/conv2d_format.h"
 #include "cpu/conv2d_pairs.h"
+#include "cpu/conv2d_pointwise.h"
 
 namespace tilewright {
 
@@ -16,142 +18,185 @@ inline bool split_is_allowed() {
 template <typename T>
 constexpr bool kCanSplit = std::is_same_v<T, float> || std::is_same_v<T, F16>;
 
-// Whether the products pay for splitting and packing what is multiplied: enough of them for each value that is read,
-// more for planes, which are transposed too, and for a weights' gradient, which packs both operands; and for each
-// weight. Steps of 32 channels and panels of 32 filters are mostly full. float16 has half the products and parts, and
-// would be widened otherwise.
+// Images are written in this format by strips. Data gradients of strides write every second pixel of a plane: slower
+// than a copy of the result.
+inline at::MemoryFormat split_result(const Conv2dShape& shape, ConvPass pass) {
+  const bool writes_planes = pass == ConvPass::kForward || (shape.stride[0] == 1 && shape.stride[1] == 1);
+  return writes_planes ? shape.format : at::MemoryFormat::ChannelsLast;
+}
+
+// The convolution as strips see it. A single tap reads no neighbours: the pixels that it reads are images of their own,
+// and where its result is channels_last, too, one column of all images' pixels.
+inline Conv2dShape split_view(const Conv2dShape& shape, ConvPass pass, at::MemoryFormat result) {
+  Conv2dShape view = shape;
+  const bool strided = shape.stride[0] > 1 || shape.stride[1] > 1;
+  if (shape.kernel[0] * shape.kernel[1] > 1 || shape.padding[0] > 0 || shape.padding[1] > 0 ||
+      (pass == ConvPass::kInputGrad && strided)) {
+    return view;
+  }
+  view.stride[0] = view.stride[1] = 1;
+  if (pass == ConvPass::kWeightGrad || result != kPlanes) {
+    view.out[0] = shape.images * shape.out[0] * shape.out[1];
+    view.out[1] = view.images = 1;
+  }
+  view.height = view.out[0];
+  view.width = view.out[1];
+  return view;
+}
+
+// Channels_last images as a view's.
+inline Tensor in_view(const Tensor& images, const Conv2dShape& shape, const Conv2dShape& view) {
+  if (view.images == shape.images && view.out[1] == shape.out[1]) return images;
+  return images.permute({0, 2, 3, 1}).view({1, view.out[0], 1, images.size(1)}).permute({0, 3, 1, 2});
+}
+
+// Output rows of a block for every product of a pass, or none.
+template <typename T>
+bool has_split_plan(const Conv2dShape& view, ConvPass pass) {
+  const int64_t C = view.channels / view.groups, F = view.filters / view.groups;
+  if (pass == ConvPass::kWeightGrad) return strip_grad_rows<T>(forward_window(view), C, F) > 0;
+  if (pass == ConvPass::kForward) {
+    return plan_pairs<T>(forward_window(view), view.groups, C, F, view.images).rows > 0;
+  }
+  for (const GradientClass& part : gradient_classes(view)) {
+    if (part.taps() > 0 && plan_pairs<T>(part.window(), view.groups, F, C, view.images).rows == 0) return false;
+  }
+  return true;
+}
+
+// Whether there is a plan, and the products pay for splitting and packing what is multiplied: enough of them for each
+// value that is read, more for planes, which are transposed too, and for a weights' gradient, which packs both
+// operands; and for each weight. Steps of 32 channels and panels of 32 filters are mostly full, and so are tiles of an
+// image. float16 has fewer products and parts, and would be widened otherwise.
 inline bool split_suits(const Conv2dShape& shape, at::ScalarType dtype, ConvPass pass) {
-  constexpr int64_t kFewestPixels = 512;
+  constexpr int64_t kFewestPixels = 512, kFewestOfImage = 128;
   if ((dtype != at::kFloat && dtype != at::kHalf) || !split_is_allowed()) return false;
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
   const int64_t taps = shape.kernel[0] * shape.kernel[1], pixels = shape.images * shape.out[0] * shape.out[1];
   const bool half = dtype == at::kHalf, planes = shape.format != at::MemoryFormat::ChannelsLast;
-  if (std::min(C, F) < (half ? 16 : 32) || pixels < kFewestPixels) return false;
-  if (pass == ConvPass::kWeightGrad && taps > 1) {
-    const ConvWindow window = forward_window(shape);
-    if ((half ? strip_grad_rows<F16>(window, C, F) : strip_grad_rows<float>(window, C, F)) == 0) return false;
+  const Conv2dShape view = split_view(shape, pass, split_result(shape, pass));
+  if (std::min(C, F) < (half ? 16 : 32) || pixels < kFewestPixels || view.out[0] * view.out[1] < kFewestOfImage) {
+    return false;
   }
   const int64_t read = taps == 1 ? C : C * shape.stride[0] * shape.stride[1];
   const int64_t plain = planes ? 100 : 48, gradient = planes ? 220 : 190;
   const int64_t worth_a_value = (pass == ConvPass::kWeightGrad ? gradient : plain) / (half ? 4 : 1);
-  return taps * C * F >= worth_a_value * (read + F);
+  if (taps * C * F < worth_a_value * (read + F)) return false;
+  return half ? has_split_plan<F16>(view, pass) : has_split_plan<float>(view, pass);
 }
 
 // Beside Winograd's minimal filtering, whose products are float32's: float16 does, while its weights are in cache.
 inline bool split_outruns_winograd(const Conv2dShape& shape, at::ScalarType dtype) {
   constexpr int64_t kCachedWeights = 768 * 1024;
-  return dtype == at::kHalf && shape.filters * shape.channels * shape.kernel[0] * shape.kernel[1] <= kCachedWeights;
+  const int64_t weights = shape.filters * shape.channels / shape.groups * shape.kernel[0] * shape.kernel[1];
+  return dtype == at::kHalf && weights <= kCachedWeights;
 }
 
-// A single tap reads no neighbours: the pixels that it reads are an image of their own, of which it reads all. Returns
-// whether it is one.
+// What is known of an operand before it is split. Its parts are exact but for those below 2^-126: nothing beside values
+// from 2^-64 on.
+enum class SplitScale { kZero, kTiny, kNormal };
 template <typename T>
-bool read_pixels(ConvImages<const T>& in, ConvWindow& window) {
-  if (window.rows * window.cols > 1 || window.first_y != 0 || window.first_x != 0 ||
-      (window.height - 1) * window.stride_y >= in.height || (window.width - 1) * window.stride_x >= in.width) {
-    return false;
+SplitScale split_scale(const Tensor& operand) {
+  constexpr float kNormal = 0x1p-64f;
+  if (std::is_same_v<T, F16>) return SplitScale::kNormal;  // its least part is 2^-24
+  const float* values = operand.const_data_ptr<float>();
+  bool zero = true;
+  for (int64_t i = 0; i < operand.numel(); ++i) {
+    if (!(std::abs(values[i]) < kNormal)) return SplitScale::kNormal;  // as a rule the first
+    zero = zero && values[i] == 0.0f;
   }
-  in = every_nth(in, 0, 0, window.stride_y, window.stride_x);
-  in.height = window.height;
-  in.width = window.width;
-  window = {window.height, window.width, 1, 1, 1, 1, 0, 0, 1, 1};
-  return true;
+  return zero ? SplitScale::kZero : SplitScale::kTiny;
 }
 
-// Pixels of all images evenly spaced.
+// Both operands dense.
 template <typename T>
-bool is_column(const ConvImages<T>& images) {
-  return images.c_stride == 1 && images.y_stride == images.width * images.x_stride &&
-         images.n_stride == images.height * images.y_stride;
-}
-template <typename T>
-void join_pixels(ConvImages<T>& images, int64_t count) {
-  images.height *= count * images.width;
-  images.width = 1;
-  images.y_stride = images.x_stride;
-}
+class OperandScales {
+ public:
+  OperandScales(const Tensor& a, const Tensor& b) : a_(split_scale<T>(a)), b_(split_scale<T>(b)) {}
+  bool are_tiny() const { return a_ == SplitScale::kTiny || b_ == SplitScale::kTiny; }
+  // Sums may all be tiny where an operand is zero.
+  bool is_sound(const SumReport& report) const {
+    const bool zero = a_ == SplitScale::kZero || b_ == SplitScale::kZero;
+    return report.is_finite() && (zero || std::is_same_v<T, F16> || report.is_normal());
+  }
 
-// A product as strips see it: with a single tap, all pixels of dense images are one column.
-template <typename T>
-struct SplitProduct {
-  ConvImages<const T> in;
-  ConvImages<T> out;
-  ConvWindow window;
-  int64_t images;
+ private:
+  SplitScale a_, b_;
 };
 
-template <typename T>
-SplitProduct<T> split_product(ConvImages<const T> in, ConvImages<T> out, ConvWindow window, int64_t images) {
-  if (!read_pixels(in, window) || !is_column(in) || !is_column(out)) return {in, out, window, images};
-  join_pixels(in, images);
-  join_pixels(out, images);
-  window.height = in.height;
-  window.width = 1;
-  return {in, out, window, 1};
+// dense x, channels_last; the pixels that a view reads.
+inline Tensor split_images(const Conv2dShape& shape, const Conv2dShape& view, const Tensor& x) {
+  const bool reads_all = view.stride[0] == shape.stride[0] && view.stride[1] == shape.stride[1];
+  const Tensor pixels = reads_all ? x : dense_in_format(strided_pixels(shape, x), at::MemoryFormat::ChannelsLast);
+  return in_view(pixels, shape, view);
 }
 
-// Of a weights' gradient, whose dy is dense.
+// Dense operands. False where the sums are not sound.
 template <typename T>
-GradImages<T> split_grad_images(const Conv2dShape& shape, const Tensor& x) {
-  GradImages<T> read = grad_images<T>(shape, x);
-  if (!read_pixels(read.in, read.window) || !is_column(read.in)) return read;
-  join_pixels(read.in, read.images);
-  read.window.height = read.in.height;
-  read.window.width = 1;
-  read.images = 1;
-  return read;
-}
-
-template <typename T>
-bool run_split(const SplitProduct<T>& product, int64_t groups, int64_t channels, int64_t filters, const Tensor& weights,
-               const PairsPlan& plan, const ConvEpilogue<T>& epilogue) {
-  return run_conv_strips(ConvPairsArgs<T>{product.in, product.out, product.window, groups, channels, filters,
-                                          weights.const_data_ptr(), epilogue, /*checks=*/true},
-                         product.images, plan.rows);
-}
-
-template <typename T>
-bool split_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& weight, bool weight_last,
-                   const ConvEpilogue<T>& epilogue, const Tensor& output, at::MemoryFormat output_format) {
+bool split_forward(const Conv2dShape& shape, const Tensor& x_in, const Tensor& weight, bool weight_last,
+                   const ConvEpilogue<T>& epilogue, const Tensor& output_in, at::MemoryFormat output_format) {
+  const OperandScales<T> operands(x_in, weight);
+  if (operands.are_tiny()) return false;
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
-  const int64_t taps = shape.kernel[0] * shape.kernel[1];
-  const SplitProduct<T> product =
-      split_product(images_of(x, const_data<T>(x), shape.format),
-                    images_of(output, mutable_data<T>(output), output_format), forward_window(shape), shape.images);
-  const PairsPlan plan = plan_pairs<T>(product.window, shape.groups, C, F, product.images);
-  if (plan.rows == 0) return false;
+  const Conv2dShape view = split_view(shape, ConvPass::kForward, output_format);
+  const Tensor x = split_images(shape, view, x_in), output = in_view(output_in, shape, view);
+  const ConvWindow window = forward_window(view);
+  const PairsPlan plan = plan_pairs<T>(window, shape.groups, C, F, view.images);
   const WeightLayout layout = forward_weights(shape, weight_last, ConvOrder::kTapsOuter, plan.tap_step);
-  const Tensor packed =
-      pack_conv_pairs(layout, const_data<T>(weight), F * C * taps, shape.groups, taps * plan.tap_step, x.options());
-  return run_split<T>(product, shape.groups, C, F, packed, plan, epilogue);
+  const Tensor packed = pack_conv_pairs(layout, const_data<T>(weight), weight.numel() / shape.groups, shape.groups,
+                                        window.rows * window.cols * plan.tap_step, x.options());
+  const ConvPairsArgs<T> args{images_of(x, const_data<T>(x), at::MemoryFormat::ChannelsLast),
+                              images_of(output, mutable_data<T>(output), output_format),
+                              window,
+                              shape.groups,
+                              C,
+                              F,
+                              packed.const_data_ptr(),
+                              epilogue,
+                              /*checks=*/true};
+  return operands.is_sound(run_conv_strips(args, view.images, plan.rows));
 }
 
 template <typename T>
-bool split_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight, bool weight_last,
-                      const Tensor& dx, at::MemoryFormat dx_format) {
+bool split_input_grad(const Conv2dShape& shape, const Tensor& dy_in, const Tensor& weight, bool weight_last,
+                      const Tensor& dx_in, at::MemoryFormat dx_format) {
+  const OperandScales<T> operands(dy_in, weight);
+  if (operands.are_tiny()) return false;
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
-  const int64_t group_weights = F * C * shape.kernel[0] * shape.kernel[1];
-  for (const GradientClass& part : gradient_classes(shape)) {
+  const Conv2dShape view = split_view(shape, ConvPass::kInputGrad, dx_format);
+  const Tensor dy = in_view(dy_in, shape, view), dx = in_view(dx_in, shape, view);
+  for (const GradientClass& part : gradient_classes(view)) {
     if (part.taps() == 0) continue;  // dx is zero there
-    const SplitProduct<T> product =
-        split_product(images_of(dy, const_data<T>(dy), shape.format),
-                      images_of_class(shape, part, dx, mutable_data<T>(dx), dx_format), part.window(), shape.images);
-    const PairsPlan plan = plan_pairs<T>(product.window, shape.groups, F, C, product.images);
-    if (plan.rows == 0) return false;
+    const ConvWindow window = part.window();
+    const PairsPlan plan = plan_pairs<T>(window, shape.groups, F, C, view.images);
     const WeightLayout layout = gradient_weights(shape, part, weight_last, ConvOrder::kTapsOuter, plan.tap_step);
-    const Tensor packed = pack_conv_pairs(layout, const_data<T>(weight), group_weights, shape.groups,
+    const Tensor packed = pack_conv_pairs(layout, const_data<T>(weight), weight.numel() / shape.groups, shape.groups,
                                           part.taps() * plan.tap_step, dy.options());
-    if (!run_split<T>(product, shape.groups, F, C, packed, plan, {})) return false;
+    const ConvPairsArgs<T> args{images_of(dy, const_data<T>(dy), at::MemoryFormat::ChannelsLast),
+                                images_of_class(view, part, dx, mutable_data<T>(dx), dx_format),
+                                window,
+                                shape.groups,
+                                F,
+                                C,
+                                packed.const_data_ptr(),
+                                {},
+                                /*checks=*/true};
+    if (!operands.is_sound(run_conv_strips(args, view.images, plan.rows))) return false;
   }
   return true;
 }
 
-// dy contiguous; dweight in either format.
+// dweight in either format.
 template <typename T>
-bool split_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& dweight) {
-  const GradImages<T> read = split_grad_images<T>(shape, x);
+bool split_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x_in, const Tensor& dweight) {
+  const OperandScales<T> operands(dy, x_in);
+  if (operands.are_tiny()) return false;
+  const Conv2dShape view = split_view(shape, ConvPass::kWeightGrad, at::MemoryFormat::ChannelsLast);
+  const Tensor x = split_images(shape, view, x_in);
+  const GradImages<T> read{images_of(x, const_data<T>(x), at::MemoryFormat::ChannelsLast), forward_window(view),
+                           view.images};
   const int64_t rows = strip_grad_rows<T>(read.window, shape.channels / shape.groups, shape.filters / shape.groups);
-  return rows > 0 && strip_weight_grad(shape, dy, read, dweight, rows);
+  return operands.is_sound(strip_weight_grad(shape, dy, read, dweight, rows));
 }
 
 }  // namespace tilewright

@@ -120,7 +120,7 @@ struct ConvRowsGradArgs {
   int64_t sums_stride, sums_group;
 };
 
-// bfloat16 in pairs: patches of channels_last images, weights [group][panel][pairs of k][panel].
+// bfloat16 in pairs: patches of channels_last images, weights [group][panel][part][pairs of k][panel].
 template <typename T>
 struct ConvPairsArgs {
   ConvImages<const T> in;

@@ -1,15 +1,16 @@
 // float32 on a tile unit of bfloat16. A value is the sum of three bfloat16, exactly, and a product six of theirs:
 //
 //   x = x0 + x1 + x2              x0: x rounded; x1: x - x0 rounded; x2: the rest, which has 8 bits or less
-//   x y = x0 y0 + x0 y1 + x1 y0 + x0 y2 + x1 y1 + x2 y0      but for 2^-25 of it, as float32's own rounding
+//   x y = x0 y0 + x0 y1 + x1 y0 + x0 y2 + x1 y1 + x2 y0      but for 2^-24 of it, as float32's own rounding
 //
 // at 16 times the rate of float32's own products. The unit rounds less often than a chain of fmas: sums of 1024 are as
 // exact as such chains of 192. (Henry, Tang and Heinecke, Leveraging the bfloat16 Artificial Intelligence Datatype For
 // Higher-Precision Computations, 2019.)
 //
-// float16 is the sum of two, and a product three of theirs (x1 y1 is below 2^-17 of it, its rounding 2^-12).
+// float16 is the sum of two, and a product all four of theirs: exact.
 //
-// Not the same, so callers look at the sums (SumCheck): an infinity becomes NaN, and parts below 2^-126 become 0.
+// Not the same: an infinity becomes NaN, and parts below 2^-126 become 0. Callers look at the operands and at the sums
+// (cpu/conv2d_split.h).
 //
 // Operands lie as those of pairs (gemm_tile_unit.h), one part behind the other.
 #pragma once
@@ -89,6 +90,8 @@ inline TILEWRIGHT_INLINE void add_split_step(const SplitOperands& operands, cons
     multiply();
   } else {
     load_left(1);
+    load_right(1);
+    multiply();
     load_right(0);
     multiply();
     load_left(0);
