@@ -1,9 +1,7 @@
 // bfloat16 on processors that multiply pairs of it, and float32 and float16 in parts of it on tile units
 // (kernels/conv2d_pairs.h): dense and grouped convolution of channels_last images. All cuts depend on the shape alone.
 #pragma once
-#include <cmath>
-#include <mutex>
-
+#include "cpu/conv2d_sum_report.h"
 #include "cpu/conv2d_work.h"
 
 namespace tilewright {
@@ -13,36 +11,6 @@ inline bool multiplies_pairs(at::ScalarType dtype) {
 }
 
 inline void* conv_pairs_scratch() { return thread_scratch(kConvScratchSlot, kPairScratchBytes); }
-
-// What kernels report of their sums, if they are asked to check: all finite, and one of them 2^-60 or more, far from
-// what a tile unit takes for 0.
-class SumReport {
- public:
-  void add(float magnitude) {
-    constexpr float kTiny = 0x1p-60f;
-    if (std::isnan(magnitude)) finite_ = false;
-    if (magnitude >= kTiny) normal_ = true;
-  }
-  bool is_finite() const { return finite_; }
-  bool is_normal() const { return normal_; }
-
- private:
-  bool finite_ = true, normal_ = false;
-};
-
-// The same from many threads.
-class SharedSumReport {
- public:
-  void add(float magnitude) {
-    const std::lock_guard<std::mutex> guard(mutex_);
-    report_.add(magnitude);
-  }
-  SumReport get() const { return report_; }
-
- private:
-  std::mutex mutex_;
-  SumReport report_;
-};
 
 // [group][panel][part][k, filled up][panel]
 template <typename T>
