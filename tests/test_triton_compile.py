@@ -98,7 +98,7 @@ def _row(variant: Variant, compiled: Any, used: Resources) -> list[Any]:
 @pytest.mark.parametrize("family", PRESENT)
 def test_every_variant_compiles(family, architecture, part, tmp_path):
     # Into Triton's own cache, whose keys are the sources, the options and the compiler: what did not change is not
-    # compiled again (twenty minutes on two cores).
+    # compiled again (most of twenty minutes for the Triton and emulation files, two cores beside a build).
     listed = own_variants(family, architecture)
     assert listed, f"{family} lists no variant for {architecture}"
     assert len(set(listed)) == len(listed), "a variant is listed twice"
