@@ -1,5 +1,6 @@
 // bfloat16 on processors that multiply pairs of it, and float32 and float16 in parts of it on tile units
-// (kernels/conv2d_pairs.h): dense and grouped convolution of channels_last images. All cuts depend on the shape alone.
+// (kernels/conv2d_pairs.h): forward and data gradient of channels_last images, dense or in groups. All cuts depend on
+// the shape alone.
 #pragma once
 #include "cpu/conv2d_sum_report.h"
 #include "cpu/conv2d_work.h"
@@ -77,8 +78,9 @@ PairsPlan plan_pairs(const ConvWindow& window, int64_t groups, int64_t channels,
   return {rows, tap_step};
 }
 
+// Reports the sums, if asked to.
 template <typename T>
-SumReport run_conv_strips(const ConvPairsArgs<T>& args, int64_t images, int64_t rows) {
+void run_conv_strips(const ConvPairsArgs<T>& args, int64_t images, int64_t rows, SumReport* report) {
   const auto& kernel = kernels<T>().conv2d.pairs;
   const ConvWindow& window = args.window;
   const int64_t K = window.rows * window.cols * args.channels, blocks = divide_up(window.height, rows);
@@ -90,21 +92,17 @@ SumReport run_conv_strips(const ConvPairsArgs<T>& args, int64_t images, int64_t 
   const int64_t products = kernel.parts == 1 ? 1 : 2 * kernel.parts;
   const int64_t cost = args.groups * rows * window.width * divide_up(args.filters, parts.pieces) * K * products / 256;
   const int64_t bytes = kernel.strip_bytes(window, args.channels, args.filters, rows);
-  SharedSumReport report;
   parallel_for_cost(images * blocks * parts.pieces, cost, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t part = i % parts.pieces, row = i / parts.pieces % blocks * rows, n = i / parts.pieces / blocks;
-      report.add(kernel.strip(args, n, row, std::min(window.height, row + rows), parts.at(part), parts.at(part + 1),
-                              thread_scratch(kConvScratchSlot, bytes)));
+      const float magnitude = kernel.strip(args, n, row, std::min(window.height, row + rows), parts.at(part),
+                                           parts.at(part + 1), thread_scratch(kConvScratchSlot, bytes));
+      if (report != nullptr) report->add(magnitude);
     }
   });
-  return report.get();
 }
 
-// False where args asks to check and a sum is not finite, or nothing would check it.
-inline bool run_conv_pairs(const ConvPairsArgs<BF16>& args, int64_t images, const PairsPlan& plan) {
-  if (plan.rows > 0) return run_conv_strips(args, images, plan.rows).is_finite();
-  if (args.checks) return false;
+inline void run_conv_patches(const ConvPairsArgs<BF16>& args, int64_t images) {
   const ConvWindow& window = args.window;
   const int64_t K = window.rows * window.cols * args.channels, pixels = images * window.height * window.width;
   constexpr int64_t kTile = 32;  // rows of AMX's tile
@@ -125,155 +123,59 @@ inline bool run_conv_pairs(const ConvPairsArgs<BF16>& args, int64_t images, cons
                                            parts.at(part + 1), conv_pairs_scratch());
     }
   });
-  return true;
 }
 
-inline bool pairs_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& weight, bool weight_last,
-                          const ConvEpilogue<BF16>& epilogue, const Tensor& output, bool checks = false) {
+// A report is asked for, and more than one part multiplied, only where there are strips (has_strips).
+template <typename T>
+void run_conv_pairs(const ConvPairsArgs<T>& args, int64_t images, const PairsPlan& plan, SumReport* report) {
+  if (plan.rows > 0) return run_conv_strips(args, images, plan.rows, report);
+  TORCH_INTERNAL_ASSERT(report == nullptr, "patches do not look at their sums");
+  if constexpr (std::is_same_v<T, BF16>) run_conv_patches(args, images);
+}
+
+// x channels_last; output in output_format.
+template <typename T>
+void pairs_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& weight, bool weight_last,
+                   const ConvEpilogue<T>& epilogue, const Tensor& output, at::MemoryFormat output_format,
+                   SumReport* report = nullptr) {
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
-  const int64_t taps = shape.kernel[0] * shape.kernel[1];
   const ConvWindow window = forward_window(shape);
-  const PairsPlan plan = plan_pairs<BF16>(window, shape.groups, C, F, shape.images);
+  const PairsPlan plan = plan_pairs<T>(window, shape.groups, C, F, shape.images);
   const WeightLayout layout = forward_weights(shape, weight_last, ConvOrder::kTapsOuter, plan.tap_step);
-  const Tensor packed =
-      pack_conv_pairs(layout, const_data<BF16>(weight), F * C * taps, shape.groups, taps * plan.tap_step, x.options());
-  return run_conv_pairs(
-      {images_of(x, const_data<BF16>(x), shape.format), images_of(output, mutable_data<BF16>(output), shape.format),
-       window, shape.groups, C, F, packed.const_data_ptr(), epilogue, checks},
-      shape.images, plan);
+  const Tensor packed = pack_conv_pairs(layout, const_data<T>(weight), weight.numel() / shape.groups, shape.groups,
+                                        window.rows * window.cols * plan.tap_step, x.options());
+  const ConvPairsArgs<T> args{images_of(x, const_data<T>(x), at::MemoryFormat::ChannelsLast),
+                              images_of(output, mutable_data<T>(output), output_format),
+                              window,
+                              shape.groups,
+                              C,
+                              F,
+                              packed.const_data_ptr(),
+                              epilogue,
+                              /*checks=*/report != nullptr};
+  run_conv_pairs(args, shape.images, plan, report);
 }
 
-inline bool pairs_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight, bool weight_last,
-                             const Tensor& dx, bool checks = false) {
+// The pixels of dx of one class, which has taps. dy channels_last; dx in dx_format.
+template <typename T>
+void pairs_input_grad(const Conv2dShape& shape, const GradientClass& part, const Tensor& dy, const Tensor& weight,
+                      bool weight_last, const Tensor& dx, at::MemoryFormat dx_format, SumReport* report = nullptr) {
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
-  const int64_t group_weights = F * C * shape.kernel[0] * shape.kernel[1];
-  for (const GradientClass& part : gradient_classes(shape)) {
-    if (part.taps() == 0) continue;  // dx is zero there
-    const PairsPlan plan = plan_pairs<BF16>(part.window(), shape.groups, F, C, shape.images);
-    const WeightLayout layout = gradient_weights(shape, part, weight_last, ConvOrder::kTapsOuter, plan.tap_step);
-    const Tensor packed = pack_conv_pairs(layout, const_data<BF16>(weight), group_weights, shape.groups,
-                                          part.taps() * plan.tap_step, dy.options());
-    ConvPairsArgs<BF16> args{images_of(dy, const_data<BF16>(dy), shape.format),
-                             images_of_class(shape, part, dx, mutable_data<BF16>(dx), shape.format),
-                             part.window(),
-                             shape.groups,
-                             F,
-                             C,
-                             packed.const_data_ptr(),
-                             {},
-                             checks};
-    if (!run_conv_pairs(args, shape.images, plan)) return false;
-  }
-  return true;
-}
-
-// Filters that one part of a weights' gradient sums.
-template <typename T>
-constexpr int64_t kGradFilters = std::is_same_v<T, BF16> ? kPairFilters : kPairFilters / 2;
-
-// Output rows of a block of the weights' gradient without patches, or 0: with patches, where channels would not fill
-// half of a panel or where images are so small that sums would be read and written too often.
-template <typename T>
-int64_t strip_grad_rows(const ConvWindow& window, int64_t channels, int64_t filters) {
-  // A block is of one image, and reads and writes all sums: 1024 positions, if there are (512: 0.8 to 0.95x of native
-  // for weights of 256 x 256 and more, 1024: 0.93 to 1.02x), and what 256 filters and 128 channels of them take. Three
-  // parts of half of all of it.
-  constexpr bool kWhole = std::is_same_v<T, BF16>;
-  constexpr int64_t kPixels = kWhole ? 1024 : 512, kLargestScratch = kWhole ? 4 << 20 : 5 << 19;
-  constexpr int64_t kFewestPixels = 384, kHalfPanel = 16;
-  const int64_t pitch = phase_pitch(window), taps = window.rows * window.cols;
-  if ((kWhole && taps == 1) || taps > kMostStripTaps || std::min(channels, filters) < kHalfPanel ||
-      !phases_serve(window) || window.height * pitch < kFewestPixels) {
-    return 0;
-  }
-  const auto bytes = [&](int64_t rows) {
-    return kernels<T>().conv2d.pairs.strip_grad_bytes(window, channels, std::min(filters, kGradFilters<T>), rows);
-  };
-  int64_t rows = divide_up(window.height, divide_up(window.height, std::max<int64_t>(1, kPixels / pitch)));
-  while (!kWhole && rows > 1 && bytes(rows) > kLargestScratch) rows = divide_up(rows, 2);
-  return bytes(rows) <= kLargestScratch ? rows : 0;
-}
-
-// What a weights' gradient reads, as its kernel sees it.
-template <typename T>
-struct GradImages {
-  ConvImages<const T> in;
-  ConvWindow window;
-  int64_t images;
-};
-template <typename T>
-GradImages<T> grad_images(const Conv2dShape& shape, const Tensor& x) {
-  return {images_of(x, const_data<T>(x), shape.format), forward_window(shape), shape.images};
-}
-
-// Cuts the items of a weights' gradient, which add to sums of their chunk, and writes the weights. run(args of the
-// chunk, chunk, part); dweight in either format.
-template <typename T, typename Run>
-SumReport sum_pair_weights(const Conv2dShape& shape, const Tensor& dy, const GradImages<T>& read, const Tensor& dweight,
-                           int64_t chunks, int64_t parts, const Run& run) {
-  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
-  const int64_t K = C * shape.kernel[0] * shape.kernel[1], pixels = shape.images * shape.out[0] * shape.out[1];
-  Tensor sums = at::empty({chunks, shape.filters, K}, dy.options().dtype(at::kFloat));
-  const ConvPairsGradArgs<T> first{read.in, const_data<T>(dy),        shape.filters, read.window, shape.groups, C,
-                                   F,       mutable_data<float>(sums)};
-  const int64_t cost = pixels / chunks * (K + 1) * (shape.filters / parts + 1) / 256;
-  parallel_for_cost(chunks * parts, cost, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      ConvPairsGradArgs<T> args = first;
-      args.sums += i / parts * shape.filters * K;
-      run(args, i / parts, i % parts);
-    }
-  });
-  const bool last = !dweight.is_contiguous();
-  SharedSumReport report;
-  parallel_for_cost(shape.filters, K * (chunks + 1), [&](int64_t begin, int64_t end) {
-    report.add(kernels<T>().conv2d.pairs.finish_weights(first, chunks, begin, end, last, mutable_data<T>(dweight)));
-  });
-  return report.get();
-}
-
-// dy contiguous.
-template <typename T>
-SumReport strip_weight_grad(const Conv2dShape& shape, const Tensor& dy, const GradImages<T>& read,
-                            const Tensor& dweight, int64_t rows) {
-  const auto& kernel = kernels<T>().conv2d.pairs;
-  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
-  constexpr int64_t kItems = 8;  // half of what others share out: the sums of all are added up
-  const Cut filters{F, divide_up(F, kGradFilters<T>), kernel.panel};
-  const int64_t in_all = read.images * divide_up(read.window.height, rows);
-  // Each chunk has sums of its own: no more than 64 MB in all, where one of them is not more.
-  constexpr int64_t kMostSums = 16 << 20;
-  const int64_t affordable = std::max<int64_t>(1, kMostSums / dweight.numel());
-  const Cut chunks{in_all, std::min({divide_up(kItems, filters.pieces), in_all, affordable}), 1};
-  const int64_t bytes = kernel.strip_grad_bytes(read.window, C, std::min(F, kGradFilters<T>), rows);
-  return sum_pair_weights<T>(shape, dy, read, dweight, chunks.pieces, filters.pieces,
-                             [&](const ConvPairsGradArgs<T>& args, int64_t chunk, int64_t part) {
-                               kernel.strip_weight_grad(args, rows, chunks.at(chunk), chunks.at(chunk + 1),
-                                                        filters.at(part), filters.at(part + 1),
-                                                        thread_scratch(kConvScratchSlot, bytes));
-                             });
-}
-
-// dy contiguous; dweight in either format.
-inline void pairs_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& dweight) {
-  const auto& kernel = kernels<BF16>().conv2d.pairs;
-  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
-  const int64_t K = C * shape.kernel[0] * shape.kernel[1], pixels = shape.images * shape.out[0] * shape.out[1];
-  const int64_t rows = strip_grad_rows<BF16>(forward_window(shape), C, F);
-  const GradImages<BF16> read = grad_images<BF16>(shape, x);
-  if (rows > 0 && strip_weight_grad(shape, dy, read, dweight, rows).is_finite()) return;
-  constexpr int64_t kItems = 16, kPartK = 1024;
-  const Cut filters{F, divide_up(F, kPairFilters), kernel.panel};
-  const Cut ks{K, divide_up(K, kPartK), kPairGradK};
-  const int64_t parts = filters.pieces * ks.pieces;
-  // Chunks of two blocks or more: each has sums of its own.
-  const Cut chunks{pixels, std::min(divide_up(kItems, parts), divide_up(pixels, 2 * kPairGradPixels)), 2};
-  sum_pair_weights(shape, dy, read, dweight, chunks.pieces, parts,
-                   [&](const ConvPairsGradArgs<BF16>& args, int64_t chunk, int64_t part) {
-                     const int64_t filter = part % filters.pieces, k = part / filters.pieces;
-                     kernel.weight_grad(args, chunks.at(chunk), chunks.at(chunk + 1), ks.at(k), ks.at(k + 1),
-                                        filters.at(filter), filters.at(filter + 1), conv_pairs_scratch());
-                   });
+  const ConvWindow window = part.window();
+  const PairsPlan plan = plan_pairs<T>(window, shape.groups, F, C, shape.images);
+  const WeightLayout layout = gradient_weights(shape, part, weight_last, ConvOrder::kTapsOuter, plan.tap_step);
+  const Tensor packed = pack_conv_pairs(layout, const_data<T>(weight), weight.numel() / shape.groups, shape.groups,
+                                        part.taps() * plan.tap_step, dy.options());
+  const ConvPairsArgs<T> args{images_of(dy, const_data<T>(dy), at::MemoryFormat::ChannelsLast),
+                              images_of_class(shape, part, dx, mutable_data<T>(dx), dx_format),
+                              window,
+                              shape.groups,
+                              F,
+                              C,
+                              packed.const_data_ptr(),
+                              {},
+                              /*checks=*/report != nullptr};
+  run_conv_pairs(args, shape.images, plan, report);
 }
 
 }  // namespace tilewright

@@ -8,7 +8,7 @@
 #pragma once
 #include <ATen/ops/zeros.h>
 
-#include "cpu/conv2d_pairs.h"
+#include "cpu/conv2d_pairs_weight_grad.h"
 
 namespace tilewright {
 
@@ -50,38 +50,33 @@ inline Tensor joined_weight(const Conv2dShape& shape, const Tensor& weight, int6
 
 inline void grouped_pairs_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& weight, bool weight_last,
                                   const ConvEpilogue<BF16>& epilogue, const Tensor& output) {
-  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
-  const int64_t joined = joined_groups(shape.groups, C, F);
+  const int64_t joined = joined_groups(shape.groups, shape.channels / shape.groups, shape.filters / shape.groups);
+  const Conv2dShape wide = joined_shape(shape, joined);
   // Only strips look at what they have summed.
-  const auto is_checked = [&] {
-    return plan_pairs<BF16>(forward_window(shape), shape.groups / joined, C * joined, F * joined, shape.images).rows >
-           0;
-  };
-  if (joined > 1 && is_checked() &&
-      pairs_forward(joined_shape(shape, joined), x, joined_weight(shape, weight, joined), false, epilogue, output,
-                    /*checks=*/true)) {
-    return;
+  if (joined > 1 && has_strips<BF16>(wide, ConvPass::kForward)) {
+    SumReport report;
+    pairs_forward(wide, x, joined_weight(shape, weight, joined), false, epilogue, output, shape.format, &report);
+    if (report.is_finite()) return;
   }
-  pairs_forward(shape, x, weight, weight_last, epilogue, output);
+  pairs_forward(shape, x, weight, weight_last, epilogue, output, shape.format);
 }
 
 inline void grouped_pairs_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight, bool weight_last,
                                      const Tensor& dx) {
-  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
-  const int64_t joined = joined_groups(shape.groups, F, C);
-  const auto is_checked = [&] {
-    for (const GradientClass& part : gradient_classes(shape)) {
-      const auto plan = plan_pairs<BF16>(part.window(), shape.groups / joined, F * joined, C * joined, shape.images);
-      if (part.taps() > 0 && plan.rows == 0) return false;
+  const int64_t joined = joined_groups(shape.groups, shape.filters / shape.groups, shape.channels / shape.groups);
+  const Conv2dShape wide = joined_shape(shape, joined);
+  const auto classes = gradient_classes(shape);
+  if (joined > 1 && has_strips<BF16>(wide, ConvPass::kInputGrad)) {
+    SumReport report;
+    const Tensor wide_weight = joined_weight(shape, weight, joined);
+    for (const GradientClass& part : classes) {
+      if (part.taps() > 0) pairs_input_grad<BF16>(wide, part, dy, wide_weight, false, dx, shape.format, &report);
     }
-    return true;
-  };
-  if (joined > 1 && is_checked() &&
-      pairs_input_grad(joined_shape(shape, joined), dy, joined_weight(shape, weight, joined), false, dx,
-                       /*checks=*/true)) {
-    return;
+    if (report.is_finite()) return;
   }
-  pairs_input_grad(shape, dy, weight, weight_last, dx);
+  for (const GradientClass& part : classes) {  // dx is zero in those without taps
+    if (part.taps() > 0) pairs_input_grad<BF16>(shape, part, dy, weight, weight_last, dx, shape.format);
+  }
 }
 
 // What lies between the groups is computed and dropped: it reaches no gradient.

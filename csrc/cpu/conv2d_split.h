@@ -4,7 +4,7 @@
 #include <c10/util/env.h>
 
 #include "cpu/conv2d_format.h"
-#include "cpu/conv2d_pairs.h"
+#include "cpu/conv2d_pairs_weight_grad.h"
 #include "cpu/conv2d_pointwise.h"
 
 namespace tilewright {
@@ -17,13 +17,6 @@ inline bool split_is_allowed() {
 
 template <typename T>
 constexpr bool kCanSplit = std::is_same_v<T, float> || std::is_same_v<T, F16>;
-
-// Images are written in this format by strips. Data gradients of strides write every second pixel of a plane: slower
-// than a copy of the result.
-inline at::MemoryFormat split_result(const Conv2dShape& shape, ConvPass pass) {
-  const bool writes_planes = pass == ConvPass::kForward || (shape.stride[0] == 1 && shape.stride[1] == 1);
-  return writes_planes ? shape.format : at::MemoryFormat::ChannelsLast;
-}
 
 // The convolution as strips see it. A single tap reads no neighbours: the pixels that it reads are images of their own,
 // and where its result is channels_last, too, one column of all images' pixels.
@@ -50,31 +43,17 @@ inline Tensor in_view(const Tensor& images, const Conv2dShape& shape, const Conv
   return images.permute({0, 2, 3, 1}).view({1, view.out[0], 1, images.size(1)}).permute({0, 3, 1, 2});
 }
 
-// Output rows of a block for every product of a pass, or none.
-template <typename T>
-bool has_split_plan(const Conv2dShape& view, ConvPass pass) {
-  const int64_t C = view.channels / view.groups, F = view.filters / view.groups;
-  if (pass == ConvPass::kWeightGrad) return strip_grad_rows<T>(forward_window(view), C, F) > 0;
-  if (pass == ConvPass::kForward) {
-    return plan_pairs<T>(forward_window(view), view.groups, C, F, view.images).rows > 0;
-  }
-  for (const GradientClass& part : gradient_classes(view)) {
-    if (part.taps() > 0 && plan_pairs<T>(part.window(), view.groups, F, C, view.images).rows == 0) return false;
-  }
-  return true;
-}
-
-// Whether there is a plan, and the products pay for splitting and packing what is multiplied: enough of them for each
+// Whether there are strips, and the products pay for splitting and packing what is multiplied: enough of them for each
 // value that is read, more for planes, which are transposed too, and for a weights' gradient, which packs both
 // operands; and for each weight. Steps of 32 channels and panels of 32 filters are mostly full, and so are tiles of an
-// image. float16 has fewer products and parts, and would be widened otherwise.
-inline bool split_suits(const Conv2dShape& shape, at::ScalarType dtype, ConvPass pass) {
+// image. float16 has fewer products and parts, and would be widened otherwise. result: the format that is written.
+inline bool split_suits(const Conv2dShape& shape, at::ScalarType dtype, ConvPass pass, at::MemoryFormat result) {
   constexpr int64_t kFewestPixels = 512, kFewestOfImage = 128;
   if ((dtype != at::kFloat && dtype != at::kHalf) || !split_is_allowed()) return false;
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
   const int64_t taps = shape.kernel[0] * shape.kernel[1], pixels = shape.images * shape.out[0] * shape.out[1];
   const bool half = dtype == at::kHalf, planes = shape.format != at::MemoryFormat::ChannelsLast;
-  const Conv2dShape view = split_view(shape, pass, split_result(shape, pass));
+  const Conv2dShape view = split_view(shape, pass, result);
   if (std::min(C, F) < (half ? 16 : 32) || pixels < kFewestPixels || view.out[0] * view.out[1] < kFewestOfImage) {
     return false;
   }
@@ -82,7 +61,7 @@ inline bool split_suits(const Conv2dShape& shape, at::ScalarType dtype, ConvPass
   const int64_t plain = planes ? 100 : 48, gradient = planes ? 220 : 190;
   const int64_t worth_a_value = (pass == ConvPass::kWeightGrad ? gradient : plain) / (half ? 4 : 1);
   if (taps * C * F < worth_a_value * (read + F)) return false;
-  return half ? has_split_plan<F16>(view, pass) : has_split_plan<float>(view, pass);
+  return half ? has_strips<F16>(view, pass) : has_strips<float>(view, pass);
 }
 
 // Beside Winograd's minimal filtering, whose products are float32's: float16 does, while its weights are in cache.
@@ -98,14 +77,26 @@ enum class SplitScale { kZero, kTiny, kNormal };
 template <typename T>
 SplitScale split_scale(const Tensor& operand) {
   constexpr float kNormal = 0x1p-64f;
-  if (std::is_same_v<T, F16>) return SplitScale::kNormal;  // its least part is 2^-24
+  constexpr int64_t kBlock = 4096;
+  if constexpr (std::is_same_v<T, F16>) return SplitScale::kNormal;  // its least part is 2^-24
   const float* values = operand.const_data_ptr<float>();
-  bool zero = true;
-  for (int64_t i = 0; i < operand.numel(); ++i) {
-    if (!(std::abs(values[i]) < kNormal)) return SplitScale::kNormal;  // as a rule the first
-    zero = zero && values[i] == 0.0f;
+  std::atomic<bool> normal{false}, zero{true};
+  const auto look = [&](int64_t block) {
+    bool is_normal = false, is_zero = true;
+    for (int64_t i = block * kBlock; i < std::min(operand.numel(), (block + 1) * kBlock); ++i) {
+      is_normal |= !(std::abs(values[i]) < kNormal);
+      is_zero &= values[i] == 0.0f;
+    }
+    if (is_normal) normal = true;
+    if (!is_zero) zero = false;
+  };
+  look(0);  // as a rule enough
+  if (!normal) {
+    parallel_for_cost(divide_up(operand.numel(), kBlock), kBlock, [&](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end && !normal; ++block) look(block);
+    });
   }
-  return zero ? SplitScale::kZero : SplitScale::kTiny;
+  return normal ? SplitScale::kNormal : zero ? SplitScale::kZero : SplitScale::kTiny;
 }
 
 // Both operands dense.
@@ -133,28 +124,15 @@ inline Tensor split_images(const Conv2dShape& shape, const Conv2dShape& view, co
 
 // Dense operands. False where the sums are not sound.
 template <typename T>
-bool split_forward(const Conv2dShape& shape, const Tensor& x_in, const Tensor& weight, bool weight_last,
-                   const ConvEpilogue<T>& epilogue, const Tensor& output_in, at::MemoryFormat output_format) {
-  const OperandScales<T> operands(x_in, weight);
+bool split_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& weight, bool weight_last,
+                   const ConvEpilogue<T>& epilogue, const Tensor& output, at::MemoryFormat output_format) {
+  const OperandScales<T> operands(x, weight);
   if (operands.are_tiny()) return false;
-  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
   const Conv2dShape view = split_view(shape, ConvPass::kForward, output_format);
-  const Tensor x = split_images(shape, view, x_in), output = in_view(output_in, shape, view);
-  const ConvWindow window = forward_window(view);
-  const PairsPlan plan = plan_pairs<T>(window, shape.groups, C, F, view.images);
-  const WeightLayout layout = forward_weights(shape, weight_last, ConvOrder::kTapsOuter, plan.tap_step);
-  const Tensor packed = pack_conv_pairs(layout, const_data<T>(weight), weight.numel() / shape.groups, shape.groups,
-                                        window.rows * window.cols * plan.tap_step, x.options());
-  const ConvPairsArgs<T> args{images_of(x, const_data<T>(x), at::MemoryFormat::ChannelsLast),
-                              images_of(output, mutable_data<T>(output), output_format),
-                              window,
-                              shape.groups,
-                              C,
-                              F,
-                              packed.const_data_ptr(),
-                              epilogue,
-                              /*checks=*/true};
-  return operands.is_sound(run_conv_strips(args, view.images, plan.rows));
+  SumReport report;
+  pairs_forward(view, split_images(shape, view, x), weight, weight_last, epilogue, in_view(output, shape, view),
+                output_format, &report);
+  return operands.is_sound(report);
 }
 
 template <typename T>
@@ -162,26 +140,13 @@ bool split_input_grad(const Conv2dShape& shape, const Tensor& dy_in, const Tenso
                       const Tensor& dx_in, at::MemoryFormat dx_format) {
   const OperandScales<T> operands(dy_in, weight);
   if (operands.are_tiny()) return false;
-  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
   const Conv2dShape view = split_view(shape, ConvPass::kInputGrad, dx_format);
   const Tensor dy = in_view(dy_in, shape, view), dx = in_view(dx_in, shape, view);
   for (const GradientClass& part : gradient_classes(view)) {
     if (part.taps() == 0) continue;  // dx is zero there
-    const ConvWindow window = part.window();
-    const PairsPlan plan = plan_pairs<T>(window, shape.groups, F, C, view.images);
-    const WeightLayout layout = gradient_weights(shape, part, weight_last, ConvOrder::kTapsOuter, plan.tap_step);
-    const Tensor packed = pack_conv_pairs(layout, const_data<T>(weight), weight.numel() / shape.groups, shape.groups,
-                                          part.taps() * plan.tap_step, dy.options());
-    const ConvPairsArgs<T> args{images_of(dy, const_data<T>(dy), at::MemoryFormat::ChannelsLast),
-                                images_of_class(view, part, dx, mutable_data<T>(dx), dx_format),
-                                window,
-                                shape.groups,
-                                F,
-                                C,
-                                packed.const_data_ptr(),
-                                {},
-                                /*checks=*/true};
-    if (!operands.is_sound(run_conv_strips(args, view.images, plan.rows))) return false;
+    SumReport report;
+    pairs_input_grad<T>(view, part, dy, weight, weight_last, dx, dx_format, &report);
+    if (!operands.is_sound(report)) return false;
   }
   return true;
 }
@@ -196,7 +161,9 @@ bool split_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor&
   const GradImages<T> read{images_of(x, const_data<T>(x), at::MemoryFormat::ChannelsLast), forward_window(view),
                            view.images};
   const int64_t rows = strip_grad_rows<T>(read.window, shape.channels / shape.groups, shape.filters / shape.groups);
-  return operands.is_sound(strip_weight_grad(shape, dy, read, dweight, rows));
+  SumReport report;
+  strip_weight_grad(shape, dy, read, dweight, rows, report);
+  return operands.is_sound(report);
 }
 
 }  // namespace tilewright

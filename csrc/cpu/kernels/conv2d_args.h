@@ -207,7 +207,7 @@ static_assert(kConvBlockColumns * kConvBlockK == kConvPointColumns * kConvPointK
 static_assert(kConvScratchElements >= 2 * kConvGradPixels * (kConvBlockK + kConvPatchPadding));
 
 // panel is 0 where the processor multiplies no pairs. float32 and float16 have them on tile units only, in parts of
-// bfloat16, and none with patches.
+// bfloat16, and none with patches: `forward` and `weight_grad` are null.
 template <typename T>
 struct ConvPairsKernels {
   int64_t panel, step;  // filters of a panel; values of k are filled up to a multiple of step

@@ -33,37 +33,32 @@ inline void merge_row(Pair* panel, int64_t k, VecU32 values) {
   store(row, load(row) | (k % 2 == 0 ? values >> 16 : values & 0xffff0000u));
 }
 
-// [panel][pairs of k][kPairPanel]
-inline void pack_pair_weights(const ConvWeights<const BF16>& weights, int64_t K, int64_t panel_begin, int64_t panel_end,
-                              void* packed) {
-  const int64_t pairs = pairs_of(K);
-  for (int64_t f = panel_begin * kPairPanel; f < panel_end * kPairPanel; f += kLanes<float>) {
-    Pair* panel = static_cast<Pair*>(packed) + f / kPairPanel * kPairPanel * pairs + f % kPairPanel;
-    for (int64_t k = 0; k < pairs; ++k) store(panel + k * kPairPanel, VecU32{});
-    for_each_weight_row(
-        weights, f, [=](int64_t k, VecF32 values) TILEWRIGHT_INLINE { merge_row(panel, k, bit_cast<VecU32>(values)); });
-  }
+// What of a value is left for its first part, and for those behind it.
+template <typename T>
+inline TILEWRIGHT_INLINE VecF32 take_part(VecF32& values) {
+  VecF32 part = values;
+#if defined(TILEWRIGHT_ISA_HAS_TILE_UNIT)
+  if constexpr (kPartsOf<T> > 1) part = rounded_to_bf16(values);
+#endif
+  values -= part;
+  return part;
 }
 
-#if defined(TILEWRIGHT_ISA_HAS_TILE_UNIT)
 // [panel][part][pairs of k][kPairPanel]
 template <typename T>
-void pack_split_weights(const ConvWeights<const T>& weights, int64_t K, int64_t panel_begin, int64_t panel_end,
-                        void* packed) {
+void pack_pair_weights(const ConvWeights<const T>& weights, int64_t K, int64_t panel_begin, int64_t panel_end,
+                       void* packed) {
   const int64_t pairs = pairs_of(K), part_step = pairs * kPairPanel;
   for (int64_t f = panel_begin * kPairPanel; f < panel_end * kPairPanel; f += kLanes<float>) {
     Pair* panel = static_cast<Pair*>(packed) + f / kPairPanel * kPartsOf<T> * part_step + f % kPairPanel;
     for (int64_t k = 0; k < kPartsOf<T> * pairs; ++k) store(panel + k * kPairPanel, VecU32{});
     for_each_weight_row(weights, f, [=](int64_t k, VecF32 values) TILEWRIGHT_INLINE {
       for (int part = 0; part < kPartsOf<T>; ++part) {
-        const VecF32 rounded = rounded_to_bf16(values);
-        merge_row(panel + part * part_step, k, bit_cast<VecU32>(rounded));
-        values -= rounded;
+        merge_row(panel + part * part_step, k, bit_cast<VecU32>(take_part<T>(values)));
       }
     });
   }
 }
-#endif
 
 // --- forward ---
 
