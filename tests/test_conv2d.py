@@ -231,6 +231,10 @@ def test_exact_where_products_are(isa, case, memory_format):
         native, dy = run(F.conv2d, leaves, None, **options)
         ours, _ = run(TF.conv2d, leaves, dy, **options)
         assert torch.equal(ours[0], native[0])
+    whole_dy = dy.mul(4).round()
+    native, _ = run(F.conv2d, whole, whole_dy, **options)
+    ours, _ = run(TF.conv2d, whole, whole_dy, **options)
+    assert all(torch.equal(a, b) for a, b in zip(ours, native, strict=True))
 
 
 @pytest.mark.parametrize("scales", [(1e-22, 1e-6), (1e-36, 1e34), (1e-30, 1e-6), (1e34, 1e-36), (0.0, 1.0)])

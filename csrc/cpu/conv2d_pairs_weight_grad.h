@@ -58,6 +58,18 @@ GradImages<T> grad_images(const Conv2dShape& shape, const Tensor& x) {
   return {images_of(x, const_data<T>(x), shape.format), forward_window(shape), shape.images};
 }
 
+// Adds sums [chunk][filter][tap][channel] up, which are lost, and writes the weights, in either format.
+template <typename T>
+void finish_pair_weights(const Conv2dShape& shape, const Tensor& sums, const Tensor& dweight, SumReport& report) {
+  const int64_t chunks = sums.size(0), K = dweight.numel() / shape.filters;
+  const ConvPairsSums args{shape.filters, shape.kernel[0] * shape.kernel[1], shape.channels / shape.groups,
+                           mutable_data<float>(sums)};
+  const bool last = !dweight.is_contiguous();
+  parallel_for_cost(shape.filters, K * (chunks + 1), [&](int64_t begin, int64_t end) {
+    report.add(kernels<T>().conv2d.pairs.finish_weights(args, chunks, begin, end, last, mutable_data<T>(dweight)));
+  });
+}
+
 // Cuts the items of a weights' gradient, which add to sums of their chunk, and writes the weights. run(args of the
 // chunk, chunk, part); dweight in either format.
 template <typename T, typename Run>
@@ -76,10 +88,7 @@ void sum_pair_weights(const Conv2dShape& shape, const Tensor& dy, const GradImag
       run(args, i / parts, i % parts);
     }
   });
-  const bool last = !dweight.is_contiguous();
-  parallel_for_cost(shape.filters, K * (chunks + 1), [&](int64_t begin, int64_t end) {
-    report.add(kernels<T>().conv2d.pairs.finish_weights(first, chunks, begin, end, last, mutable_data<T>(dweight)));
-  });
+  finish_pair_weights<T>(shape, sums, dweight, report);
 }
 
 // dy contiguous.

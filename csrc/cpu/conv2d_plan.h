@@ -93,7 +93,8 @@ inline ConvPlan choose_plan(const Conv2dShape& shape, at::ScalarType dtype, Conv
   const bool filters_minimally = winograd_suits(shape, dtype, pass);
   const at::MemoryFormat written = written_format(shape, pass);
   if (split_suits(shape, dtype, pass, written) && (!filters_minimally || split_outruns_winograd(shape, dtype))) {
-    return {ConvWay::kSplit, kLast, written};
+    const bool reads_any = pass == ConvPass::kWeightGrad && is_pointwise(shape);
+    return {ConvWay::kSplit, reads_any ? shape.format : kLast, written};
   }
   if (pointwise_suits(shape, dtype, pass) && !adds_twice) return in(ConvWay::kPointwise, shape.format);
   if (pass == ConvPass::kInputGrad && cuts_patches(shape)) return in(ConvWay::kPatches, shape.format);

@@ -43,6 +43,14 @@ inline Tensor in_view(const Tensor& images, const Conv2dShape& shape, const Conv
   return images.permute({0, 2, 3, 1}).view({1, view.out[0], 1, images.size(1)}).permute({0, 3, 1, 2});
 }
 
+// 1x1 kernels split both operands of their weights' gradient as they pack them.
+inline bool point_grad_suits(const Conv2dShape& shape, at::ScalarType dtype) {
+  constexpr int64_t kFewestPixels = 256;
+  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
+  return std::min(C, F) >= (dtype == at::kHalf ? 16 : 32) &&
+         shape.images * shape.out[0] * shape.out[1] >= kFewestPixels;
+}
+
 // Whether there are strips, and the products pay for splitting and packing what is multiplied: enough of them for each
 // value that is read, more for planes, which are transposed too, and for a weights' gradient, which packs both
 // operands; and for each weight. Steps of 32 channels and panels of 32 filters are mostly full, and so are tiles of an
@@ -53,6 +61,7 @@ inline bool split_suits(const Conv2dShape& shape, at::ScalarType dtype, ConvPass
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
   const int64_t taps = shape.kernel[0] * shape.kernel[1], pixels = shape.images * shape.out[0] * shape.out[1];
   const bool half = dtype == at::kHalf, planes = shape.format != at::MemoryFormat::ChannelsLast;
+  if (pass == ConvPass::kWeightGrad && is_pointwise(shape)) return point_grad_suits(shape, dtype);
   const Conv2dShape view = split_view(shape, pass, result);
   if (std::min(C, F) < (half ? 16 : 32) || pixels < kFewestPixels || view.out[0] * view.out[1] < kFewestOfImage) {
     return false;
@@ -151,17 +160,70 @@ bool split_input_grad(const Conv2dShape& shape, const Tensor& dy_in, const Tenso
   return true;
 }
 
+// Dense images of one group as the kernel of 1x1 weight gradients sees them.
+template <typename T>
+PointImages<T> point_images(const Tensor& images, const T* data, bool joined) {
+  const int64_t pixels = images.size(2) * images.size(3), channels = images.size(1);
+  return joined ? PointImages<T>{data, 0, channels, 1} : PointImages<T>{data, channels * pixels, 1, pixels};
+}
+
+// 1x1. dy and x dense in the shape's format; x has the pixels that are read.
+template <typename T>
+void point_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& dweight,
+                       SumReport& report) {
+  const auto& kernel = kernels<T>().conv2d.pairs;
+  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
+  const int64_t pixels = shape.out[0] * shape.out[1];
+  // All pixels follow each other, or those of an image do.
+  const bool joined = shape.format != kPlanes || pixels == 1;
+  // Parts of the filters pack x again each; chunks of pixels have sums of their own.
+  constexpr int64_t kItems = 8, kFewestFilters = 256, kFewestBlocks = 2;
+  const Cut parts{F, std::min(kItems, divide_up(F, kFewestFilters)), kernel.panel};
+  const int64_t wanted = divide_up(kItems, parts.pieces * shape.groups);
+  const PointBlocks blocks =
+      joined ? PointBlocks(1, shape.images * pixels, wanted) : PointBlocks(shape.images, pixels, 1);
+  const Cut chunks{blocks.count(), std::min(wanted, divide_up(blocks.count(), kFewestBlocks)), 1};
+  // Those of a single chunk are the weights.
+  const bool is_direct = std::is_same_v<T, float> && chunks.pieces == 1;
+  const Tensor sums =
+      is_direct ? dweight : at::empty({chunks.pieces, shape.filters, C}, dy.options().dtype(at::kFloat));
+  const int64_t items = parts.pieces * chunks.pieces;
+  const int64_t cost = shape.images * pixels / chunks.pieces * (C + 1) * (F / parts.pieces + 1) / 32;
+  parallel_for_cost(shape.groups * items, cost, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t group = i / items, chunk = i % items / parts.pieces, part = i % parts.pieces;
+      const int64_t step = joined ? 1 : pixels;
+      const ConvPointGradArgs<T> args{point_images(dy, const_data<T>(dy) + group * F * step, joined),
+                                      point_images(x, const_data<T>(x) + group * C * step, joined),
+                                      blocks,
+                                      F,
+                                      C,
+                                      mutable_data<float>(sums) + (chunk * shape.filters + group * F) * C,
+                                      C};
+      const int64_t first = parts.at(part), last = parts.at(part + 1);
+      report.add(kernel.point_weight_grad(
+          args, chunks.at(chunk), chunks.at(chunk + 1), first, last,
+          thread_scratch(kConvScratchSlot, kernel.point_weight_grad_bytes(args, last - first))));
+    }
+  });
+  if (!is_direct) finish_pair_weights<T>(shape, sums, dweight, report);
+}
+
 // dweight in either format.
 template <typename T>
 bool split_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x_in, const Tensor& dweight) {
   const OperandScales<T> operands(dy, x_in);
   if (operands.are_tiny()) return false;
+  SumReport report;
+  if (is_pointwise(shape)) {
+    point_weight_grad<T>(shape, dy, dense_in_format(strided_pixels(shape, x_in), shape.format), dweight, report);
+    return operands.is_sound(report);
+  }
   const Conv2dShape view = split_view(shape, ConvPass::kWeightGrad, at::MemoryFormat::ChannelsLast);
   const Tensor x = split_images(shape, view, x_in);
   const GradImages<T> read{images_of(x, const_data<T>(x), at::MemoryFormat::ChannelsLast), forward_window(view),
                            view.images};
   const int64_t rows = strip_grad_rows<T>(read.window, shape.channels / shape.groups, shape.filters / shape.groups);
-  SumReport report;
   strip_weight_grad(shape, dy, read, dweight, rows, report);
   return operands.is_sound(report);
 }

@@ -9,6 +9,9 @@
 #pragma once
 #if defined(TILEWRIGHT_ISA_HAS_BF16_DOT)  // all else is then AVX-512's
 #include "cpu/kernels/conv2d_pairs_strip_grad.h"
+#if defined(TILEWRIGHT_ISA_HAS_TILE_UNIT)
+#include "cpu/kernels/conv2d_point_grad.h"
+#endif
 
 namespace tilewright {
 namespace {
@@ -24,6 +27,8 @@ inline void fill_conv2d(TypedKernels<BF16>& table) {
                         conv_pairs_weight_grad,
                         conv_strip_grad_bytes<BF16>,
                         conv_strip_weight_grad<BF16>,
+                        nullptr,
+                        nullptr,
                         finish_pair_weights<BF16>};
 }
 
@@ -41,6 +46,8 @@ void fill_conv2d(TypedKernels<T>& table) {
                         nullptr,
                         conv_strip_grad_bytes<T>,
                         conv_strip_weight_grad<T>,
+                        point_weight_grad_bytes<T>,
+                        point_weight_grad<T>,
                         finish_pair_weights<T>};
 }
 #endif

@@ -123,13 +123,12 @@ void conv_strip_weight_grad(const ConvPairsGradArgs<T>& args, int64_t block_rows
 // Sums of the chunks, [chunk][filter][tap][channel], added in order, to weights of filters [begin, end). Returns their
 // SumCheck.
 template <typename T>
-float finish_pair_weights(const ConvPairsGradArgs<T>& args, int64_t chunks, int64_t filter_begin, int64_t filter_end,
+float finish_pair_weights(const ConvPairsSums& args, int64_t chunks, int64_t filter_begin, int64_t filter_end,
                           bool channels_last, T* weights) {
-  const int64_t taps = args.window.rows * args.window.cols, C = args.channels, K = taps * C;
-  const int64_t chunk_size = args.groups * args.filters * K;
+  const int64_t taps = args.taps, C = args.channels, K = taps * C, chunk_size = args.filters * K;
   SumCheck check;
   for (int64_t f = filter_begin; f < filter_end; ++f) {
-    float* sums = args.sums + f * K;
+    float* sums = args.data + f * K;
     for (int64_t chunk = 1; chunk < chunks; ++chunk) {
       for_each_vector<float>(K, [&](int64_t k, int64_t n) TILEWRIGHT_INLINE {
         store(sums + k, load(sums + k, n) + load(sums + chunk * chunk_size + k, n), n);
