@@ -27,6 +27,7 @@ _PRODUCTS = (
     "test_conv2d.py",
     "test_conv2d_act.py",
     "test_conv2d_semantics.py",
+    "test_conv2d_split.py",
     "test_linear.py",
     "test_matmul.py",
 )

@@ -68,6 +68,7 @@ CASES = {
     "three parts, 1x1 of 5x5 images": ((30, 260, 5, 5), (230, 260, 1, 1), {}),
     "three parts, 1x1 of short images, stride 2": ((16, 400, 13, 13), (420, 400, 1, 1), {"stride": 2}),
     "three parts, 1x1 in groups": ((3, 90, 23, 17), (74, 45, 1, 1), {"groups": 2}),
+    "three parts, patches that do not overlap": ((3, 3, 229, 210), (130, 3, 16, 16), {"stride": 16}),
     "three parts, dilated": ((2, 66, 24, 23), (65, 66, 3, 3), {"padding": 2, "dilation": 2}),
     "three parts, stride 2": ((2, 70, 35, 33), (250, 70, 3, 3), {"padding": 1, "stride": 2}),
     "three parts, strides 2 and 1, few images": ((1, 64, 45, 37), (130, 64, 3, 2), {"padding": 1, "stride": (2, 1)}),

@@ -219,49 +219,6 @@ def test_not_finite_at_an_edge_in_bfloat16(isa, case, value):
         torch.testing.assert_close(a.float(), b, equal_nan=True, rtol=0.05, atol=0.5)
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if name.startswith("three parts")])
-@pytest.mark.parametrize("memory_format", FORMATS)
-def test_exact_where_products_are(isa, case, memory_format):
-    # Small integers, and a value in one of many: three parts of bfloat16 lose no bit of either.
-    x, weight, _, options = make(case, torch.float32, FORMATS[memory_format])
-    whole = [t.mul(4).round() for t in (x, weight)]
-    shift = torch.zeros_like(weight)
-    shift[:, 3, -1, 0] = 1
-    for leaves in (whole, [x, shift]):
-        native, dy = run(F.conv2d, leaves, None, **options)
-        ours, _ = run(TF.conv2d, leaves, dy, **options)
-        assert torch.equal(ours[0], native[0])
-    whole_dy = dy.mul(4).round()
-    native, _ = run(F.conv2d, whole, whole_dy, **options)
-    ours, _ = run(TF.conv2d, whole, whole_dy, **options)
-    assert all(torch.equal(a, b) for a, b in zip(ours, native, strict=True))
-
-
-@pytest.mark.parametrize("scales", [(1e-22, 1e-6), (1e-36, 1e34), (1e-30, 1e-6), (1e34, 1e-36), (0.0, 1.0)])
-@pytest.mark.parametrize("memory_format", FORMATS)
-def test_tiny_values(isa, memory_format, scales):
-    # Parts below the least normal number are lost to a tile unit: then the sums are computed without it.
-    for case in ("three parts, dilated", "three parts, all passes of 1x1"):
-        x, weight, _, options = make(case, torch.float32, FORMATS[memory_format])
-        leaves = [x * scales[0], weight * scales[1], None]
-        native, dy = run(F.conv2d, leaves, None, **options)
-        for scale in (1e-35, min(scales)):
-            native, _ = run(F.conv2d, leaves, dy * scale, **options)
-            ours, _ = run(TF.conv2d, leaves, dy * scale, **options)
-            for a, b in zip(ours, native, strict=True):
-                torch.testing.assert_close(a, b, rtol=1e-4, atol=float(b.abs().max()) * 1e-5)
-
-
-def test_float16_where_sums_cancel(isa):
-    # x y - 1 of 1 + 2^-8: what is left is 2^-16 of the terms.
-    x = torch.full((2, 64, 24, 24), 1.00390625, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
-    x[:, 1::2] = -1
-    weight = torch.zeros(64, 64, 3, 3, dtype=torch.float16)
-    weight[:, 0, 1, 1], weight[:, 1, 1, 1] = 1.00390625, 1
-    y = TF.conv2d(x, weight, padding=1)
-    assert torch.equal(y, F.conv2d(x.double(), weight.double(), padding=1).half())
-
-
 @pytest.mark.parametrize("case", [name for name in CASES if name.startswith(("minimal filtering", "three parts"))])
 def test_nothing_left_by_another_call_counts(case):
     x, weight, bias, options = make(case, torch.float32, torch.contiguous_format)

@@ -141,7 +141,9 @@ std::tuple<Tensor, Tensor> weight_gradient(ConvWay way, const Conv2dShape& shape
     if constexpr (kCanSplit<T>) {
       if (way == ConvWay::kSplit && split_weight_grad<T>(shape, dy, x, dweight)) return;
     }
-    if (way == ConvWay::kDepthwise) {
+    if (way == ConvWay::kSplit && pointwise_suits(shape, dy.scalar_type(), ConvPass::kWeightGrad)) {
+      pointwise_weight_grad(shape, dy, x, dweight, /*wants_bias=*/false);
+    } else if (way == ConvWay::kDepthwise) {
       dweight.copy_(depthwise_weight_grad<T>(shape, dy, x).reshape(weight.sizes()));
     } else if (way == ConvWay::kWinograd && winograd_weight_grad<T>(shape, dy, x, dweight)) {
       return;

@@ -58,15 +58,18 @@ GradImages<T> grad_images(const Conv2dShape& shape, const Tensor& x) {
   return {images_of(x, const_data<T>(x), shape.format), forward_window(shape), shape.images};
 }
 
-// Adds sums [chunk][filter][tap][channel] up, which are lost, and writes the weights, in either format.
+// Adds sums [chunk][filter][tap][channel] up, which are lost, and writes the weights, in either format. Reports the
+// sums, if asked to.
 template <typename T>
-void finish_pair_weights(const Conv2dShape& shape, const Tensor& sums, const Tensor& dweight, SumReport& report) {
+void finish_pair_weights(const Conv2dShape& shape, const Tensor& sums, const Tensor& dweight, SumReport* report) {
   const int64_t chunks = sums.size(0), K = dweight.numel() / shape.filters;
   const ConvPairsSums args{shape.filters, shape.kernel[0] * shape.kernel[1], shape.channels / shape.groups,
                            mutable_data<float>(sums)};
   const bool last = !dweight.is_contiguous();
   parallel_for_cost(shape.filters, K * (chunks + 1), [&](int64_t begin, int64_t end) {
-    report.add(kernels<T>().conv2d.pairs.finish_weights(args, chunks, begin, end, last, mutable_data<T>(dweight)));
+    const float magnitude =
+        kernels<T>().conv2d.pairs.finish_weights(args, chunks, begin, end, last, mutable_data<T>(dweight));
+    if (report != nullptr) report->add(magnitude);
   });
 }
 
@@ -74,7 +77,7 @@ void finish_pair_weights(const Conv2dShape& shape, const Tensor& sums, const Ten
 // chunk, chunk, part); dweight in either format.
 template <typename T, typename Run>
 void sum_pair_weights(const Conv2dShape& shape, const Tensor& dy, const GradImages<T>& read, const Tensor& dweight,
-                      int64_t chunks, int64_t parts, SumReport& report, const Run& run) {
+                      int64_t chunks, int64_t parts, SumReport* report, const Run& run) {
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
   const int64_t K = C * shape.kernel[0] * shape.kernel[1], pixels = shape.images * shape.out[0] * shape.out[1];
   Tensor sums = at::empty({chunks, shape.filters, K}, dy.options().dtype(at::kFloat));
@@ -105,7 +108,7 @@ void strip_weight_grad(const Conv2dShape& shape, const Tensor& dy, const GradIma
   const int64_t affordable = std::max<int64_t>(1, kMostSums / dweight.numel());
   const Cut chunks{in_all, std::min({divide_up(kItems, filters.pieces), in_all, affordable}), 1};
   const int64_t bytes = kernel.strip_grad_bytes(read.window, C, std::min(F, kGradFilters<T>), rows);
-  sum_pair_weights<T>(shape, dy, read, dweight, chunks.pieces, filters.pieces, report,
+  sum_pair_weights<T>(shape, dy, read, dweight, chunks.pieces, filters.pieces, &report,
                       [&](const ConvPairsGradArgs<T>& args, int64_t chunk, int64_t part) {
                         kernel.strip_weight_grad(args, rows, chunks.at(chunk), chunks.at(chunk + 1), filters.at(part),
                                                  filters.at(part + 1), thread_scratch(kConvScratchSlot, bytes));
@@ -119,16 +122,18 @@ inline void pairs_weight_grad(const Conv2dShape& shape, const Tensor& dy, const 
   const int64_t K = C * shape.kernel[0] * shape.kernel[1], pixels = shape.images * shape.out[0] * shape.out[1];
   const int64_t rows = strip_grad_rows<BF16>(forward_window(shape), C, F);
   const GradImages<BF16> read = grad_images<BF16>(shape, x);
-  SumReport strips, patches;
-  if (rows > 0) strip_weight_grad(shape, dy, read, dweight, rows, strips);
-  if (rows > 0 && strips.is_finite()) return;
+  if (rows > 0) {
+    SumReport report;
+    strip_weight_grad(shape, dy, read, dweight, rows, report);
+    if (report.is_finite()) return;
+  }
   constexpr int64_t kItems = 16, kPartK = 1024;
   const Cut filters{F, divide_up(F, kPairFilters), kernel.panel};
   const Cut ks{K, divide_up(K, kPartK), kPairGradK};
   const int64_t parts = filters.pieces * ks.pieces;
   // Chunks of two blocks or more: each has sums of its own.
   const Cut chunks{pixels, std::min(divide_up(kItems, parts), divide_up(pixels, 2 * kPairGradPixels)), 2};
-  sum_pair_weights(shape, dy, read, dweight, chunks.pieces, parts, patches,
+  sum_pair_weights(shape, dy, read, dweight, chunks.pieces, parts, /*report=*/nullptr,
                    [&](const ConvPairsGradArgs<BF16>& args, int64_t chunk, int64_t part) {
                      const int64_t filter = part % filters.pieces, k = part / filters.pieces;
                      kernel.weight_grad(args, chunks.at(chunk), chunks.at(chunk + 1), ks.at(k), ks.at(k + 1),

@@ -16,7 +16,7 @@ enum class ConvWay {
   kPointwise,  // 1x1: a product of matrices
   kPatches,    // the data gradient of patches that do not overlap: as 1x1
   kPairs,      // products of pairs of bfloat16
-  kSplit,      // the same of float32 and float16 in parts; where sums are not sound, kDense
+  kSplit,      // the same of float32 and float16 in parts; where sums are not sound, as without it
   kWinograd,   // 3x3 and 5x5 of stride 1; where a sum is not finite, kDense
   kDense,      // products of patches that are not written: of rows (channels_last) or planes
 };
@@ -93,7 +93,10 @@ inline ConvPlan choose_plan(const Conv2dShape& shape, at::ScalarType dtype, Conv
   const bool filters_minimally = winograd_suits(shape, dtype, pass);
   const at::MemoryFormat written = written_format(shape, pass);
   if (split_suits(shape, dtype, pass, written) && (!filters_minimally || split_outruns_winograd(shape, dtype))) {
-    const bool reads_any = pass == ConvPass::kWeightGrad && is_pointwise(shape);
+    // Weight gradients of 1x1 read planes, but for those that would not fill a step.
+    constexpr int64_t kStep = 32;
+    const bool is_point = pass == ConvPass::kWeightGrad && is_pointwise(shape) && shape.out[0] * shape.out[1] >= kStep;
+    const bool reads_any = is_point || cuts_patches(shape);
     return {ConvWay::kSplit, reads_any ? shape.format : kLast, written};
   }
   if (pointwise_suits(shape, dtype, pass) && !adds_twice) return in(ConvWay::kPointwise, shape.format);

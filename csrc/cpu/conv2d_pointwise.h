@@ -122,23 +122,46 @@ inline bool cuts_patches(const Conv2dShape& shape) {
   return cuts && shape.kernel[0] * shape.kernel[1] > 1;
 }
 
-// That of a 1x1 kernel with a patch's elements for channels, whose result is then put in place.
-inline void patches_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight, const Tensor& dx) {
-  const int64_t C = shape.channels, KH = shape.kernel[0], KW = shape.kernel[1], OH = shape.out[0], OW = shape.out[1];
+// The same as a 1x1 kernel with a patch's elements for channels.
+inline Conv2dShape patches_as_pixels(const Conv2dShape& shape) {
   Conv2dShape pointwise = shape;
-  pointwise.channels = C * KH * KW;
-  pointwise.height = OH;
-  pointwise.width = OW;
+  pointwise.channels = shape.channels * shape.kernel[0] * shape.kernel[1];
+  pointwise.height = shape.out[0];
+  pointwise.width = shape.out[1];
   for (int i = 0; i < 2; ++i) pointwise.kernel[i] = pointwise.stride[i] = 1;
-  const Tensor patches =
-      at::empty({shape.images, pointwise.channels, OH, OW}, dx.options().memory_format(shape.format));
-  pointwise_input_grad(pointwise, dy, weight.view({shape.filters, pointwise.channels, 1, 1}), patches);
-  if (OH * KH < shape.height || OW * KW < shape.width) dx.zero_();
-  dx.slice(2, 0, OH * KH)
-      .slice(3, 0, OW * KW)
-      .unflatten(3, {OW, KW})
-      .unflatten(2, {OH, KH})
-      .copy_(patches.unflatten(1, {C, KH, KW}).permute({0, 1, 4, 2, 5, 3}));
+  return pointwise;
+}
+
+// The images' patches as a view, [N, C, OH, KH, OW, KW].
+inline Tensor cut_into_patches(const Conv2dShape& shape, const Tensor& images) {
+  const int64_t KH = shape.kernel[0], KW = shape.kernel[1], OH = shape.out[0], OW = shape.out[1];
+  return images.slice(2, 0, OH * KH).slice(3, 0, OW * KW).unflatten(3, {OW, KW}).unflatten(2, {OH, KH});
+}
+
+// A copy of them as channels_last images of patches_as_pixels, elements in the order of weights: channels_last
+// (weight_last) or contiguous.
+inline Tensor pixels_of_patches(const Conv2dShape& shape, const Tensor& images, bool weight_last) {
+  const int64_t C = shape.channels, KH = shape.kernel[0], KW = shape.kernel[1], OH = shape.out[0], OW = shape.out[1];
+  const Tensor patches = cut_into_patches(shape, images);
+  const Tensor copy =
+      weight_last ? patches.permute({0, 2, 4, 3, 5, 1}).contiguous() : patches.permute({0, 2, 4, 1, 3, 5}).contiguous();
+  return copy.view({shape.images, OH, OW, C * KH * KW}).permute({0, 3, 1, 2});
+}
+
+// Weights, contiguous in one format or the other, as those of patches_as_pixels.
+inline Tensor pointwise_weights(const Tensor& weight, bool weight_last) {
+  const Tensor rows = weight_last ? weight.permute({0, 2, 3, 1}) : weight;
+  return rows.view({weight.size(0), -1, 1, 1});
+}
+
+inline void patches_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight, const Tensor& dx) {
+  const Conv2dShape pointwise = patches_as_pixels(shape);
+  const Tensor patches = at::empty({shape.images, pointwise.channels, shape.out[0], shape.out[1]},
+                                   dx.options().memory_format(shape.format));
+  pointwise_input_grad(pointwise, dy, pointwise_weights(weight, /*weight_last=*/false), patches);
+  if (shape.out[0] * shape.kernel[0] < shape.height || shape.out[1] * shape.kernel[1] < shape.width) dx.zero_();
+  cut_into_patches(shape, dx).copy_(
+      patches.unflatten(1, {shape.channels, shape.kernel[0], shape.kernel[1]}).permute({0, 1, 4, 2, 5, 3}));
 }
 
 // A few channels do not fill a panel of columns where filters do: dw^T is computed, and transposed.

@@ -5,6 +5,7 @@
 
 #include "cpu/conv2d_format.h"
 #include "cpu/conv2d_pairs_weight_grad.h"
+#include "cpu/conv2d_point_grad.h"
 #include "cpu/conv2d_pointwise.h"
 
 namespace tilewright {
@@ -28,7 +29,7 @@ inline Conv2dShape split_view(const Conv2dShape& shape, ConvPass pass, at::Memor
     return view;
   }
   view.stride[0] = view.stride[1] = 1;
-  if (pass == ConvPass::kWeightGrad || result != kPlanes) {
+  if (result != kPlanes) {
     view.out[0] = shape.images * shape.out[0] * shape.out[1];
     view.out[1] = view.images = 1;
   }
@@ -58,6 +59,12 @@ inline bool point_grad_suits(const Conv2dShape& shape, at::ScalarType dtype) {
 inline bool split_suits(const Conv2dShape& shape, at::ScalarType dtype, ConvPass pass, at::MemoryFormat result) {
   constexpr int64_t kFewestPixels = 512, kFewestOfImage = 128;
   if ((dtype != at::kFloat && dtype != at::kHalf) || !split_is_allowed()) return false;
+  if (pass != ConvPass::kInputGrad && cuts_patches(shape)) {
+    // Smaller patches cost more to copy than their products save (4x4 of 3 channels: 0.6 to 0.7x instead of 1.1x).
+    constexpr int64_t kSmallestPatch = 128;
+    const Conv2dShape pixels = patches_as_pixels(shape);
+    return pixels.channels >= kSmallestPatch && split_suits(pixels, dtype, pass, result);
+  }
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
   const int64_t taps = shape.kernel[0] * shape.kernel[1], pixels = shape.images * shape.out[0] * shape.out[1];
   const bool half = dtype == at::kHalf, planes = shape.format != at::MemoryFormat::ChannelsLast;
@@ -133,14 +140,18 @@ inline Tensor split_images(const Conv2dShape& shape, const Conv2dShape& view, co
 
 // Dense operands. False where the sums are not sound.
 template <typename T>
-bool split_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& weight, bool weight_last,
+bool split_forward(const Conv2dShape& shape, const Tensor& x_in, const Tensor& weight, bool weight_last,
                    const ConvEpilogue<T>& epilogue, const Tensor& output, at::MemoryFormat output_format) {
+  if (cuts_patches(shape)) {
+    return split_forward(patches_as_pixels(shape), pixels_of_patches(shape, x_in, weight_last),
+                         pointwise_weights(weight, weight_last), false, epilogue, output, output_format);
+  }
+  const Conv2dShape view = split_view(shape, ConvPass::kForward, output_format);
+  const Tensor x = split_images(shape, view, x_in);
   const OperandScales<T> operands(x, weight);
   if (operands.are_tiny()) return false;
-  const Conv2dShape view = split_view(shape, ConvPass::kForward, output_format);
   SumReport report;
-  pairs_forward(view, split_images(shape, view, x), weight, weight_last, epilogue, in_view(output, shape, view),
-                output_format, &report);
+  pairs_forward(view, x, weight, weight_last, epilogue, in_view(output, shape, view), output_format, &report);
   return operands.is_sound(report);
 }
 
@@ -160,71 +171,32 @@ bool split_input_grad(const Conv2dShape& shape, const Tensor& dy_in, const Tenso
   return true;
 }
 
-// Dense images of one group as the kernel of 1x1 weight gradients sees them.
-template <typename T>
-PointImages<T> point_images(const Tensor& images, const T* data, bool joined) {
-  const int64_t pixels = images.size(2) * images.size(3), channels = images.size(1);
-  return joined ? PointImages<T>{data, 0, channels, 1} : PointImages<T>{data, channels * pixels, 1, pixels};
-}
-
-// 1x1. dy and x dense in the shape's format; x has the pixels that are read.
-template <typename T>
-void point_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& dweight,
-                       SumReport& report) {
-  const auto& kernel = kernels<T>().conv2d.pairs;
-  const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
-  const int64_t pixels = shape.out[0] * shape.out[1];
-  // All pixels follow each other, or those of an image do.
-  const bool joined = shape.format != kPlanes || pixels == 1;
-  // Parts of the filters pack x again each; chunks of pixels have sums of their own.
-  constexpr int64_t kItems = 8, kFewestFilters = 256, kFewestBlocks = 2;
-  const Cut parts{F, std::min(kItems, divide_up(F, kFewestFilters)), kernel.panel};
-  const int64_t wanted = divide_up(kItems, parts.pieces * shape.groups);
-  const PointBlocks blocks =
-      joined ? PointBlocks(1, shape.images * pixels, wanted) : PointBlocks(shape.images, pixels, 1);
-  const Cut chunks{blocks.count(), std::min(wanted, divide_up(blocks.count(), kFewestBlocks)), 1};
-  // Those of a single chunk are the weights.
-  const bool is_direct = std::is_same_v<T, float> && chunks.pieces == 1;
-  const Tensor sums =
-      is_direct ? dweight : at::empty({chunks.pieces, shape.filters, C}, dy.options().dtype(at::kFloat));
-  const int64_t items = parts.pieces * chunks.pieces;
-  const int64_t cost = shape.images * pixels / chunks.pieces * (C + 1) * (F / parts.pieces + 1) / 32;
-  parallel_for_cost(shape.groups * items, cost, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t group = i / items, chunk = i % items / parts.pieces, part = i % parts.pieces;
-      const int64_t step = joined ? 1 : pixels;
-      const ConvPointGradArgs<T> args{point_images(dy, const_data<T>(dy) + group * F * step, joined),
-                                      point_images(x, const_data<T>(x) + group * C * step, joined),
-                                      blocks,
-                                      F,
-                                      C,
-                                      mutable_data<float>(sums) + (chunk * shape.filters + group * F) * C,
-                                      C};
-      const int64_t first = parts.at(part), last = parts.at(part + 1);
-      report.add(kernel.point_weight_grad(
-          args, chunks.at(chunk), chunks.at(chunk + 1), first, last,
-          thread_scratch(kConvScratchSlot, kernel.point_weight_grad_bytes(args, last - first))));
-    }
-  });
-  if (!is_direct) finish_pair_weights<T>(shape, sums, dweight, report);
+// The pixels of dense images that a 1x1 kernel reads, dense.
+inline Tensor read_pixels(const Conv2dShape& shape, const Tensor& images) {
+  const Tensor pixels = strided_pixels(shape, images);
+  const bool dense = pixels.is_contiguous() || pixels.is_contiguous(at::MemoryFormat::ChannelsLast);
+  return dense ? pixels : changed_format(pixels, shape.format);
 }
 
 // dweight in either format.
 template <typename T>
 bool split_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x_in, const Tensor& dweight) {
-  const OperandScales<T> operands(dy, x_in);
+  if (cuts_patches(shape)) {
+    const bool last = !dweight.is_contiguous();
+    return split_weight_grad<T>(patches_as_pixels(shape), dy, pixels_of_patches(shape, x_in, last),
+                                pointwise_weights(dweight, last));
+  }
+  const Tensor x = is_pointwise(shape) ? read_pixels(shape, x_in) : x_in;
+  const OperandScales<T> operands(dy, x);
   if (operands.are_tiny()) return false;
   SumReport report;
   if (is_pointwise(shape)) {
-    point_weight_grad<T>(shape, dy, dense_in_format(strided_pixels(shape, x_in), shape.format), dweight, report);
-    return operands.is_sound(report);
+    point_weight_grad<T>(shape, dy, x, dweight, report);
+  } else {
+    const GradImages<T> read = grad_images<T>(shape, x);
+    const int64_t rows = strip_grad_rows<T>(read.window, shape.channels / shape.groups, shape.filters / shape.groups);
+    strip_weight_grad(shape, dy, read, dweight, rows, report);
   }
-  const Conv2dShape view = split_view(shape, ConvPass::kWeightGrad, at::MemoryFormat::ChannelsLast);
-  const Tensor x = split_images(shape, view, x_in);
-  const GradImages<T> read{images_of(x, const_data<T>(x), at::MemoryFormat::ChannelsLast), forward_window(view),
-                           view.images};
-  const int64_t rows = strip_grad_rows<T>(read.window, shape.channels / shape.groups, shape.filters / shape.groups);
-  strip_weight_grad(shape, dy, read, dweight, rows, report);
   return operands.is_sound(report);
 }
 

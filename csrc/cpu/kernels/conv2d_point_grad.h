@@ -14,17 +14,22 @@
 namespace tilewright {
 namespace {
 
-// Parts as in gemm_split.h, but for ties, which are rounded up: half the instructions where vectors are split lane by
-// lane. What is left of a value behind its last part is 0.
-inline TILEWRIGHT_INLINE VecU32 take_rounded(VecF32& values) {
+// Parts as in gemm_split.h, but for ties, which are rounded away from 0 by an integer addition: half the instructions
+// where vectors are split lane by lane. A NaN of the largest payloads passes for a 0 there; it stays in what is left,
+// and the last part, which has no more than 8 bits, is taken as it is.
+template <bool kLast>
+inline TILEWRIGHT_INLINE VecU32 take_part_bits(VecF32& values) {
   constexpr uint32_t kHalf = 0x8000u, kTop = 0xffff0000u;
-  const VecU32 rounded = (bit_cast<VecU32>(values) + kHalf) & kTop;
-  values -= bit_cast<VecF32>(rounded);
-  return rounded;
+  VecU32 part = bit_cast<VecU32>(values);
+  if constexpr (!kLast) part += kHalf;
+  part &= kTop;
+  if constexpr (!kLast) values -= bit_cast<VecF32>(part);
+  return part;
 }
+template <bool kLast>
 inline TILEWRIGHT_INLINE VecU32 take_pairs(VecF32& low, VecF32& high) {
-  const VecU32 even = take_rounded(low);
-  return even >> 16 | take_rounded(high);
+  const VecU32 even = take_part_bits<kLast>(low);
+  return even >> 16 | take_part_bits<kLast>(high);
 }
 
 // A block of pixels of one image, and 16 or fewer channels of it: element (p, c) at data[p * pixel + c * channel].
@@ -69,7 +74,9 @@ inline TILEWRIGHT_INLINE void split_block(const PointPixels<T>& from, int64_t fi
     transpose<float>(high);
   }
   for (int64_t i = 0; i < kStep; ++i) {
-    for (int part = 0; part < kPartsOf<T>; ++part) store_pairs_of(part, i, take_pairs(low[i], high[i]));
+    constexpr int kLast = kPartsOf<T> - 1;
+    for (int part = 0; part < kLast; ++part) store_pairs_of(part, i, take_pairs<false>(low[i], high[i]));
+    store_pairs_of(kLast, i, take_pairs<true>(low[i], high[i]));
   }
 }
 
