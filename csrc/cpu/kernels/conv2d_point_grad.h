@@ -32,14 +32,14 @@ inline TILEWRIGHT_INLINE VecU32 take_pairs(VecF32& low, VecF32& high) {
   return even >> 16 | take_part_bits<kLast>(high);
 }
 
-// A block of pixels of one image, and 16 or fewer channels of it: element (p, c) at data[p * pixel + c * channel].
+// A block of pixels of one image, and some channels of it: element (p, c) at data[p * pixel + c * channel].
 template <typename T>
 struct PointPixels {
   const T* data;
   int64_t pixel, channel, pixels, channels;
 };
 
-// 32 pixels from `first` on of 16 channels, zeros where there are none: in pairs of a pixel and the 16th behind it, the
+// 32 pixels from `first` on of 16 channels or fewer, zeros where there are none: in pairs of a pixel and the 16th behind it, the
 // order of K in both operands. A vector is one pixel's channels, or, transposed, a channel's pixels.
 template <typename T, typename Store>
 inline TILEWRIGHT_INLINE void split_block(const PointPixels<T>& from, int64_t first, bool wants_channels,
@@ -93,40 +93,37 @@ struct PointScratch {
   int64_t size() const { return kPartsOf<T> * (left_part + right_part); }
 };
 
-// Filters as rows, from pair `at` on.
-template <typename T>
-inline void pack_point_left(const PointPixels<T>& from, int64_t filters, const PointScratch<T>& sizes, int64_t at,
-                            Pair* left) {
+// All channels of them, split. place(c, p): where the first part of channels from c on and of 32 pixels from p on goes,
+// as 16 vectors that are `row` pairs apart; the next part is part_step pairs behind it.
+template <bool kWantsChannels, typename T, typename Place>
+inline void pack_point(const PointPixels<T>& from, int64_t row, int64_t part_step, const Place& place) {
   constexpr int64_t kStep = kLanes<Pair>;
   PointPixels<T> lanes = from;
   for (int64_t p = 0; p < from.pixels; p += 2 * kStep) {
-    for (int64_t f = 0; f < filters; f += kStep) {
-      lanes.data = from.data + f * from.channel;
-      lanes.channels = smaller(kStep, filters - f);
-      Pair* to = left + f * sizes.left_row + at + p / 2;
-      split_block(lanes, p, /*wants_channels=*/false, [&](int part, int64_t i, VecU32 pairs) TILEWRIGHT_INLINE {
-        store(to + part * sizes.left_part + i * sizes.left_row, pairs);
+    for (int64_t c = 0; c < from.channels; c += kStep) {
+      lanes.data = from.data + c * from.channel;
+      lanes.channels = smaller(kStep, from.channels - c);
+      Pair* to = place(c, p);
+      split_block(lanes, p, kWantsChannels, [=](int part, int64_t i, VecU32 pairs) TILEWRIGHT_INLINE {
+        store(to + part * part_step + i * row, pairs);
       });
     }
   }
 }
 
+// Filters as rows, from pair `at` on.
+template <typename T>
+inline void pack_point_left(const PointPixels<T>& from, const PointScratch<T>& sizes, int64_t at, Pair* left) {
+  pack_point<false>(from, sizes.left_row, sizes.left_part,
+                    [&](int64_t f, int64_t p) { return left + f * sizes.left_row + at + p / 2; });
+}
+
 // Channels as columns of panels.
 template <typename T>
-inline void pack_point_right(const PointPixels<T>& from, int64_t channels, const PointScratch<T>& sizes, int64_t at,
-                             Pair* right) {
-  constexpr int64_t kStep = kLanes<Pair>;
-  PointPixels<T> lanes = from;
-  for (int64_t p = 0; p < from.pixels; p += 2 * kStep) {
-    for (int64_t c = 0; c < channels; c += kStep) {
-      lanes.data = from.data + c * from.channel;
-      lanes.channels = smaller(kStep, channels - c);
-      Pair* to = right + c / kPairPanel * sizes.right_panel + c % kPairPanel + (at + p / 2) * kPairPanel;
-      split_block(lanes, p, /*wants_channels=*/true, [&](int part, int64_t i, VecU32 pairs) TILEWRIGHT_INLINE {
-        store(to + part * sizes.right_part + i * kPairPanel, pairs);
-      });
-    }
-  }
+inline void pack_point_right(const PointPixels<T>& from, const PointScratch<T>& sizes, int64_t at, Pair* right) {
+  pack_point<true>(from, kPairPanel, sizes.right_part, [&](int64_t c, int64_t p) {
+    return right + c / kPairPanel * sizes.right_panel + c % kPairPanel + (at + p / 2) * kPairPanel;
+  });
 }
 
 template <typename T>
@@ -149,18 +146,18 @@ float point_weight_grad(const ConvPointGradArgs<T>& args, int64_t block_begin, i
     const PointScratch<T> sizes(2 * pairs, filters, smaller(args.channels, kPointChannels));
     Pair* left = static_cast<Pair*>(scratch);
     Pair* right = left + kPartsOf<T> * sizes.left_part;
-    const auto pixels_of = [&](const PointImages<T>& images, int64_t n, int64_t channel) {
+    const auto pixels_of = [&](const PointImages<T>& images, int64_t n, int64_t channel, int64_t channels) {
       return PointPixels<T>{
           images.data + (pixels.image + n) * images.image + pixels.pixel * images.pixel + channel * images.channel,
-          images.pixel, images.channel, pixels.pixels, 0};
+          images.pixel, images.channel, pixels.pixels, channels};
     };
     for (int64_t n = 0; n < pixels.images; ++n) {
-      pack_point_left(pixels_of(args.grad, n, filter_begin), filters, sizes, n * image_pairs, left);
+      pack_point_left(pixels_of(args.grad, n, filter_begin, filters), sizes, n * image_pairs, left);
     }
     for (int64_t first = 0; first < args.channels; first += kPointChannels) {
       const int64_t channels = smaller(kPointChannels, args.channels - first);
       for (int64_t n = 0; n < pixels.images; ++n) {
-        pack_point_right(pixels_of(args.in, n, first), channels, sizes, n * image_pairs, right);
+        pack_point_right(pixels_of(args.in, n, first, channels), sizes, n * image_pairs, right);
       }
       for (int64_t f = 0; f < filters; f += kTileRows) {
         const int64_t rows = smaller(kTileRows, filters - f);
