@@ -39,8 +39,8 @@ struct PointPixels {
   int64_t pixel, channel, pixels, channels;
 };
 
-// 32 pixels from `first` on of 16 channels or fewer, zeros where there are none: in pairs of a pixel and the 16th behind it, the
-// order of K in both operands. A vector is one pixel's channels, or, transposed, a channel's pixels.
+// 32 pixels from `first` on of 16 channels or fewer, zeros where there are none: in pairs of a pixel and the 16th
+// behind it, the order of K in both operands. A vector is one pixel's channels, or, transposed, a channel's pixels.
 template <typename T, typename Store>
 inline TILEWRIGHT_INLINE void split_block(const PointPixels<T>& from, int64_t first, bool wants_channels,
                                           const Store& store_pairs_of) {
