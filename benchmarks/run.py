@@ -126,6 +126,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     ops = arguments.ops or list(OPS)
     pairs = select(ops, quick=arguments.quick, sweep=arguments.sweep, match=arguments.match)
     pairs = [(case, direction) for case, direction in pairs if comparators.applies(arguments.comparator, case)]
+    if not pairs:
+        options = "--match, --quick, --sweep and --comparator"
+        print(f"tilewright bench: no case of {', '.join(ops)} fits {options} as given", file=sys.stderr)
+        return 1
     rows = _measure_all(pairs, console, arguments.comparator, comparators.WRAP.get(arguments.comparator))
 
     here = machine.describe()

@@ -172,6 +172,16 @@ def test_match_chooses_by_class_network_or_name():
     assert len(run.select(["conv2d"], match="1x64x56 3x3->64 NCHW fp32 fwd+bwd")) == 1
 
 
+def test_options_that_no_case_fits_are_an_error(monkeypatch, capsys, tmp_path):
+    for name, value in harness.MALLOC.items():  # or it starts itself again
+        monkeypatch.setenv(name, value)
+    threads = str(torch.get_num_threads())
+    arguments = ["conv2d", "--match", "no such case", "--results", str(tmp_path), "--threads", threads]
+    assert run.main(arguments) == 1
+    assert "no case of conv2d fits --match" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
 def test_models_are_few_and_of_the_sizes_of_the_papers():
     pairs = run.select(["models"])
     assert len(pairs) == len({case.label(direction) for case, direction in pairs}) <= 12

@@ -61,7 +61,7 @@ class ConvAct2d(torch.nn.Conv2d):
         activation: "none", "relu", "gelu" (exact, by erf), "gelu_tanh" or "silu".
 
     Shape:
-        input as :class:`Conv2d`'s; residual, if given, of the output's shape.
+        input as :class:`Conv2d`'s; residual, if given, of the output's shape or broadcasting to it.
 
     Raises:
         ValueError: activation is not one of the above.
