@@ -27,21 +27,31 @@ constexpr int kPartsOf<float> = 3;
 
 // --- weights ---
 
-// Into rows of pairs that are zero: k even is the low half. `values` have the bits of bfloat16 on top.
+// Into rows of pairs that are zero: k even is the low half. `values` have the bits of bfloat16 on top and no others.
 inline void merge_row(Pair* panel, int64_t k, VecU32 values) {
   Pair* row = panel + k / 2 * kPairPanel;
-  store(row, load(row) | (k % 2 == 0 ? values >> 16 : values & 0xffff0000u));
+  store(row, load(row) | (k % 2 == 0 ? values >> 16 : values));
 }
 
-// What of a value is left for its first part, and for those behind it.
-template <typename T>
-inline TILEWRIGHT_INLINE VecF32 take_part(VecF32& values) {
-  VecF32 part = values;
-#if defined(TILEWRIGHT_ISA_HAS_TILE_UNIT)
-  if constexpr (kPartsOf<T> > 1) part = rounded_to_bf16(values);
-#endif
-  values -= part;
+// The next part of some values, the bits of bfloat16 on top; `values` keep what is left behind it. Rounded by an
+// integer addition, ties away from 0: half the instructions of gemm_split.h's conversion, where parts are not stored in
+// order. A NaN of the largest payloads passes for a 0 there; it stays in what is left, and the last part, which has no
+// more than 8 bits, is taken as it is.
+template <bool kLast>
+inline TILEWRIGHT_INLINE VecU32 take_part(VecF32& values) {
+  constexpr uint32_t kHalf = 0x8000u, kTop = 0xffff0000u;
+  VecU32 part = bit_cast<VecU32>(values);
+  if constexpr (!kLast) part += kHalf;
+  part &= kTop;
+  if constexpr (!kLast) values -= bit_cast<VecF32>(part);
   return part;
+}
+// All of them in order: body(number of the part, part).
+template <typename T, typename Body>
+inline TILEWRIGHT_INLINE void for_each_part(VecF32 values, const Body& body) {
+  constexpr int kLast = kPartsOf<T> - 1;
+  for (int part = 0; part < kLast; ++part) body(part, take_part<false>(values));
+  body(kLast, take_part<true>(values));
 }
 
 // [panel][part][pairs of k][kPairPanel]
@@ -53,9 +63,8 @@ void pack_pair_weights(const ConvWeights<const T>& weights, int64_t K, int64_t p
     Pair* panel = static_cast<Pair*>(packed) + f / kPairPanel * kPartsOf<T> * part_step + f % kPairPanel;
     for (int64_t k = 0; k < kPartsOf<T> * pairs; ++k) store(panel + k * kPairPanel, VecU32{});
     for_each_weight_row(weights, f, [=](int64_t k, VecF32 values) TILEWRIGHT_INLINE {
-      for (int part = 0; part < kPartsOf<T>; ++part) {
-        merge_row(panel + part * part_step, k, bit_cast<VecU32>(take_part<T>(values)));
-      }
+      for_each_part<T>(values,
+                       [=](int part, VecU32 bits) TILEWRIGHT_INLINE { merge_row(panel + part * part_step, k, bits); });
     });
   }
 }
@@ -130,12 +139,13 @@ struct PairGradSums {
   int64_t filter_step, tap_step;
 };
 
-// Turned dy and panels of the positions that taps read, whose panels of channels are panel_step apart; and where the
-// parts lie.
+// Turned dy, tiles of kLeftRows rows left_row apart (of processors without tile units: of columns, and left_row is how
+// many), and panels of the positions that taps read, whose panels of channels are panel_step apart; and where the parts
+// lie.
 template <typename T>
 struct PairGradOperands {
   const Pair* left;
-  int64_t panel_step, left_part = 0, right_part = 0;
+  int64_t left_row, panel_step, left_part = 0, right_part = 0;
 };
 
 // One tile of them: `elements` pairs of pixels.
@@ -150,8 +160,8 @@ template <typename T>
 void add_tile_product(const PairGradOperands<T>& operands, int64_t elements, const Pair* left, const Pair* right,
                       int64_t rows, int64_t cols, float* out, int64_t out_row, bool accumulate) {
   constexpr int32_t kStart = 0;
-  multiply_split_tile<kPartsOf<T>>({left, operands.left_part, elements, right, operands.right_part}, elements, &kStart,
-                                   1, {out, out_row, rows, cols, accumulate});
+  multiply_split_tile<kPartsOf<T>>({left, operands.left_part, operands.left_row, right, operands.right_part}, elements,
+                                   &kStart, 1, {out, out_row, rows, cols, accumulate});
 }
 #endif
 
@@ -167,7 +177,7 @@ void add_products(int64_t filters, int64_t taps, int64_t channels, int64_t pixel
       const Pair* right = right_of(t);
       float* out = sums.data + row * sums.filter_step + t * sums.tap_step;
       for (int64_t c = 0; c < channels; c += kPairPanel, right += operands.panel_step) {
-        add_tile_product(operands, elements, operands.left + i * left_tile_size(elements), right, rows,
+        add_tile_product(operands, elements, operands.left + i * left_tile_size(operands.left_row), right, rows,
                          smaller(channels - c, kPairPanel), out + c, sums.filter_step, accumulate);
       }
     }
@@ -205,8 +215,8 @@ inline void conv_pairs_weight_grad(const ConvPairsGradArgs<BF16>& args, int64_t 
         pack_patches(in, args.window, args.channels, pixel, pixels, k, k + k_count, patches, row);
         pack_right(pixels, k_count, patches, row, int64_t{1}, panels);
         add_products<BF16>(
-            filters, 1, k_count, pixels, {left, kPairPanel * pairs_of(pixels)}, [=](int64_t) { return panels; },
-            PairGradSums{sums + k, K, 0}, pixel > pixel_begin);
+            filters, 1, k_count, pixels, {left, pairs_of(pixels), kPairPanel * pairs_of(pixels)},
+            [=](int64_t) { return panels; }, PairGradSums{sums + k, K, 0}, pixel > pixel_begin);
       }
     }
   }

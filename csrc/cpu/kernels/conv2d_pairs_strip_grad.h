@@ -112,9 +112,10 @@ void conv_strip_weight_grad(const ConvPairsGradArgs<T>& args, int64_t block_rows
         const int64_t channels = smaller(C - c, kStripGradChannels<T>);
         pack_strip_panels(args, args.in.data + n * args.in.n_stride + group * C + c, layout, row, channels, sizes,
                           strip, panels);
-        add_products<T>(filters, taps, channels, sizes.pixels,
-                        {left, sizes.positions / 2 * kPairPanel, sizes.left / 2, sizes.panels / 2}, panels_of,
-                        PairGradSums{args.sums + first * taps * C + c, taps * C, C}, block > block_begin);
+        add_products<T>(
+            filters, taps, channels, sizes.pixels,
+            {left, pairs_of(sizes.pixels), sizes.positions / 2 * kPairPanel, sizes.left / 2, sizes.panels / 2},
+            panels_of, PairGradSums{args.sums + first * taps * C + c, taps * C, C}, block > block_begin);
       }
     }
   }

@@ -14,22 +14,11 @@
 namespace tilewright {
 namespace {
 
-// Parts as in gemm_split.h, but for ties, which are rounded away from 0 by an integer addition: half the instructions
-// where vectors are split lane by lane. A NaN of the largest payloads passes for a 0 there; it stays in what is left,
-// and the last part, which has no more than 8 bits, is taken as it is.
-template <bool kLast>
-inline TILEWRIGHT_INLINE VecU32 take_part_bits(VecF32& values) {
-  constexpr uint32_t kHalf = 0x8000u, kTop = 0xffff0000u;
-  VecU32 part = bit_cast<VecU32>(values);
-  if constexpr (!kLast) part += kHalf;
-  part &= kTop;
-  if constexpr (!kLast) values -= bit_cast<VecF32>(part);
-  return part;
-}
+// Lane by lane: the next parts of a pair.
 template <bool kLast>
 inline TILEWRIGHT_INLINE VecU32 take_pairs(VecF32& low, VecF32& high) {
-  const VecU32 even = take_part_bits<kLast>(low);
-  return even >> 16 | take_part_bits<kLast>(high);
+  const VecU32 even = take_part<kLast>(low);
+  return even >> 16 | take_part<kLast>(high);
 }
 
 // A block of pixels of one image, and some channels of it: element (p, c) at data[p * pixel + c * channel].
@@ -80,14 +69,14 @@ inline TILEWRIGHT_INLINE void split_block(const PointPixels<T>& from, int64_t fi
   }
 }
 
-// Where a block of pixels lies in scratch, in pairs.
+// Where a block of pixels lies in scratch, in pairs: left as add_products has it.
 template <typename T>
 struct PointScratch {
   int64_t pairs, left_row, left_part, right_panel, right_part;
   PointScratch(int64_t pixels, int64_t filters, int64_t channels)
       : pairs(pixels / 2),
         left_row((pairs / kUnitStep | 1) * kUnitStep),  // an odd number of lines: rows do not share L1 sets
-        left_part((filters + kTileRows - 1) / kTileRows * kTileRows * left_row),
+        left_part(tile_count(filters) * left_tile_size(left_row)),
         right_panel(pairs * kPairPanel),
         right_part((channels + kPairPanel - 1) / kPairPanel * right_panel) {}
   int64_t size() const { return kPartsOf<T> * (left_part + right_part); }
@@ -159,23 +148,14 @@ float point_weight_grad(const ConvPointGradArgs<T>& args, int64_t block_begin, i
       for (int64_t n = 0; n < pixels.images; ++n) {
         pack_point_right(pixels_of(args.in, n, first, channels), sizes, n * image_pairs, right);
       }
-      for (int64_t f = 0; f < filters; f += kTileRows) {
-        const int64_t rows = smaller(kTileRows, filters - f);
-        for (int64_t c = 0; c < channels; c += kPairPanel) {
-          const int64_t cols = smaller(kPairPanel, channels - c);
-          float* sums = args.sums + (filter_begin + f) * args.sums_row + first + c;
-          constexpr int32_t kStart = 0;
-          if (block > block_begin) prefetch_rows<1>(sums, args.sums_row, rows, cols);
-          multiply_split_tile<kPartsOf<T>>({left + f * sizes.left_row, sizes.left_part, sizes.left_row,
-                                            right + c / kPairPanel * sizes.right_panel, sizes.right_part},
-                                           pairs, &kStart, 1, {sums, args.sums_row, rows, cols, block > block_begin});
-          if (block + 1 < block_end) continue;
-          for (int64_t i = 0; i < rows; ++i) {
-            for_each_vector<float>(cols, [&](int64_t j, int64_t width) TILEWRIGHT_INLINE {
-              check.add(load(sums + i * args.sums_row + j, width));
-            });
-          }
-        }
+      float* sums = args.sums + filter_begin * args.sums_row + first;
+      add_products<T>(
+          filters, 1, channels, 2 * pairs, {left, sizes.left_row, sizes.right_panel, sizes.left_part, sizes.right_part},
+          [=](int64_t) { return right; }, PairGradSums{sums, args.sums_row, 0}, block > block_begin);
+      for (int64_t f = 0; block + 1 == block_end && f < filters; ++f) {
+        for_each_vector<float>(channels, [&](int64_t c, int64_t width) TILEWRIGHT_INLINE {
+          check.add(load(sums + f * args.sums_row + c, width));
+        });
       }
     }
   }

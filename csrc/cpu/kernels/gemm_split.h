@@ -22,7 +22,6 @@ namespace {
 inline TILEWRIGHT_INLINE VecF32 widened(__m256i rounded) {
   return bit_cast<VecF32>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16));
 }
-inline TILEWRIGHT_INLINE VecF32 rounded_to_bf16(VecF32 v) { return widened(bit_cast<__m256i>(_mm512_cvtneps_pbh(v))); }
 
 // n <= 16 values, whose parts go to part, part + part_step ...
 template <int kParts>
