@@ -11,6 +11,14 @@ inline bool multiplies_pairs(at::ScalarType dtype) {
   return dtype == at::kBFloat16 && kernels<BF16>().conv2d.pairs.panel > 0;
 }
 
+// What multiplications cost (parallel_for_cost). A product of pairs takes a tenth of the time of one of float32; two
+// parts take four of them, three parts six.
+template <typename T>
+int64_t pairs_cost(int64_t multiplications) {
+  const int64_t parts = kernels<T>().conv2d.pairs.parts;
+  return multiplications * (parts == 1 ? 1 : 2 * parts) / 256;
+}
+
 inline void* conv_pairs_scratch() { return thread_scratch(kConvScratchSlot, kPairScratchBytes); }
 
 // [group][panel][part][k, filled up][panel]
@@ -88,9 +96,7 @@ void run_conv_strips(const ConvPairsArgs<T>& args, int64_t images, int64_t rows,
   constexpr int64_t kItems = 16, kFewestFilters = 64;
   const Cut parts{args.filters, std::min(divide_up(kItems, blocks * images), divide_up(args.filters, kFewestFilters)),
                   kernel.panel};
-  // A product of pairs takes a tenth of the time of one of float32; two parts take four of them, three parts six.
-  const int64_t products = kernel.parts == 1 ? 1 : 2 * kernel.parts;
-  const int64_t cost = args.groups * rows * window.width * divide_up(args.filters, parts.pieces) * K * products / 256;
+  const int64_t cost = pairs_cost<T>(args.groups * rows * window.width * divide_up(args.filters, parts.pieces) * K);
   const int64_t bytes = kernel.strip_bytes(window, args.channels, args.filters, rows);
   parallel_for_cost(images * blocks * parts.pieces, cost, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -114,8 +120,7 @@ inline void run_conv_patches(const ConvPairsArgs<BF16>& args, int64_t images) {
   const int64_t most = std::min(kPairPixels, divide_up(divide_up(pixels, cut.blocks), kTile) * kTile);
   const int64_t blocks = divide_up(pixels, most);
   const Cut parts{args.filters, cut.parts, panel};
-  // A product of pairs takes a tenth of the time of one of float32.
-  const int64_t cost = args.groups * most * divide_up(args.filters, parts.pieces) * K / 256;
+  const int64_t cost = pairs_cost<BF16>(args.groups * most * divide_up(args.filters, parts.pieces) * K);
   parallel_for_cost(blocks * parts.pieces, cost, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t block = i % blocks, part = i / blocks;

@@ -83,7 +83,7 @@ void sum_pair_weights(const Conv2dShape& shape, const Tensor& dy, const GradImag
   Tensor sums = at::empty({chunks, shape.filters, K}, dy.options().dtype(at::kFloat));
   const ConvPairsGradArgs<T> first{read.in, const_data<T>(dy),        shape.filters, read.window, shape.groups, C,
                                    F,       mutable_data<float>(sums)};
-  const int64_t cost = pixels / chunks * (K + 1) * (shape.filters / parts + 1) / 256;
+  const int64_t cost = pairs_cost<T>(pixels / chunks * (K + 1) * (shape.filters / parts + 1));
   parallel_for_cost(chunks * parts, cost, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       ConvPairsGradArgs<T> args = first;

@@ -43,7 +43,7 @@ void point_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor&
   const Tensor sums =
       is_direct ? dweight : at::empty({chunks.pieces, shape.filters, C}, dy.options().dtype(at::kFloat));
   const int64_t items = parts.pieces * chunks.pieces;
-  const int64_t cost = shape.images * pixels / chunks.pieces * (C + 1) * (F / parts.pieces + 1) / 32;
+  const int64_t cost = pairs_cost<T>(shape.images * pixels / chunks.pieces * (C + 1) * (F / parts.pieces + 1));
   parallel_for_cost(shape.groups * items, cost, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t group = i / items, chunk = i % items / parts.pieces, part = i % parts.pieces;

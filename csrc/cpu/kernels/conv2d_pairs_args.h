@@ -69,6 +69,7 @@ struct PointBlocks {
   // Of the largest block.
   TILEWRIGHT_INLINE int64_t positions() const { return together * (filled(pixels / parts) + 32); }
 };
+// Channels of x that are packed at a time: their parts of 512 pixels (0.8 MB), beside those of 256 filters, lie in L2.
 constexpr int64_t kPointChannels = 256;
 
 template <typename T>
