@@ -93,11 +93,7 @@ inline ConvPlan choose_plan(const Conv2dShape& shape, at::ScalarType dtype, Conv
   const bool filters_minimally = winograd_suits(shape, dtype, pass);
   const at::MemoryFormat written = written_format(shape, pass);
   if (split_suits(shape, dtype, pass, written) && (!filters_minimally || split_outruns_winograd(shape, dtype))) {
-    // Weight gradients of 1x1 read planes, but for those that would not fill a step.
-    constexpr int64_t kStep = 32;
-    const bool is_point = pass == ConvPass::kWeightGrad && is_pointwise(shape) && shape.out[0] * shape.out[1] >= kStep;
-    const bool reads_any = is_point || cuts_patches(shape);
-    return {ConvWay::kSplit, reads_any ? shape.format : kLast, written};
+    return {ConvWay::kSplit, split_format(shape, pass), written};
   }
   if (pointwise_suits(shape, dtype, pass) && !adds_twice) return in(ConvWay::kPointwise, shape.format);
   if (pass == ConvPass::kInputGrad && cuts_patches(shape)) return in(ConvWay::kPatches, shape.format);

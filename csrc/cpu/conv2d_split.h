@@ -80,6 +80,14 @@ inline bool split_suits(const Conv2dShape& shape, at::ScalarType dtype, ConvPass
   return half ? has_strips<F16>(view, pass) : has_strips<float>(view, pass);
 }
 
+// The format it reads images in. Weights' gradients of 1x1 read either, but planes that would not fill a step; patches
+// that do not overlap are copied from either.
+inline at::MemoryFormat split_format(const Conv2dShape& shape, ConvPass pass) {
+  constexpr int64_t kStep = 32;  // pixels of kernels/conv2d_point_grad.h's blocks
+  const bool is_point = pass == ConvPass::kWeightGrad && is_pointwise(shape) && shape.out[0] * shape.out[1] >= kStep;
+  return is_point || cuts_patches(shape) ? shape.format : at::MemoryFormat::ChannelsLast;
+}
+
 // Beside Winograd's minimal filtering, whose products are float32's: float16 does, while its weights are in cache.
 inline bool split_outruns_winograd(const Conv2dShape& shape, at::ScalarType dtype) {
   constexpr int64_t kCachedWeights = 768 * 1024;
