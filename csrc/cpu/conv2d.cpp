@@ -1,10 +1,6 @@
 // conv2d on the CPU: the ways of conv2d_plan.h, their operands and results.
 #include "ops/conv2d.h"
 
-#include <ATen/ops/index_select.h>
-#include <ATen/ops/repeat_interleave.h>
-#include <ATen/ops/tensor.h>
-
 #include "cpu/conv2d_plan.h"
 #include "ops/linear.h"
 

@@ -1,6 +1,10 @@
 // Depthwise convolution on the CPU (kernels/depthwise.h), and groups of a few channels, which are summed the same way:
 // rows of all images over threads for channels_last, planes for contiguous images.
 #pragma once
+#include <ATen/ops/index_select.h>
+#include <ATen/ops/repeat_interleave.h>
+#include <ATen/ops/tensor.h>
+
 #include "cpu/conv2d_work.h"
 
 namespace tilewright {
