@@ -169,6 +169,7 @@ def test_not_finite_like_native(isa, memory_format, value):
         "minimal filtering, 5x5",
         "groups of 4, a tail",
         "three parts, 1x1",
+        "three parts, 1x1 in groups",
         "three parts, stride 2",
     ):
         x, weight, bias, options = make(case, torch.float32, FORMATS[memory_format])
@@ -250,6 +251,8 @@ def test_same_bits_for_any_thread_count():
         "joined groups of large images",
         "1x1 on large planes",
         "three parts, all passes of 1x1",
+        "three parts, 1x1 in groups",
+        "three parts, patches that do not overlap",
         "three parts, stride 2",
     ):
         for memory_format, dtype in itertools.product(FORMATS.values(), (torch.float32, torch.bfloat16, torch.float16)):

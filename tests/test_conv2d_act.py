@@ -36,6 +36,7 @@ def test_conv2d_act(isa, memory_format, activation, with_residual):
         "minimal filtering in groups, few tiles",
         "three parts, dilated",
         "three parts, 1x1",
+        "three parts, patches that do not overlap",
     ):
         for dtype in (torch.float32, torch.bfloat16):
             x, weight, bias, options = make(case, dtype, FORMATS[memory_format])
