@@ -18,7 +18,7 @@ void stream_heads(const AttentionProblem<T>& problem, const std::vector<Attentio
   const int64_t wanted = std::min(ceil_div(kWantedTasks, key_heads), ceil_div(keys, kMinKeys));
   const int64_t chunk = ceil_div(ceil_div(keys, wanted), kKeyStep) * kKeyStep;
   const int64_t chunks = ceil_div(keys, chunk), part = problem.value_size + 2;
-  const Tensor parts = at::empty({chunks, total, problem.queries, part}, c10::CppTypeToScalarType<A>::value);
+  const Tensor parts = scratch_tensor({chunks, total, problem.queries, part}, c10::CppTypeToScalarType<A>::value);
   A* const parts_data = mutable_data<A>(parts);
   const int64_t cost = chunk * group * problem.queries * (problem.head_size + problem.value_size);
   parallel_for_cost(key_heads * chunks, cost, [&](int64_t begin, int64_t end) {
@@ -61,7 +61,7 @@ void forward_by_blocks(const AttentionProblem<T>& problem, const std::vector<Att
   const AttentionKernels<T>& kernel = kernels<T>().attention;
   const auto total = static_cast<int64_t>(heads.size()), key_heads = total / group;
   const int64_t packed_size = kernel.packed_size(problem), key_block = kernel.key_block(problem);
-  const Tensor packed = at::empty({key_heads * packed_size}, c10::CppTypeToScalarType<A>::value);
+  const Tensor packed = scratch_tensor({key_heads * packed_size}, c10::CppTypeToScalarType<A>::value);
   A* const packed_data = mutable_data<A>(packed);
   const int64_t key_blocks = ceil_div(problem.keys, key_block);
   const int64_t row_cost = problem.head_size + problem.value_size;

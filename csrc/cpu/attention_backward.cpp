@@ -51,7 +51,7 @@ void backward_heads(const AttentionTensors& in, const AttentionBackwardProblem<T
   const int64_t chunk = ceil_div(ceil_div(p.keys, wanted), block) * block, chunks = ceil_div(p.keys, chunk);
   const int64_t part = p.queries * p.head_size;
   Tensor parts;  // [chunks, heads, Sq, D]
-  if (chunks > 1 && dq.defined()) parts = at::empty({chunks, total, part}, c10::CppTypeToScalarType<A>::value);
+  if (chunks > 1 && dq.defined()) parts = scratch_tensor({chunks, total, part}, c10::CppTypeToScalarType<A>::value);
   A* const parts_data = mutable_data<A>(parts);
 
   std::vector<AttentionGradients<T>> gradients(total);

@@ -5,7 +5,7 @@
 
 #include "cpu/keep_mask.h"
 #include "cpu/kernel_table.h"
-#include "cpu/scratch.h"
+#include "cpu/scratch_tensor.h"
 #include "cpu/tensors.h"
 
 namespace tilewright {

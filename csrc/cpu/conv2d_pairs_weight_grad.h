@@ -80,7 +80,7 @@ void sum_pair_weights(const Conv2dShape& shape, const Tensor& dy, const GradImag
                       int64_t chunks, int64_t parts, SumReport* report, const Run& run) {
   const int64_t C = shape.channels / shape.groups, F = shape.filters / shape.groups;
   const int64_t K = C * shape.kernel[0] * shape.kernel[1], pixels = shape.images * shape.out[0] * shape.out[1];
-  Tensor sums = at::empty({chunks, shape.filters, K}, dy.options().dtype(at::kFloat));
+  Tensor sums = scratch_tensor({chunks, shape.filters, K}, dy.options().dtype(at::kFloat));
   const ConvPairsGradArgs<T> first{read.in, const_data<T>(dy),        shape.filters, read.window, shape.groups, C,
                                    F,       mutable_data<float>(sums)};
   const int64_t cost = pairs_cost<T>(pixels / chunks * (K + 1) * (shape.filters / parts + 1));

@@ -188,7 +188,8 @@ void planes_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor
   constexpr int64_t kItems = 16;
   const int64_t blocks = groups * ks.pieces * filters.pieces;
   const Cut chunks{pixels, std::min(divide_up(kItems, blocks), divide_up(pixels, kConvGradPixels)), 1};
-  Tensor sums = at::empty({groups, chunks.pieces, K, stride}, x.options().dtype(accumulation_dtype(x.scalar_type())));
+  Tensor sums =
+      scratch_tensor({groups, chunks.pieces, K, stride}, x.options().dtype(accumulation_dtype(x.scalar_type())));
   ConvWeightGradArgs<T> first{images_of(x, const_data<T>(x), shape.format),
                               images_of(dy, const_data<T>(dy), shape.format),
                               forward_window(shape),

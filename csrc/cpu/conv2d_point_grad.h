@@ -41,7 +41,7 @@ void point_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor&
   // Those of a single chunk are the weights.
   const bool is_direct = std::is_same_v<T, float> && chunks.pieces == 1;
   const Tensor sums =
-      is_direct ? dweight : at::empty({chunks.pieces, shape.filters, C}, dy.options().dtype(at::kFloat));
+      is_direct ? dweight : scratch_tensor({chunks.pieces, shape.filters, C}, dy.options().dtype(at::kFloat));
   const int64_t items = parts.pieces * chunks.pieces;
   const int64_t cost = pairs_cost<T>(shape.images * pixels / chunks.pieces * (C + 1) * (F / parts.pieces + 1));
   parallel_for_cost(shape.groups * items, cost, [&](int64_t begin, int64_t end) {

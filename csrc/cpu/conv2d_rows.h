@@ -108,7 +108,7 @@ void rows_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& 
   const Cut chunks{pixels,
                    std::min(divide_up(kItems, ks.pieces * panels.count), divide_up(pixels, kConvRowsGradPixels)), 1};
   const int64_t stride = panels.filters(), group_sums = chunks.pieces * K * stride;
-  Tensor sums = at::empty({groups * group_sums}, x.options());
+  Tensor sums = scratch_tensor({groups * group_sums}, x.options());
   const ConvRowsGradArgs<T> first{images_of(x, const_data<Acc<T>>(x), shape.format),
                                   images_of(dy, const_data<T>(dy), shape.format),
                                   forward_window(shape),

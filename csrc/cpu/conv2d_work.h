@@ -3,7 +3,7 @@
 #include <ATen/ops/sum.h>
 
 #include "cpu/conv2d_windows.h"
-#include "cpu/scratch.h"
+#include "cpu/scratch_tensor.h"
 
 namespace tilewright {
 
@@ -46,7 +46,7 @@ struct WorkCut {
 template <typename Packed, typename T, typename Pack>
 Tensor pack_panels(const WeightLayout& layout, const T* data, int64_t group_stride, int64_t groups, int64_t panels,
                    int64_t group_size, const at::TensorOptions& options, const Pack& pack) {
-  Tensor packed = at::empty({groups * group_size}, options);
+  Tensor packed = scratch_tensor({groups * group_size}, options);
   Packed* out = mutable_data<Packed>(packed);
   parallel_for_cost(groups * panels, group_size / panels, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {

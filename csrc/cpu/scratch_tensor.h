@@ -1,0 +1,64 @@
+// Tensors that no caller sees: packed weights, partial sums. Large ones lie on huge pages, which their thread keeps for
+// the next one: memory taken anew would cost a fault for every page, as much as what is written to it.
+#pragma once
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/scratch.h"
+#include "cpu/tensors.h"
+
+namespace tilewright {
+
+// Free blocks of one thread.
+class ScratchPool {
+ public:
+  // In all. Weights of 512 x 512 x 3 x 3 in Winograd's 36 points are 38 MB, their gradient's sums as much.
+  static constexpr size_t kMostKept = size_t{128} << 20;
+
+  ScratchBlock take(size_t bytes) {
+    const auto fits = [=](const ScratchBlock& block) { return block.size >= bytes; };
+    const auto found = std::find_if(free_.begin(), free_.end(), fits);  // the smallest: they are sorted
+    if (found == free_.end()) return allocate_scratch(bytes);
+    ScratchBlock block = std::move(*found);
+    free_.erase(found);
+    kept_ -= block.size;
+    return block;
+  }
+  // Smaller blocks go first: a larger one serves for them, too.
+  void give_back(ScratchBlock block) {
+    const auto is_smaller = [](const ScratchBlock& a, const ScratchBlock& b) { return a.size < b.size; };
+    kept_ += block.size;
+    free_.insert(std::upper_bound(free_.begin(), free_.end(), block, is_smaller), std::move(block));
+    while (kept_ > kMostKept) {
+      kept_ -= free_.front().size;
+      free_.erase(free_.begin());
+    }
+  }
+  static ScratchPool& of_thread() {
+    static thread_local ScratchPool pool;
+    return pool;
+  }
+
+ private:
+  std::vector<ScratchBlock> free_;
+  size_t kept_ = 0;
+};
+
+// Uninitialised. Released by the thread that asked for it.
+inline Tensor scratch_tensor(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  size_t bytes = options.dtype().itemsize();
+  for (const int64_t size : sizes) bytes *= static_cast<size_t>(size);
+  if (bytes < kHugeScratch || bytes > ScratchPool::kMostKept) return at::empty(sizes, options);
+  ScratchBlock block = ScratchPool::of_thread().take(bytes);
+  const size_t size = block.size;
+  void* const data = block.data.release();
+  const auto give_back = [size](void* data) {
+    ScratchPool::of_thread().give_back({std::unique_ptr<void, ScratchBlock::Free>(data), size});
+  };
+  return at::from_blob(data, sizes, give_back, options);
+}
+
+}  // namespace tilewright
