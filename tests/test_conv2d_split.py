@@ -42,6 +42,22 @@ def test_tiny_values(isa, memory_format, scales):
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=float(b.abs().max()) * 1e-5)
 
 
+@pytest.mark.parametrize(
+    "scales", [(1e-19, 1e-18, 1e-8), (1e-6, 1e-18, 1e-19), (1e-19, 1e-6, 1e-18), (0.0, 1.0, 1e-30)]
+)
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_tiny_products_of_minimal_filtering(isa, memory_format, scales):
+    # Products that are normal numbers, and whose parts are not.
+    for case in ("minimal filtering of 4 x 4, many channels", "minimal filtering, many channels"):
+        x, weight, _, options = make(case, torch.float32, FORMATS[memory_format])
+        leaves = [x * scales[0], weight * scales[1], None]
+        native, dy = run(F.conv2d, leaves, None, **options)
+        native, _ = run(F.conv2d, leaves, dy * scales[2], **options)
+        ours, _ = run(TF.conv2d, leaves, dy * scales[2], **options)
+        for a, b in zip(ours, native, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=float(b.abs().max()) * 1e-5)
+
+
 def test_float16_where_sums_cancel(isa):
     # x y - 1 of 1 + 2^-8: what is left is 2^-16 of the terms.
     x = torch.full((2, 64, 24, 24), 1.00390625, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
@@ -59,7 +75,12 @@ def test_every_nan_stays_one(isa, dtype, memory_format, sign):
     # The largest payloads, as GPUs write them, become zeros of either sign where values are rounded as integers.
     bits = {torch.float32: (torch.int32, 0x7FFFFFFF), torch.float16: (torch.int16, 0x7FFF)}[dtype]
     nan = torch.tensor(bits[1] if sign > 0 else -1, dtype=bits[0]).view(dtype)
-    for case in ("three parts, all passes of 1x1", "three parts, dilated", "three parts, stride 2"):
+    for case in (
+        "three parts, all passes of 1x1",
+        "three parts, dilated",
+        "three parts, stride 2",
+        "minimal filtering of 4 x 4, many channels",
+    ):
         x, weight, _, options = make(case, dtype, FORMATS[memory_format])
         native, dy = run(F.conv2d, [x.float(), weight.float(), None], None, **options)
         for broken in ((0, 5, 3, 2), (1, 1, 2, 3)):

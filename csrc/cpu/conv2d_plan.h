@@ -92,7 +92,7 @@ inline ConvPlan choose_plan(const Conv2dShape& shape, at::ScalarType dtype, Conv
   if (is_depthwise(shape)) return in(ConvWay::kDepthwise, depthwise_prefers_last(shape, pass) ? kLast : shape.format);
   const bool filters_minimally = winograd_suits(shape, dtype, pass);
   const at::MemoryFormat written = written_format(shape, pass);
-  if (split_suits(shape, dtype, pass, written) && (!filters_minimally || split_outruns_winograd(shape, dtype))) {
+  if (!filters_minimally && split_suits(shape, dtype, pass, written)) {
     return {ConvWay::kSplit, split_format(shape, pass), written};
   }
   if (pointwise_suits(shape, dtype, pass) && !adds_twice) return in(ConvWay::kPointwise, shape.format);

@@ -1,20 +1,13 @@
 // float32 as three parts of bfloat16, float16 as two, on tile units (kernels/gemm_split.h): strips of channels_last
 // images, 1x1 kernels among them. Sums that are not sound (SumReport) are the caller's to compute another way.
 #pragma once
-#include <c10/util/env.h>
-
 #include "cpu/conv2d_format.h"
 #include "cpu/conv2d_pairs_weight_grad.h"
 #include "cpu/conv2d_point_grad.h"
 #include "cpu/conv2d_pointwise.h"
+#include "cpu/conv2d_split_scale.h"
 
 namespace tilewright {
-
-// The switch: TILEWRIGHT_SPLIT=0 in the environment, read once.
-inline bool split_is_allowed() {
-  static const bool is_wanted = c10::utils::get_env("TILEWRIGHT_SPLIT") != "0";
-  return is_wanted && kernels<float>().conv2d.pairs.panel > 0;
-}
 
 template <typename T>
 constexpr bool kCanSplit = std::is_same_v<T, float> || std::is_same_v<T, F16>;
@@ -86,41 +79,6 @@ inline at::MemoryFormat split_format(const Conv2dShape& shape, ConvPass pass) {
   constexpr int64_t kStep = 32;  // pixels of kernels/conv2d_point_grad.h's blocks
   const bool is_point = pass == ConvPass::kWeightGrad && is_pointwise(shape) && shape.out[0] * shape.out[1] >= kStep;
   return is_point || cuts_patches(shape) ? shape.format : at::MemoryFormat::ChannelsLast;
-}
-
-// Beside Winograd's minimal filtering, whose products are float32's: float16 does, while its weights are in cache.
-inline bool split_outruns_winograd(const Conv2dShape& shape, at::ScalarType dtype) {
-  constexpr int64_t kCachedWeights = 768 * 1024;
-  const int64_t weights = shape.filters * shape.channels / shape.groups * shape.kernel[0] * shape.kernel[1];
-  return dtype == at::kHalf && weights <= kCachedWeights;
-}
-
-// What is known of an operand before it is split. Its parts are exact but for those below 2^-126: nothing beside values
-// from 2^-64 on.
-enum class SplitScale { kZero, kTiny, kNormal };
-template <typename T>
-SplitScale split_scale(const Tensor& operand) {
-  constexpr float kNormal = 0x1p-64f;
-  constexpr int64_t kBlock = 4096;
-  if constexpr (std::is_same_v<T, F16>) return SplitScale::kNormal;  // its least part is 2^-24
-  const float* values = operand.const_data_ptr<float>();
-  std::atomic<bool> normal{false}, zero{true};
-  const auto look = [&](int64_t block) {
-    bool is_normal = false, is_zero = true;
-    for (int64_t i = block * kBlock; i < std::min(operand.numel(), (block + 1) * kBlock); ++i) {
-      is_normal |= !(std::abs(values[i]) < kNormal);
-      is_zero &= values[i] == 0.0f;
-    }
-    if (is_normal) normal = true;
-    if (!is_zero) zero = false;
-  };
-  look(0);  // as a rule enough
-  if (!normal) {
-    parallel_for_cost(divide_up(operand.numel(), kBlock), kBlock, [&](int64_t begin, int64_t end) {
-      for (int64_t block = begin; block < end && !normal; ++block) look(block);
-    });
-  }
-  return normal ? SplitScale::kNormal : zero ? SplitScale::kZero : SplitScale::kTiny;
 }
 
 // Both operands dense.

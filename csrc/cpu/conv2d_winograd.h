@@ -4,6 +4,7 @@
 #pragma once
 #include <atomic>
 
+#include "cpu/conv2d_split_scale.h"
 #include "cpu/conv2d_winograd_plan.h"
 #include "cpu/conv2d_work.h"
 
@@ -15,6 +16,24 @@ template <typename T>
 const WinogradTileKernels<T>& winograd_tiles(const WinogradForm& form) {
   const auto& kernel = kernels<T>().winograd;
   return form.taps == 5 ? kernel.f2x5 : form.pixels == 4 ? kernel.f4x3 : kernel.f2x3;
+}
+
+// Whether products may go in parts of bfloat16 (kernels/winograd_split.h). What the unit loses of a product, below
+// 2^-126, is nothing beside those of operands with values from 2^-40 on.
+template <typename T>
+bool winograd_may_split(const Tensor& images, const Tensor& other) {
+  constexpr float kLeast = 0x1p-40f;
+  if constexpr (!std::is_same_v<Acc<T>, float>) return false;
+  const auto is_normal = [](const Tensor& operand) { return split_scale<T>(operand, kLeast) == SplitScale::kNormal; };
+  return split_is_allowed() && kernels<T>().winograd.multiply_split != nullptr && is_normal(images) && is_normal(other);
+}
+
+template <typename T>
+void multiply_winograd(const WinogradProduct<Acc<T>>& product, int64_t point_begin, int64_t point_end, bool splits) {
+  const auto& kernel = kernels<T>().winograd;
+  if (!splits) return kernel.multiply(product, point_begin, point_end);
+  const auto bytes = static_cast<size_t>(kernel.split_bytes(product));
+  kernel.multiply_split(product, point_begin, point_end, thread_scratch(kConvScratchSlot, bytes));
 }
 
 // Elements of one point of a group's transformed weights, [panel][K = channels read][panel width].
@@ -51,6 +70,7 @@ struct WinogradConv {
   ConvWindow window;
   int64_t images, channels, filters;
   WinogradForm form;
+  bool may_split;
   const Acc<T>* weights;
   ConvEpilogue<T> epilogue;
 
@@ -145,8 +165,16 @@ void for_each_stretch(const WinogradCut& cut, int64_t most_tiles, const Body& bo
   }
 }
 
-// Elements of a stretch that all threads share.
-constexpr int64_t kWinogradStretchElements = 3 << 20;
+// Where matrices are beyond the cache, in elements. What is split is packed again for every block of filters and every
+// stretch, so both are larger then; and its products take half the time, so that it pays for smaller weights to wait
+// for the transforms of all images (8x80x28x28 2.1 -> 2.5x of native, 8x64x56x56 2.3 -> 2.1x).
+struct WinogradSteps {
+  int64_t cached;   // weights, or sums of a weights' gradient, that are not beyond it
+  int64_t stretch;  // that all threads share
+  int64_t filters;  // columns of one product
+  explicit WinogradSteps(bool splits)
+      : cached(splits ? 200 * 1000 : 300 * 1000), stretch(splits ? 6 << 20 : 3 << 20), filters(splits ? 256 : 128) {}
+};
 
 template <typename A>
 A* winograd_shared(int64_t elements) {
@@ -175,7 +203,8 @@ bool run_winograd_steps(const WinogradConv<T>& conv) {
   const WinogradCut cut = conv.cut(kWinogradFewestTiles);
   const int64_t tile_row = spread(conv.channels), sum_row = spread(conv.filters), points = conv.points();
   std::atomic<bool> finite{true};
-  for_each_stretch(cut, kWinogradStretchElements / points / (tile_row + sum_row), [&](const auto& stretch) {
+  const WinogradSteps sizes(conv.may_split);
+  for_each_stretch(cut, sizes.stretch / points / (tile_row + sum_row), [&](const auto& stretch) {
     const int64_t tile_point = spread(stretch.tiles * tile_row), sum_point = spread(stretch.tiles * sum_row);
     A* data = winograd_shared<A>(points * (tile_point + sum_point));
     const WinogradMatrices<A> tiles{data, tile_point, tile_row};
@@ -185,14 +214,14 @@ bool run_winograd_steps(const WinogradConv<T>& conv) {
                         steps.read_tiles(conv.in, conv.window, conv.channels, block,
                                          {tiles.data + first * tile_row, tile_point, tile_row}, scratch);
                       });
-    const Cut filters{conv.filters, divide_up(conv.filters, kWinogradFilters), kernels<T>().conv2d.panel};
+    const Cut filters{conv.filters, divide_up(conv.filters, sizes.filters), kernels<T>().conv2d.panel};
     const int64_t cost = stretch.tiles * conv.channels * conv.filters / filters.pieces / 32;
     parallel_for_cost(points * filters.pieces, cost, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t point = i / filters.pieces, piece = i % filters.pieces, f = filters.at(piece);
-        kernels<T>().winograd.multiply(
+        multiply_winograd<T>(
             conv.product(tiles, stretch.tiles, f, filters.at(piece + 1), {sums.data + f, sum_point, sum_row}), point,
-            point + 1);
+            point + 1, conv.may_split);
       }
     });
     for_each_block<T>(cut, stretch, conv.form, conv.filters,
@@ -210,11 +239,11 @@ bool run_winograd_steps(const WinogradConv<T>& conv) {
 template <typename T>
 bool run_winograd(WinogradConv<T> conv, int64_t groups, const WeightLayout& layout, const T* weights,
                   int64_t group_stride, const at::TensorOptions& options) {
-  constexpr int64_t kCachedWeights = 300 * 1000;  // elements
   const Tensor transformed =
       transform_conv_weights(layout, weights, group_stride, groups, conv.channels, conv.form, options);
   conv.weights = const_data<Acc<T>>(transformed);
-  if (conv.points() * conv.channels * conv.filters <= kCachedWeights) return run_winograd_blocks(conv, groups);
+  if (conv.points() * conv.channels * conv.filters <= WinogradSteps(conv.may_split).cached)
+    return run_winograd_blocks(conv, groups);
   for (int64_t group = 0; group < groups; ++group) {
     if (!run_winograd_steps(conv.at_group(group))) return false;
   }
@@ -231,6 +260,7 @@ bool winograd_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& w
                              shape.channels / shape.groups,
                              shape.filters / shape.groups,
                              winograd_form(shape, shape.out[0], shape.out[1]),
+                             winograd_may_split<T>(x, weight),
                              nullptr,
                              epilogue};
   return run_winograd(conv, shape.groups, forward_weights(shape, weight_last, ConvOrder::kTapsOuter),
@@ -249,6 +279,7 @@ bool winograd_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tenso
                              shape.filters / shape.groups,
                              shape.channels / shape.groups,
                              winograd_form(shape, shape.height, shape.width),
+                             winograd_may_split<T>(dy, weight),
                              nullptr,
                              {}};
   return run_winograd(conv, shape.groups, gradient_weights(shape, part, weight_last, ConvOrder::kTapsOuter),

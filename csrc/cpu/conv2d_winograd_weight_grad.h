@@ -13,6 +13,7 @@ struct WinogradWeightGrad {
   int64_t images, channels, filters;
   int64_t stride;  // of a row of sums: whole panels of filters
   WinogradForm form;
+  bool may_split;
   int64_t chunks;
   Acc<T>* sums;
 
@@ -78,8 +79,8 @@ template <typename T>
 void weight_grad_in_steps(const WinogradWeightGrad<T>& args, const WinogradCut& cut) {
   using A = Acc<T>;
   const auto& steps = winograd_tiles<T>(args.form);
-  const int64_t points = args.points(),
-                most_tiles = kWinogradStretchElements / points / (args.tile_row() + args.stride);
+  const WinogradSteps sizes(args.may_split);
+  const int64_t points = args.points(), most_tiles = sizes.stretch / points / (args.tile_row() + args.stride);
   for_each_stretch(cut, most_tiles, [&](const WinogradStretch& stretch) {
     const int64_t tile_point = spread(stretch.tiles * args.tile_row());
     A* tiles = winograd_shared<A>(points * (tile_point + stretch.tiles * args.stride));
@@ -91,14 +92,14 @@ void weight_grad_in_steps(const WinogradWeightGrad<T>& args, const WinogradCut& 
                                          {tiles + first * args.tile_row(), tile_point, args.tile_row()}, scratch);
                         steps.read_gradients(args.grad, args.filters, block, first, stretch.tiles, gradients, scratch);
                       });
-    const Cut filters{args.stride, divide_up(args.stride, kWinogradFilters), kernels<T>().conv2d.panel};
+    const Cut filters{args.stride, divide_up(args.stride, sizes.filters), kernels<T>().conv2d.panel};
     const int64_t cost = stretch.tiles * args.matrix() / filters.pieces / 32;
     parallel_for_cost(points * filters.pieces, cost, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t point = i / filters.pieces, piece = i % filters.pieces;
-        kernels<T>().winograd.multiply(args.product(tiles, tile_point, gradients, stretch.tiles, filters.at(piece),
-                                                    filters.at(piece + 1), 0, /*accumulate=*/stretch.begin > 0),
-                                       point, point + 1);
+        multiply_winograd<T>(args.product(tiles, tile_point, gradients, stretch.tiles, filters.at(piece),
+                                          filters.at(piece + 1), 0, /*accumulate=*/stretch.begin > 0),
+                             point, point + 1, args.may_split);
       }
     });
   });
@@ -108,18 +109,20 @@ void weight_grad_in_steps(const WinogradWeightGrad<T>& args, const WinogradCut& 
 template <typename T>
 bool winograd_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& dweight) {
   using A = Acc<T>;
-  constexpr int64_t kCachedSums = 300 * 1000, kChunks = 8, kFewestChunkTiles = 96;
+  constexpr int64_t kChunks = 8, kFewestChunkTiles = 96;
   const int64_t groups = shape.groups, C = shape.channels / groups, F = shape.filters / groups;
   const int64_t width = kernels<T>().conv2d.panel, stride = divide_up(F, width) * width;
   const WinogradForm form = winograd_form(shape, shape.out[0], shape.out[1]);
   const int64_t points = form.points(), taps = form.taps * form.taps, wanted = divide_up(kChunks, groups);
-  const int64_t target = points * C * F <= kCachedSums / 2 ? 2 * kWinogradFewestTiles : kWinogradFewestTiles;
+  const bool may_split = winograd_may_split<T>(x, dy);
+  const int64_t cached_sums = WinogradSteps(may_split).cached;
+  const int64_t target = points * C * F <= cached_sums / 2 ? 2 * kWinogradFewestTiles : kWinogradFewestTiles;
   const WinogradCut cut(shape.out[0], shape.out[1], shape.images, form.pixels, target);
   const bool in_blocks =
-      points * C * F <= kCachedSums && cut.rows * cut.cols >= wanted * kFewestChunkTiles && cut.count() >= wanted;
+      points * C * F <= cached_sums && cut.rows * cut.cols >= wanted * kFewestChunkTiles && cut.count() >= wanted;
   const int64_t chunks = in_blocks ? wanted : 1;
   const auto options = x.options().dtype(accumulation_dtype(x.scalar_type()));
-  const Tensor sums = at::empty({groups, chunks, points, C, stride}, options);
+  const Tensor sums = scratch_tensor({groups, chunks, points, C, stride}, options);
   const WinogradWeightGrad<T> args{images_of(x, const_data<T>(x), shape.format),
                                    images_of(dy, const_data<T>(dy), shape.format),
                                    forward_window(shape),
@@ -128,11 +131,12 @@ bool winograd_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tens
                                    F,
                                    stride,
                                    form,
+                                   may_split,
                                    chunks,
                                    mutable_data<A>(sums)};
   if (in_blocks) weight_grad_in_blocks(args, groups, cut);
   for (int64_t group = 0; group < groups && !in_blocks; ++group) weight_grad_in_steps(args.at_group(group), cut);
-  const Tensor reduced = at::empty({groups, taps, C, stride}, options);
+  const Tensor reduced = scratch_tensor({groups, taps, C, stride}, options);
   A* out = mutable_data<A>(reduced);
   std::atomic<bool> finite{true};
   parallel_for_cost(groups * C, 2 * points * stride * chunks, [&](int64_t begin, int64_t end) {

@@ -10,7 +10,7 @@
 #if defined(TILEWRIGHT_ISA_HAS_BF16_DOT)  // all else is then AVX-512's
 #include "cpu/kernels/conv2d_pairs_strip_grad.h"
 #if defined(TILEWRIGHT_ISA_HAS_TILE_UNIT)
-#include "cpu/kernels/conv2d_point_grad.h"
+#include "cpu/kernels/winograd_split.h"
 #endif
 
 namespace tilewright {
@@ -49,6 +49,8 @@ void fill_conv2d(TypedKernels<T>& table) {
                         point_weight_grad_bytes<T>,
                         point_weight_grad<T>,
                         finish_pair_weights<T>};
+  table.winograd.split_bytes = winograd_split_bytes;
+  table.winograd.multiply_split = winograd_multiply_split;
 }
 #endif
 

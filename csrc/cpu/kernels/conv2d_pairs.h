@@ -141,11 +141,11 @@ struct PairGradSums {
 
 // Turned dy, tiles of kLeftRows rows left_row apart (of processors without tile units: of columns, and left_row is how
 // many), and panels of the positions that taps read, whose panels of channels are panel_step apart; and where the parts
-// lie.
+// lie. chain: steps of products in a row, if fewer than gemm_split.h's.
 template <typename T>
 struct PairGradOperands {
   const Pair* left;
-  int64_t left_row, panel_step, left_part = 0, right_part = 0;
+  int64_t left_row, panel_step, left_part = 0, right_part = 0, chain = 0;
 };
 
 // One tile of them: `elements` pairs of pixels.
@@ -160,8 +160,9 @@ template <typename T>
 void add_tile_product(const PairGradOperands<T>& operands, int64_t elements, const Pair* left, const Pair* right,
                       int64_t rows, int64_t cols, float* out, int64_t out_row, bool accumulate) {
   constexpr int32_t kStart = 0;
-  multiply_split_tile<kPartsOf<T>>({left, operands.left_part, operands.left_row, right, operands.right_part}, elements,
-                                   &kStart, 1, {out, out_row, rows, cols, accumulate});
+  SplitOperands parts{left, operands.left_part, operands.left_row, right, operands.right_part};
+  if (operands.chain > 0) parts.longest_chain = operands.chain;
+  multiply_split_tile<kPartsOf<T>>(parts, elements, &kStart, 1, {out, out_row, rows, cols, accumulate});
 }
 #endif
 

@@ -46,12 +46,16 @@ inline TILEWRIGHT_INLINE void store_parts_of_two(BF16* part, int64_t part_step, 
   }
 }
 
+// Steps of K whose products are added in a row, 1024 values; longer sums are cut and added apart.
+constexpr int64_t kSplitChain = 32;
+
 // Left rows of pairs, a_row apart, read in stretches; panels of right.
 struct SplitOperands {
   const BF16Pair* a;
   int64_t a_part, a_row;
   const BF16Pair* b;
   int64_t b_part;
+  int64_t longest_chain = kSplitChain;
 };
 
 // One step of K of a tile: small products first. Tiles 0 to 3 are sums, 4 and 5 left, 6 and 7 right.
@@ -108,13 +112,12 @@ struct SplitResult {
   bool accumulate;
 };
 
-// c (+)= left * right over `count` stretches of K elements each, as gemm_stretches. Chains of more steps than
-// kLongest are cut and added apart: 1024 values.
+// c (+)= left * right over `count` stretches of K elements each, as gemm_stretches.
 template <int kParts, bool kTall, bool kWide>
 void multiply_split(const SplitOperands& operands, int64_t K, const int32_t* stretches, int64_t count,
                     const SplitResult& result) {
-  constexpr int64_t kLongest = 32, kRows = kTall ? 2 * kUnitRows : kUnitRows, kCols = kTileCols<BF16Pair>;
-  const int64_t steps = K / kUnitStep * count, chains = (steps + kLongest - 1) / kLongest;
+  constexpr int64_t kRows = kTall ? 2 * kUnitRows : kUnitRows, kCols = kTileCols<BF16Pair>;
+  const int64_t steps = K / kUnitStep * count, chains = (steps + operands.longest_chain - 1) / operands.longest_chain;
   const bool is_whole = result.rows == kRows && result.cols == (kWide ? kCols : kUnitRows);
   alignas(64) float sums[kRows * kCols];
   const BF16Pair* b = operands.b;

@@ -230,8 +230,12 @@ WinogradTileKernels<T> winograd_tile_kernels() {
 
 template <typename T>
 void fill_winograd(TypedKernels<T>& table) {
-  table.winograd = {winograd_tile_kernels<T, 2, 3>(), winograd_tile_kernels<T, 4, 3>(),
-                    winograd_tile_kernels<T, 2, 5>(), winograd_multiply<Acc<T>>};
+  table.winograd = {winograd_tile_kernels<T, 2, 3>(),
+                    winograd_tile_kernels<T, 4, 3>(),
+                    winograd_tile_kernels<T, 2, 5>(),
+                    winograd_multiply<Acc<T>>,
+                    nullptr,
+                    nullptr};
 }
 
 }  // namespace

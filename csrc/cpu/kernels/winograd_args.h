@@ -64,6 +64,9 @@ template <typename T>
 struct WinogradKernels {
   WinogradTileKernels<T> f2x3, f4x3, f2x5;  // f m x r
   void (*multiply)(const WinogradProduct<Acc<T>>&, int64_t point_begin, int64_t point_end);
+  // The same in parts of bfloat16, of sums in float32 on tile units; null elsewhere. split_bytes: of scratch.
+  int64_t (*split_bytes)(const WinogradProduct<Acc<T>>&);
+  void (*multiply_split)(const WinogradProduct<Acc<T>>&, int64_t point_begin, int64_t point_end, void* scratch);
 };
 
 }  // namespace tilewright
