@@ -17,10 +17,11 @@ constexpr int kScratchSlots = 8;
 
 struct ScratchBlock {
   struct Free {
-    void operator()(void* data) const { std::free(data); }
+    void operator()(void* pages) const { std::free(pages); }
   };
-  std::unique_ptr<void, Free> data;
-  size_t size = 0;
+  std::unique_ptr<char, Free> pages;
+  size_t first = 0, size = 0;  // bytes before the data, and of it
+  void* data() const { return pages.get() + first; }
 };
 
 // Blocks of this size and more lie on huge pages where the system has any to give: packed weights and transformed
@@ -28,28 +29,31 @@ struct ScratchBlock {
 // (convolutions of 256 and 512 channels: 0 to 15 %).
 constexpr size_t kHugeScratch = size_t{1} << 20;
 
-// At least `bytes` bytes, aligned to a page.
-inline ScratchBlock allocate_scratch(size_t bytes) {
-  constexpr size_t kPage = 4096, kHugePage = size_t{2} << 20;
-  const size_t page = bytes < kHugeScratch ? kPage : kHugePage;
-  const size_t size = (bytes + page - 1) / page * page;
-  ScratchBlock block{std::unique_ptr<void, ScratchBlock::Free>(std::aligned_alloc(page, size)), size};
-  if (block.data == nullptr) throw std::bad_alloc();
+// At least `bytes` bytes, aligned to 64: from 64-byte line `line` of a page on. What is read together wants lines of
+// its own: operands that all begin with a page share sets of L1 (1x1 of 1024 channels in parts of bfloat16: 6 %
+// slower).
+inline ScratchBlock allocate_scratch(size_t bytes, size_t line) {
+  constexpr size_t kPage = 4096, kHugePage = size_t{2} << 20, kLine = 64;
+  const size_t page = bytes < kHugeScratch ? kPage : kHugePage, first = line * kLine;
+  const size_t size = (first + bytes + page - 1) / page * page;
+  std::unique_ptr<char, ScratchBlock::Free> pages(static_cast<char*>(std::aligned_alloc(page, size)));
+  if (pages == nullptr) throw std::bad_alloc();
 #if defined(MADV_HUGEPAGE)
-  if (page == kHugePage) madvise(block.data.get(), size, MADV_HUGEPAGE);  // a wish: systems without them refuse
+  if (page == kHugePage) madvise(pages.get(), size, MADV_HUGEPAGE);  // a wish: systems without them refuse
 #endif
-  return block;
+  return {std::move(pages), first, size - first};
 }
 
-// At least `bytes` bytes, aligned to a page.
+// At least `bytes` bytes, aligned to 64.
 inline void* thread_scratch(int slot, size_t bytes) {
   static thread_local ScratchBlock blocks[kScratchSlots];
   ScratchBlock& block = blocks[slot];
   if (block.size < bytes) {
     block = {};
-    block = allocate_scratch(bytes);
+    constexpr size_t kLinesApart = 8;
+    block = allocate_scratch(bytes, slot * kLinesApart);
   }
-  return block.data.get();
+  return block.data();
 }
 
 }  // namespace tilewright

@@ -21,7 +21,8 @@ class ScratchPool {
   ScratchBlock take(size_t bytes) {
     const auto fits = [=](const ScratchBlock& block) { return block.size >= bytes; };
     const auto found = std::find_if(free_.begin(), free_.end(), fits);  // the smallest: they are sorted
-    if (found == free_.end()) return allocate_scratch(bytes);
+    constexpr size_t kLine = 36;                                        // between those of slots
+    if (found == free_.end()) return allocate_scratch(bytes, kLine);
     ScratchBlock block = std::move(*found);
     free_.erase(found);
     kept_ -= block.size;
@@ -53,10 +54,10 @@ inline Tensor scratch_tensor(at::IntArrayRef sizes, const at::TensorOptions& opt
   for (const int64_t size : sizes) bytes *= static_cast<size_t>(size);
   if (bytes < kHugeScratch || bytes > ScratchPool::kMostKept) return at::empty(sizes, options);
   ScratchBlock block = ScratchPool::of_thread().take(bytes);
-  const size_t size = block.size;
-  void* const data = block.data.release();
-  const auto give_back = [size](void* data) {
-    ScratchPool::of_thread().give_back({std::unique_ptr<void, ScratchBlock::Free>(data), size});
+  void* const data = block.data();
+  // The deleter is copied, so it cannot own the block.
+  const auto give_back = [pages = block.pages.release(), first = block.first, size = block.size](void*) {
+    ScratchPool::of_thread().give_back({std::unique_ptr<char, ScratchBlock::Free>(pages), first, size});
   };
   return at::from_blob(data, sizes, give_back, options);
 }
