@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import tilewright.functional as TF
+from tilewright.testing import assert_as_accurate
 
 from .conv2d_cases import CASES, FORMATS, make, run
 
@@ -65,6 +66,9 @@ def test_float16_where_sums_cancel(isa):
     weight[:, 0, 1, 1], weight[:, 1, 1, 1] = 1.00390625, 1
     y = TF.conv2d(x, weight, padding=1)
     assert torch.equal(y, F.conv2d(x.double(), weight.double(), padding=1).half())
+    # Not by Winograd: in parts.
+    y = TF.conv2d(x, weight, padding=2, dilation=2)
+    assert torch.equal(y, F.conv2d(x.double(), weight.double(), padding=2, dilation=2).half())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -89,3 +93,39 @@ def test_every_nan_stays_one(isa, dtype, memory_format, sign):
             ours, _ = run(TF.conv2d, [bad_x, weight, None], bad_dy, **options)
             for a, b in zip(ours, native, strict=True):
                 assert torch.equal(a.isnan(), b.isnan())
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((8, 100, 44, 44), (97, 100, 3, 3), {"padding": 1}),
+        ((5, 80, 40, 40), (90, 80, 5, 5), {"padding": 2}),
+        ((4, 260, 28, 28), (270, 130, 3, 3), {"padding": 1, "groups": 2}),
+    ],
+    ids=["3x3", "5x5", "groups"],
+)
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_minimal_filtering_in_stretches(shapes, memory_format):
+    """Products beyond the cache that are computed in several stretches of tiles, or group by group."""
+    x_shape, weight_shape, options = shapes
+    torch.manual_seed(0)
+    x = torch.randn(x_shape).contiguous(memory_format=FORMATS[memory_format])
+    weight = torch.randn(weight_shape) * weight_shape[1] ** -0.5 / weight_shape[2]
+    leaves = [x, weight, None]
+    native, dy = run(F.conv2d, leaves, None, **options)
+    ours, _ = run(TF.conv2d, leaves, dy, **options)
+    wide = [x.double(), weight.double(), None]
+    exact, _ = run(F.conv2d, wide, dy.double(), **options)
+    for a, b, c in zip(ours, native, exact, strict=True):
+        assert_as_accurate(a, b, c, factor=8, what=memory_format)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_values_that_never_meet(isa, memory_format):
+    """Ordinary values of each operand are multiplied by zeros alone: what remains are tiny products."""
+    x = (torch.randn(4, 160, 14, 14) * 1e-18).contiguous(memory_format=FORMATS[memory_format])
+    weight = torch.randn(150, 160, 3, 3) * 1e-18
+    x[:, :20], weight[:, :20] = torch.randn(4, 20, 14, 14), 0
+    weight[:, 20:40], x[:, 20:40] = torch.randn(150, 20, 3, 3), 0
+    y, exact = TF.conv2d(x, weight, padding=1), F.conv2d(x.double(), weight.double(), padding=1)
+    assert (y - exact).norm() <= 1e-5 * exact.norm()

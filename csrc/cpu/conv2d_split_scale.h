@@ -15,14 +15,18 @@ inline bool split_is_allowed() {
   return is_wanted && kernels<float>().conv2d.pairs.panel > 0;
 }
 
-// What is known of an operand before it is split: whether values from `least_normal` on are among it. Its parts
+// What is known of images or weights before it is split: whether values from `least_normal` on are among it. Its parts
 // are exact but for those below 2^-126: nothing beside values from 2^-64 on.
 enum class SplitScale { kZero, kTiny, kNormal };
 template <typename T>
 SplitScale split_scale(const Tensor& operand, float least_normal = 0x1p-64f) {
   constexpr int64_t kBlock = 4096;
   if constexpr (std::is_same_v<T, F16>) return SplitScale::kNormal;  // its least part is 2^-24
-  if (!operand.is_non_overlapping_and_dense()) return split_scale<T>(operand.contiguous(), least_normal);
+  if (!operand.is_non_overlapping_and_dense()) {
+    const Tensor row = operand.select(0, 0).select(1, operand.size(2) / 2).contiguous();  // as a rule enough
+    if (split_scale<T>(row, least_normal) == SplitScale::kNormal) return SplitScale::kNormal;
+    return split_scale<T>(operand.contiguous(operand.suggest_memory_format()), least_normal);
+  }
   const float* values = operand.const_data_ptr<float>();
   std::atomic<bool> normal{false}, zero{true};
   const auto look = [&](int64_t block) {

@@ -1,6 +1,6 @@
 // 3x3 and 5x5 convolutions of stride 1 on the CPU by Winograd's minimal filtering (kernels/winograd_transforms.h): how
 // its steps are cut into items for torch's threads. conv2d_winograd_plan.h says who takes that way. All cuts depend on
-// the shape alone.
+// the shape, and on whether products are split.
 #pragma once
 #include <atomic>
 
@@ -18,14 +18,21 @@ const WinogradTileKernels<T>& winograd_tiles(const WinogradForm& form) {
   return form.taps == 5 ? kernel.f2x5 : form.pixels == 4 ? kernel.f4x3 : kernel.f2x3;
 }
 
-// Whether products may go in parts of bfloat16 (kernels/winograd_split.h). What the unit loses of a product, below
-// 2^-126, is nothing beside those of operands with values from 2^-40 on.
+// Whether products may go in parts of bfloat16 (kernels/winograd_split.h). The unit takes products below 2^-126 for 0:
+// nothing beside those of operands with values from 2^-40 on, if such values meet. Whether they did, the result tells.
 template <typename T>
 bool winograd_may_split(const Tensor& images, const Tensor& other) {
   constexpr float kLeast = 0x1p-40f;
   if constexpr (!std::is_same_v<Acc<T>, float>) return false;
   const auto is_normal = [](const Tensor& operand) { return split_scale<T>(operand, kLeast) == SplitScale::kNormal; };
   return split_is_allowed() && kernels<T>().winograd.multiply_split != nullptr && is_normal(images) && is_normal(other);
+}
+
+// Of a pass that was split; as for strips, sums below 2^-60 are not.
+template <typename T>
+bool is_sound(const Tensor& result) {
+  constexpr float kLeast = 0x1p-60f;
+  return split_scale<T>(result, kLeast) == SplitScale::kNormal;
 }
 
 template <typename T>
@@ -166,8 +173,9 @@ void for_each_stretch(const WinogradCut& cut, int64_t most_tiles, const Body& bo
 }
 
 // Where matrices are beyond the cache, in elements. What is split is packed again for every block of filters and every
-// stretch, so both are larger then; and its products take half the time, so that it pays for smaller weights to wait
-// for the transforms of all images (8x80x28x28 2.1 -> 2.5x of native, 8x64x56x56 2.3 -> 2.1x).
+// stretch, so both are larger then; and its products take half the time, so that smaller weights, too, are
+// worth waiting for the transforms of all images (8x80x28x28 2.1 -> 2.5x of native; 8x64x56x56 would lose: 2.1x,
+// not 2.3x).
 struct WinogradSteps {
   int64_t cached;   // weights, or sums of a weights' gradient, that are not beyond it
   int64_t stretch;  // that all threads share
@@ -235,10 +243,9 @@ bool run_winograd_steps(const WinogradConv<T>& conv) {
   return finite;
 }
 
-// False where a sum was not finite: out then has to be computed the plain way. Weights lie group_stride apart.
 template <typename T>
-bool run_winograd(WinogradConv<T> conv, int64_t groups, const WeightLayout& layout, const T* weights,
-                  int64_t group_stride, const at::TensorOptions& options) {
+bool run_winograd_groups(WinogradConv<T> conv, int64_t groups, const WeightLayout& layout, const T* weights,
+                         int64_t group_stride, const at::TensorOptions& options) {
   const Tensor transformed =
       transform_conv_weights(layout, weights, group_stride, groups, conv.channels, conv.form, options);
   conv.weights = const_data<Acc<T>>(transformed);
@@ -248,6 +255,17 @@ bool run_winograd(WinogradConv<T> conv, int64_t groups, const WeightLayout& layo
     if (!run_winograd_steps(conv.at_group(group))) return false;
   }
   return true;
+}
+
+// False where a sum was not finite: out, which is `result`, then has to be computed the plain way. Weights lie
+// group_stride apart.
+template <typename T>
+bool run_winograd(WinogradConv<T> conv, int64_t groups, const WeightLayout& layout, const T* weights,
+                  int64_t group_stride, const at::TensorOptions& options, const Tensor& result) {
+  if (!run_winograd_groups(conv, groups, layout, weights, group_stride, options)) return false;
+  if (!conv.may_split || is_sound<T>(result)) return true;
+  conv.may_split = false;
+  return run_winograd_groups(conv, groups, layout, weights, group_stride, options);
 }
 
 template <typename T>
@@ -265,7 +283,7 @@ bool winograd_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& w
                              epilogue};
   return run_winograd(conv, shape.groups, forward_weights(shape, weight_last, ConvOrder::kTapsOuter),
                       const_data<T>(weight), weight.numel() / shape.groups,
-                      x.options().dtype(accumulation_dtype(x.scalar_type())));
+                      x.options().dtype(accumulation_dtype(x.scalar_type())), output);
 }
 
 template <typename T>
@@ -284,7 +302,7 @@ bool winograd_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tenso
                              {}};
   return run_winograd(conv, shape.groups, gradient_weights(shape, part, weight_last, ConvOrder::kTapsOuter),
                       const_data<T>(weight), weight.numel() / shape.groups,
-                      dy.options().dtype(accumulation_dtype(dy.scalar_type())));
+                      dy.options().dtype(accumulation_dtype(dy.scalar_type())), dx);
 }
 
 }  // namespace tilewright

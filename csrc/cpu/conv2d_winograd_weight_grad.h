@@ -107,14 +107,14 @@ void weight_grad_in_steps(const WinogradWeightGrad<T>& args, const WinogradCut& 
 
 // False where a sum was not finite.
 template <typename T>
-bool winograd_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& dweight) {
+bool winograd_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& dweight,
+                          bool may_split) {
   using A = Acc<T>;
   constexpr int64_t kChunks = 8, kFewestChunkTiles = 96;
   const int64_t groups = shape.groups, C = shape.channels / groups, F = shape.filters / groups;
   const int64_t width = kernels<T>().conv2d.panel, stride = divide_up(F, width) * width;
   const WinogradForm form = winograd_form(shape, shape.out[0], shape.out[1]);
   const int64_t points = form.points(), taps = form.taps * form.taps, wanted = divide_up(kChunks, groups);
-  const bool may_split = winograd_may_split<T>(x, dy);
   const int64_t cached_sums = WinogradSteps(may_split).cached;
   const int64_t target = points * C * F <= cached_sums / 2 ? 2 * kWinogradFewestTiles : kWinogradFewestTiles;
   const WinogradCut cut(shape.out[0], shape.out[1], shape.images, form.pixels, target);
@@ -156,7 +156,7 @@ bool winograd_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tens
     unpack_conv_weights(layout, out + group * taps * C * stride, stride, /*chunks=*/1, taps * C, F,
                         mutable_data<T>(dweight) + group * taps * C * F);
   }
-  return true;
+  return !may_split || is_sound<T>(dweight) || winograd_weight_grad<T>(shape, dy, x, dweight, /*may_split=*/false);
 }
 
 }  // namespace tilewright

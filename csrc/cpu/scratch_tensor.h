@@ -22,7 +22,8 @@ class ScratchPool {
     const auto fits = [=](const ScratchBlock& block) { return block.size >= bytes; };
     const auto found = std::find_if(free_.begin(), free_.end(), fits);  // the smallest: they are sorted
     constexpr size_t kLine = 36;                                        // between those of slots
-    if (found == free_.end()) return allocate_scratch(bytes, kLine);
+    // Much larger ones stay for those that need them.
+    if (found == free_.end() || found->size > 4 * std::max(bytes, kHugeScratch)) return allocate_scratch(bytes, kLine);
     ScratchBlock block = std::move(*found);
     free_.erase(found);
     kept_ -= block.size;
@@ -52,7 +53,11 @@ class ScratchPool {
 inline Tensor scratch_tensor(at::IntArrayRef sizes, const at::TensorOptions& options) {
   size_t bytes = options.dtype().itemsize();
   for (const int64_t size : sizes) bytes *= static_cast<size_t>(size);
-  if (bytes < kHugeScratch || bytes > ScratchPool::kMostKept) return at::empty(sizes, options);
+  constexpr size_t kLargest = ScratchPool::kMostKept - (size_t{4} << 20);  // with what rounding adds
+#if defined(__SANITIZE_ADDRESS__)
+  return at::empty(sizes, options);  // of the exact size, and poisoned when it is released
+#endif
+  if (bytes < kHugeScratch || bytes > kLargest) return at::empty(sizes, options);
   ScratchBlock block = ScratchPool::of_thread().take(bytes);
   void* const data = block.data();
   // The deleter is copied, so it cannot own the block.

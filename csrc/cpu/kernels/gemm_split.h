@@ -10,7 +10,7 @@
 // float16 is the sum of two, and a product all four of theirs: exact.
 //
 // Not the same: an infinity becomes NaN, and parts below 2^-126 become 0. Callers look at the operands and at the sums
-// (cpu/conv2d_split.h).
+// (cpu/conv2d_split.h, cpu/conv2d_winograd.h).
 //
 // Operands lie as those of pairs (gemm_tile_unit.h), one part behind the other.
 #pragma once
