@@ -141,8 +141,7 @@ std::tuple<Tensor, Tensor> weight_gradient(ConvWay way, const Conv2dShape& shape
       pointwise_weight_grad(shape, dy, x, dweight, /*wants_bias=*/false);
     } else if (way == ConvWay::kDepthwise) {
       dweight.copy_(depthwise_weight_grad<T>(shape, dy, x).reshape(weight.sizes()));
-    } else if (way == ConvWay::kWinograd &&
-               winograd_weight_grad<T>(shape, dy, x, dweight, winograd_may_split<T>(x, dy))) {
+    } else if (way == ConvWay::kWinograd && winograd_weight_grad<T>(shape, dy, x, dweight)) {
       return;
     } else if (shape.format == kPlanes) {
       planes_weight_grad<T>(shape, dy, x, dweight);

@@ -4,9 +4,8 @@
 #pragma once
 #include <atomic>
 
-#include "cpu/conv2d_split_scale.h"
 #include "cpu/conv2d_winograd_plan.h"
-#include "cpu/conv2d_work.h"
+#include "cpu/conv2d_winograd_split.h"
 
 namespace tilewright {
 
@@ -16,31 +15,6 @@ template <typename T>
 const WinogradTileKernels<T>& winograd_tiles(const WinogradForm& form) {
   const auto& kernel = kernels<T>().winograd;
   return form.taps == 5 ? kernel.f2x5 : form.pixels == 4 ? kernel.f4x3 : kernel.f2x3;
-}
-
-// Whether products may go in parts of bfloat16 (kernels/winograd_split.h). The unit takes products below 2^-126 for 0:
-// nothing beside those of operands with values from 2^-40 on, if such values meet. Whether they did, the result tells.
-template <typename T>
-bool winograd_may_split(const Tensor& images, const Tensor& other) {
-  constexpr float kLeast = 0x1p-40f;
-  if constexpr (!std::is_same_v<Acc<T>, float>) return false;
-  const auto is_normal = [](const Tensor& operand) { return split_scale<T>(operand, kLeast) == SplitScale::kNormal; };
-  return split_is_allowed() && kernels<T>().winograd.multiply_split != nullptr && is_normal(images) && is_normal(other);
-}
-
-// Of a pass that was split; as for strips, sums below 2^-60 are not.
-template <typename T>
-bool is_sound(const Tensor& result) {
-  constexpr float kLeast = 0x1p-60f;
-  return split_scale<T>(result, kLeast) == SplitScale::kNormal;
-}
-
-template <typename T>
-void multiply_winograd(const WinogradProduct<Acc<T>>& product, int64_t point_begin, int64_t point_end, bool splits) {
-  const auto& kernel = kernels<T>().winograd;
-  if (!splits) return kernel.multiply(product, point_begin, point_end);
-  const auto bytes = static_cast<size_t>(kernel.split_bytes(product));
-  kernel.multiply_split(product, point_begin, point_end, thread_scratch(kConvScratchSlot, bytes));
 }
 
 // Elements of one point of a group's transformed weights, [panel][K = channels read][panel width].
@@ -77,7 +51,7 @@ struct WinogradConv {
   ConvWindow window;
   int64_t images, channels, filters;
   WinogradForm form;
-  bool may_split;
+  bool splits;
   const Acc<T>* weights;
   ConvEpilogue<T> epilogue;
 
@@ -172,18 +146,6 @@ void for_each_stretch(const WinogradCut& cut, int64_t most_tiles, const Body& bo
   }
 }
 
-// Where matrices are beyond the cache, in elements. What is split is packed again for every block of filters and every
-// stretch, so both are larger then; and its products take half the time, so that smaller weights, too, are
-// worth waiting for the transforms of all images (8x80x28x28 2.1 -> 2.5x of native; 8x64x56x56 would lose: 2.1x,
-// not 2.3x).
-struct WinogradSteps {
-  int64_t cached;   // weights, or sums of a weights' gradient, that are not beyond it
-  int64_t stretch;  // that all threads share
-  int64_t filters;  // columns of one product
-  explicit WinogradSteps(bool splits)
-      : cached(splits ? 200 * 1000 : 300 * 1000), stretch(splits ? 6 << 20 : 3 << 20), filters(splits ? 256 : 128) {}
-};
-
 template <typename A>
 A* winograd_shared(int64_t elements) {
   return static_cast<A*>(thread_scratch(kWinogradSharedSlot, elements * sizeof(A)));
@@ -211,7 +173,7 @@ bool run_winograd_steps(const WinogradConv<T>& conv) {
   const WinogradCut cut = conv.cut(kWinogradFewestTiles);
   const int64_t tile_row = spread(conv.channels), sum_row = spread(conv.filters), points = conv.points();
   std::atomic<bool> finite{true};
-  const WinogradSteps sizes(conv.may_split);
+  const WinogradSteps sizes(conv.splits);
   for_each_stretch(cut, sizes.stretch / points / (tile_row + sum_row), [&](const auto& stretch) {
     const int64_t tile_point = spread(stretch.tiles * tile_row), sum_point = spread(stretch.tiles * sum_row);
     A* data = winograd_shared<A>(points * (tile_point + sum_point));
@@ -229,7 +191,7 @@ bool run_winograd_steps(const WinogradConv<T>& conv) {
         const int64_t point = i / filters.pieces, piece = i % filters.pieces, f = filters.at(piece);
         multiply_winograd<T>(
             conv.product(tiles, stretch.tiles, f, filters.at(piece + 1), {sums.data + f, sum_point, sum_row}), point,
-            point + 1, conv.may_split);
+            point + 1, conv.splits);
       }
     });
     for_each_block<T>(cut, stretch, conv.form, conv.filters,
@@ -249,8 +211,10 @@ bool run_winograd_groups(WinogradConv<T> conv, int64_t groups, const WeightLayou
   const Tensor transformed =
       transform_conv_weights(layout, weights, group_stride, groups, conv.channels, conv.form, options);
   conv.weights = const_data<Acc<T>>(transformed);
-  if (conv.points() * conv.channels * conv.filters <= WinogradSteps(conv.may_split).cached)
+  constexpr int64_t kCachedWeights = 300 * 1000;  // elements
+  if (!conv.splits && conv.points() * conv.channels * conv.filters <= kCachedWeights) {
     return run_winograd_blocks(conv, groups);
+  }
   for (int64_t group = 0; group < groups; ++group) {
     if (!run_winograd_steps(conv.at_group(group))) return false;
   }
@@ -263,22 +227,23 @@ template <typename T>
 bool run_winograd(WinogradConv<T> conv, int64_t groups, const WeightLayout& layout, const T* weights,
                   int64_t group_stride, const at::TensorOptions& options, const Tensor& result) {
   if (!run_winograd_groups(conv, groups, layout, weights, group_stride, options)) return false;
-  if (!conv.may_split || is_sound<T>(result)) return true;
-  conv.may_split = false;
+  if (!conv.splits || is_sound<T>(result)) return true;
+  conv.splits = false;
   return run_winograd_groups(conv, groups, layout, weights, group_stride, options);
 }
 
 template <typename T>
 bool winograd_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& weight, bool weight_last,
                       const ConvEpilogue<T>& epilogue, const Tensor& output) {
+  const WinogradForm form = winograd_form(shape, shape.out[0], shape.out[1]);
   const WinogradConv<T> conv{images_of(x, const_data<T>(x), shape.format),
                              images_of(output, mutable_data<T>(output), shape.format),
                              forward_window(shape),
                              shape.images,
                              shape.channels / shape.groups,
                              shape.filters / shape.groups,
-                             winograd_form(shape, shape.out[0], shape.out[1]),
-                             winograd_may_split<T>(x, weight),
+                             form,
+                             winograd_splits<T>(form.weights(shape), x, weight),
                              nullptr,
                              epilogue};
   return run_winograd(conv, shape.groups, forward_weights(shape, weight_last, ConvOrder::kTapsOuter),
@@ -289,6 +254,7 @@ bool winograd_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& w
 template <typename T>
 bool winograd_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight, bool weight_last,
                          const Tensor& dx) {
+  const WinogradForm form = winograd_form(shape, shape.height, shape.width);
   const GradientClass part = gradient_classes(shape).front();  // stride 1 has no other
   const WinogradConv<T> conv{images_of(dy, const_data<T>(dy), shape.format),
                              images_of(dx, mutable_data<T>(dx), shape.format),
@@ -296,8 +262,8 @@ bool winograd_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tenso
                              shape.images,
                              shape.filters / shape.groups,
                              shape.channels / shape.groups,
-                             winograd_form(shape, shape.height, shape.width),
-                             winograd_may_split<T>(dy, weight),
+                             form,
+                             winograd_splits<T>(form.weights(shape), dy, weight),
                              nullptr,
                              {}};
   return run_winograd(conv, shape.groups, gradient_weights(shape, part, weight_last, ConvOrder::kTapsOuter),

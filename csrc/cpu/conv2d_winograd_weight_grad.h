@@ -13,7 +13,7 @@ struct WinogradWeightGrad {
   int64_t images, channels, filters;
   int64_t stride;  // of a row of sums: whole panels of filters
   WinogradForm form;
-  bool may_split;
+  bool splits;
   int64_t chunks;
   Acc<T>* sums;
 
@@ -79,7 +79,7 @@ template <typename T>
 void weight_grad_in_steps(const WinogradWeightGrad<T>& args, const WinogradCut& cut) {
   using A = Acc<T>;
   const auto& steps = winograd_tiles<T>(args.form);
-  const WinogradSteps sizes(args.may_split);
+  const WinogradSteps sizes(args.splits);
   const int64_t points = args.points(), most_tiles = sizes.stretch / points / (args.tile_row() + args.stride);
   for_each_stretch(cut, most_tiles, [&](const WinogradStretch& stretch) {
     const int64_t tile_point = spread(stretch.tiles * args.tile_row());
@@ -99,7 +99,7 @@ void weight_grad_in_steps(const WinogradWeightGrad<T>& args, const WinogradCut& 
         const int64_t point = i / filters.pieces, piece = i % filters.pieces;
         multiply_winograd<T>(args.product(tiles, tile_point, gradients, stretch.tiles, filters.at(piece),
                                           filters.at(piece + 1), 0, /*accumulate=*/stretch.begin > 0),
-                             point, point + 1, args.may_split);
+                             point, point + 1, args.splits);
       }
     });
   });
@@ -107,19 +107,17 @@ void weight_grad_in_steps(const WinogradWeightGrad<T>& args, const WinogradCut& 
 
 // False where a sum was not finite.
 template <typename T>
-bool winograd_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& dweight,
-                          bool may_split) {
+bool run_winograd_weight_grad(const Conv2dShape& shape, const WinogradForm& form, const Tensor& dy, const Tensor& x,
+                              const Tensor& dweight, bool splits) {
   using A = Acc<T>;
-  constexpr int64_t kChunks = 8, kFewestChunkTiles = 96;
+  constexpr int64_t kCachedSums = 300 * 1000, kChunks = 8, kFewestChunkTiles = 96;
   const int64_t groups = shape.groups, C = shape.channels / groups, F = shape.filters / groups;
   const int64_t width = kernels<T>().conv2d.panel, stride = divide_up(F, width) * width;
-  const WinogradForm form = winograd_form(shape, shape.out[0], shape.out[1]);
   const int64_t points = form.points(), taps = form.taps * form.taps, wanted = divide_up(kChunks, groups);
-  const int64_t cached_sums = WinogradSteps(may_split).cached;
-  const int64_t target = points * C * F <= cached_sums / 2 ? 2 * kWinogradFewestTiles : kWinogradFewestTiles;
+  const int64_t target = points * C * F <= kCachedSums / 2 ? 2 * kWinogradFewestTiles : kWinogradFewestTiles;
   const WinogradCut cut(shape.out[0], shape.out[1], shape.images, form.pixels, target);
-  const bool in_blocks =
-      points * C * F <= cached_sums && cut.rows * cut.cols >= wanted * kFewestChunkTiles && cut.count() >= wanted;
+  const bool in_blocks = !splits && points * C * F <= kCachedSums &&
+                         cut.rows * cut.cols >= wanted * kFewestChunkTiles && cut.count() >= wanted;
   const int64_t chunks = in_blocks ? wanted : 1;
   const auto options = x.options().dtype(accumulation_dtype(x.scalar_type()));
   const Tensor sums = scratch_tensor({groups, chunks, points, C, stride}, options);
@@ -131,7 +129,7 @@ bool winograd_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tens
                                    F,
                                    stride,
                                    form,
-                                   may_split,
+                                   splits,
                                    chunks,
                                    mutable_data<A>(sums)};
   if (in_blocks) weight_grad_in_blocks(args, groups, cut);
@@ -156,7 +154,15 @@ bool winograd_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tens
     unpack_conv_weights(layout, out + group * taps * C * stride, stride, /*chunks=*/1, taps * C, F,
                         mutable_data<T>(dweight) + group * taps * C * F);
   }
-  return !may_split || is_sound<T>(dweight) || winograd_weight_grad<T>(shape, dy, x, dweight, /*may_split=*/false);
+  return true;
+}
+
+template <typename T>
+bool winograd_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& dweight) {
+  const WinogradForm form = winograd_form(shape, shape.out[0], shape.out[1]);
+  const bool splits = winograd_splits<T>(form.weights(shape), x, dy);
+  if (!run_winograd_weight_grad<T>(shape, form, dy, x, dweight, splits)) return false;
+  return !splits || is_sound<T>(dweight) || run_winograd_weight_grad<T>(shape, form, dy, x, dweight, /*splits=*/false);
 }
 
 }  // namespace tilewright
