@@ -20,24 +20,19 @@ class ScratchPool {
 
   ScratchBlock take(size_t bytes) {
     const auto fits = [=](const ScratchBlock& block) { return block.size >= bytes; };
-    const auto found = std::find_if(free_.begin(), free_.end(), fits);  // the smallest: they are sorted
-    constexpr size_t kLine = 36;                                        // between those of slots
+    const auto found = std::find_if(free_.begin(), free_.end(), fits);
+    constexpr size_t kLine = 36;  // between those of slots
     // Much larger ones stay for those that need them.
-    if (found == free_.end() || found->size > 4 * std::max(bytes, kHugeScratch)) return allocate_scratch(bytes, kLine);
+    if (found == free_.end() || found->size > 4 * bytes) return allocate_scratch(bytes, kLine);
     ScratchBlock block = std::move(*found);
     free_.erase(found);
-    kept_ -= block.size;
     return block;
   }
   // Smaller blocks go first: a larger one serves for them, too.
   void give_back(ScratchBlock block) {
     const auto is_smaller = [](const ScratchBlock& a, const ScratchBlock& b) { return a.size < b.size; };
-    kept_ += block.size;
     free_.insert(std::upper_bound(free_.begin(), free_.end(), block, is_smaller), std::move(block));
-    while (kept_ > kMostKept) {
-      kept_ -= free_.front().size;
-      free_.erase(free_.begin());
-    }
+    while (kept() > kMostKept) free_.erase(free_.begin());
   }
   static ScratchPool& of_thread() {
     static thread_local ScratchPool pool;
@@ -45,8 +40,12 @@ class ScratchPool {
   }
 
  private:
-  std::vector<ScratchBlock> free_;
-  size_t kept_ = 0;
+  size_t kept() const {
+    size_t bytes = 0;
+    for (const ScratchBlock& block : free_) bytes += block.size;
+    return bytes;
+  }
+  std::vector<ScratchBlock> free_;  // the smallest first
 };
 
 // Uninitialised. Released by the thread that asked for it.
