@@ -25,13 +25,16 @@ def conv2d(
     dilation: tuple[int, int],
     groups: int,
 ) -> Tensor:
-    """Convolution as a sum over the kernel's taps, in float64 and differentiable: x [N, C, H, W]."""
+    """Convolution as a sum over the kernel's taps, in float64 and differentiable: x [N, C, H, W].
+
+    The weights' gradient is summed image by image: as one long chain it would have float64's own error, and native's.
+    """
     x, weight = x.double(), weight.double()
     n, c, height, width = x.shape
     filters, group_channels, *kernel = weight.shape
     x = torch.nn.functional.pad(x, (padding[1], padding[1], padding[0], padding[0]))
     x = x.view(n, groups, c // groups, *x.shape[2:])
-    weight = weight.view(groups, filters // groups, group_channels, *kernel)
+    weight = weight.view(groups, filters // groups, group_channels, *kernel).expand(n, -1, -1, -1, -1, -1)
     out = [
         (size + 2 * p - d * (k - 1) - 1) // s + 1
         for size, p, d, k, s in zip((height, width), padding, dilation, kernel, stride, strict=True)
@@ -42,7 +45,7 @@ def conv2d(
             top, left = i * dilation[0], j * dilation[1]
             rows = slice(top, top + stride[0] * (out[0] - 1) + 1, stride[0])
             cols = slice(left, left + stride[1] * (out[1] - 1) + 1, stride[1])
-            y = y + torch.einsum("ngchw,gfc->ngfhw", x[..., rows, cols], weight[..., i, j])
+            y = y + torch.einsum("ngchw,ngfc->ngfhw", x[..., rows, cols], weight[..., i, j])
     y = y.reshape(n, filters, *out)
     return y if bias is None else y + bias.double().view(-1, 1, 1)
 
