@@ -95,6 +95,7 @@ def _case(
             ours=ours,
             work={FORWARD: Work(flops, forward), TRAIN: Work(flops * (2 if first else 3), forward + weights + inputs)},
             differentiable=(1, 2) if first else None,
+            terms=max(fan_in, n * ho * wo, out // groups * kernel * kernel),
         )
 
     name = f"{shape} {kernel}x{kernel}->{out}"
