@@ -11,6 +11,12 @@ namespace tilewright {
 
 inline bool is_depthwise(const Conv2dShape& shape) { return shape.groups == shape.channels && shape.groups > 1; }
 
+// Whether the data gradient's columns are pairs of an even and an odd one, each with taps (kernels/depthwise_planes.h).
+inline bool has_column_pairs(const Conv2dShape& shape) {
+  return shape.stride[0] == 2 && shape.stride[1] == 2 && shape.dilation[0] % 2 == 1 && shape.dilation[1] % 2 == 1 &&
+         shape.kernel[0] > 1 && shape.kernel[1] > 1 && shape.height > 1 && shape.width > 1;
+}
+
 // Groups of 4 or 8 channels and as many filters, whose windows the kernel holds in registers.
 inline bool is_small_groups(const Conv2dShape& shape, at::ScalarType dtype) {
   const int64_t group = shape.channels / shape.groups;
@@ -21,13 +27,16 @@ inline bool is_small_groups(const Conv2dShape& shape, at::ScalarType dtype) {
 }
 
 // Rows of the output per block, so that what a block reads stays in L1 or close by.
+template <typename Scratch>
+int64_t plane_rows(int64_t height, const Scratch& scratch) {
+  constexpr int64_t kElements = 16384, kFewestRows = 4;
+  int64_t rows = height;
+  while (rows > kFewestRows && scratch(rows) > kElements) rows = divide_up(rows, 2);
+  return rows;
+}
 template <typename T>
 int64_t plane_rows(const ConvWindow& window) {
-  constexpr int64_t kElements = 16384, kFewestRows = 4;
-  int64_t rows = window.height;
-  while (rows > kFewestRows && kernels<T>().depthwise.planes_scratch(window, rows) > kElements)
-    rows = divide_up(rows, 2);
-  return rows;
+  return plane_rows(window.height, [&](int64_t rows) { return kernels<T>().depthwise.planes_scratch(window, rows); });
 }
 
 template <typename T>
@@ -121,6 +130,32 @@ void depthwise_forward(const Conv2dShape& shape, const Tensor& x_in, const Tenso
   last ? run_last(args) : run_planes(args);
 }
 
+// The four classes of stride 2, where each has pixels and taps.
+template <typename T>
+void run_planes_classes(const std::vector<ConvDepthwiseArgs<T>>& classes, const ConvImages<T>& dx) {
+  ConvDepthwiseClasses<T> args{classes[0].in, dx, {}, classes[0].images, classes[0].channels, {}};
+  int64_t taps = 0;
+  for (int i = 0; i < 4; ++i) {
+    args.windows[i] = classes[i].window;
+    args.weights[i] = classes[i].weight;
+    taps += classes[i].window.rows * classes[i].window.cols;
+  }
+  const auto& kernel = kernels<T>().depthwise;
+  const int64_t height = args.windows[0].height, planes = args.images * args.channels;
+  const int64_t rows =
+      plane_rows(height, [&](int64_t rows) { return kernel.planes_classes_scratch(args.windows, rows); });
+  const int64_t blocks = divide_up(height, rows), cost = rows * args.windows[0].width * (taps + 8) / 8;
+  const size_t bytes = kernel.planes_classes_scratch(args.windows, rows) * sizeof(Acc<T>);
+  parallel_for_cost(planes * blocks, cost, [&](int64_t begin, int64_t end) {
+    auto* scratch = static_cast<Acc<T>*>(thread_scratch(kConvScratchSlot, bytes));
+    while (begin < end) {
+      const int64_t block = begin / planes, plane = begin % planes, count = std::min(planes - plane, end - begin);
+      kernel.planes_classes(args, plane, plane + count, block * rows, std::min(height, (block + 1) * rows), scratch);
+      begin += count;
+    }
+  });
+}
+
 // dx of [N, filters, H, W]: one plane per filter; the caller sums those of one channel.
 template <typename T>
 void depthwise_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight_in, const Tensor& dx) {
@@ -147,6 +182,9 @@ void depthwise_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tens
                        {}});
   }
   if (last) return run_last(classes);
+  if (has_column_pairs(shape)) {
+    return run_planes_classes(classes, images_of(dx, mutable_data<T>(dx), shape.format));
+  }
   for (const auto& args : classes) run_planes(args);
 }
 

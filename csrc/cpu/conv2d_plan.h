@@ -70,11 +70,11 @@ inline bool prefers_channels_last(const Conv2dShape& shape, ConvPass pass) {
 }
 
 // Large windows share more of what they load across channels than along rows, and the data gradient of strides writes
-// neighbouring channels, not every second pixel of a plane.
+// neighbouring channels, not every third pixel of a plane (of stride 2 whole lines: kernels/depthwise_planes.h).
 inline bool depthwise_prefers_last(const Conv2dShape& shape, ConvPass pass) {
   constexpr int64_t kLargeWindow = 49, kVector = 16;
-  return shape.channels >= kVector &&
-         (shape.kernel[0] * shape.kernel[1] >= kLargeWindow || (pass != ConvPass::kForward && shape.stride[1] > 1));
+  const bool skips = pass == ConvPass::kInputGrad && shape.stride[1] > 1 && !has_column_pairs(shape);
+  return shape.channels >= kVector && (shape.kernel[0] * shape.kernel[1] >= kLargeWindow || skips);
 }
 
 // What is computed as channels_last writes planes as it leaves the cache, but for data gradients of strides: every

@@ -87,6 +87,17 @@ struct ConvDepthwiseGradArgs {
   Acc<T>* sums;  // [taps][channel in the group][channels] for channels_last, [channels][taps] for planes
 };
 
+// The data gradient of stride 2 in planes whose x_stride is 1: pixels (2 y + i, 2 x + j) of `out` are those of window
+// and weights 2 i + j, of as many channels as there are filters.
+template <typename T>
+struct ConvDepthwiseClasses {
+  ConvImages<const T> grad;
+  ConvImages<T> out;
+  ConvWindow windows[4];
+  int64_t images, channels;
+  const Acc<T>* weights[4];  // [channels][taps]
+};
+
 // Blocks of the product: a block of patches (pixels x k) and of output stay in L2 (1 MB; 32-bit: 122 KB + 112 KB), one
 // panel of weights (k x 32 columns: 32 KB) in L1 or close by.
 constexpr int64_t kConvBlockColumns = 128;
@@ -153,6 +164,9 @@ struct DepthwiseKernels {
   int64_t (*planes_scratch)(const ConvWindow&, int64_t rows);  // elements
   void (*planes)(const ConvDepthwiseArgs<T>&, int64_t plane_begin, int64_t plane_end, int64_t row_begin,
                  int64_t row_end, Acc<T>* scratch);
+  int64_t (*planes_classes_scratch)(const ConvWindow*, int64_t rows);
+  void (*planes_classes)(const ConvDepthwiseClasses<T>&, int64_t plane_begin, int64_t plane_end, int64_t row_begin,
+                         int64_t row_end, Acc<T>* scratch);  // rows of a class
   void (*planes_weight_grad)(const ConvDepthwiseGradArgs<T>&, int64_t channel_begin, int64_t channel_end,
                              int64_t rows_per_block, Acc<T>* scratch);
 };

@@ -18,6 +18,16 @@ inline TILEWRIGHT_INLINE void choose(bool flag, const Body& body) {
   body(Flag<false>{});
 }
 
+// Asks for kCount lines that lie `stride` elements apart, none of which has to be there: nothing is read. Into L2,
+// because L1 would have dropped what is asked for a row of an image ahead (depthwise, Zen 4: 1.5x the speed, into
+// L1 1.0x).
+template <int kCount, typename T>
+inline TILEWRIGHT_INLINE void prefetch_lines(const T* p, int64_t stride) {
+  constexpr int kRead = 0, kIntoL2 = 2;
+#pragma GCC unroll 16
+  for (int i = 0; i < kCount; ++i) __builtin_prefetch(p + i * stride, kRead, kIntoL2);
+}
+
 // May lines of `length` elements, one behind the other from p on, be written by stream()?
 template <typename T>
 inline bool can_stream(const T* p, int64_t length) {
