@@ -36,27 +36,35 @@ struct RunStretch {
   int64_t run, offset, count, length;
 };
 
-// c[row][f] (+)= sum over the stretch of table[run][row][element] * weight[k][f].
+// c[row][f] (+)= sum over the stretch of table[run][row][element] * weight[k][f]. A run that lies outside of the image
+// for all rows is left out (3x3 of dilation 12 on 33x33 pixels: half of them).
 template <typename A, int kRows, int kVectors>
-void conv_rows_tile(const RunStretch& stretch, const A* const* table, int64_t table_row, int64_t group_offset,
-                    const A* weight, A* c, int64_t c_row, int64_t n, bool accumulate) {
+void conv_rows_tile(const RunStretch& stretch, const A* const* table, int64_t table_row, const A* zeros,
+                    int64_t group_offset, const A* weight, A* c, int64_t c_row, int64_t n, bool accumulate) {
   TileSums<A, kRows, kVectors> sums;
   int64_t offset = stretch.offset;
   table += stretch.run * table_row;
   for (int64_t left = stretch.count; left > 0; table += table_row, offset = 0) {
     const int64_t count = smaller(stretch.length - offset, left);
+    left -= count;
+    bool outside = true;
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) outside &= table[i] == zeros;
+    if (outside) {
+      weight += count * kVectors * kLanes<A>;
+      continue;
+    }
     const A* rows[kRows];
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) rows[i] = table[i] + group_offset + offset;
     for (int64_t k = 0; k < count; ++k, weight += kVectors * kLanes<A>) sums.add_rows(rows, k, weight);
-    left -= count;
   }
   sums.store_to(c, c_row, n, TileEnd<A>{accumulate});
 }
 
 template <typename A>
-using ConvRowsTile = void (*)(const RunStretch&, const A* const*, int64_t, int64_t, const A*, A*, int64_t, int64_t,
-                              bool);
+using ConvRowsTile = void (*)(const RunStretch&, const A* const*, int64_t, const A*, int64_t, const A*, A*, int64_t,
+                              int64_t, bool);
 template <typename A, int kVectors, int kRows = kRowTileRows<kVectors>>
 inline ConvRowsTile<A> conv_rows_tile_for(int64_t rows) {
   if constexpr (kRows == 1) {
@@ -176,8 +184,8 @@ void conv_rows_panel(const ConvRowsArgs<T>& args, const RowRuns& runs, const Row
     const RunStretch stretch{run, k - run * runs.length, count, runs.length};
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t row = pixels * t / tiles, rows = pixels * (t + 1) / tiles - row;
-      conv_rows_tile_for<A, kVectors>(rows)(stretch, table.at + row, pixels, group * args.channels, weight + k * kWidth,
-                                            block + row * block_row, block_row, filters, b > 0);
+      conv_rows_tile_for<A, kVectors>(rows)(stretch, table.at + row, pixels, table.zeros, group * args.channels,
+                                            weight + k * kWidth, block + row * block_row, block_row, filters, b > 0);
     }
   }
   if (direct && args.epilogue.empty()) return;
