@@ -34,6 +34,7 @@ def test_conv2d_act(isa, memory_format, activation, with_residual):
         "7x7 images",
         "minimal filtering, tails",
         "minimal filtering in groups, few tiles",
+        "minimal filtering, dilations 2 and 3",
         "three parts, dilated",
         "three parts, 1x1",
         "three parts, patches that do not overlap",

@@ -5,6 +5,7 @@
 #include <atomic>
 
 #include "cpu/conv2d_winograd_plan.h"
+#include "cpu/conv2d_winograd_residues.h"
 #include "cpu/conv2d_winograd_split.h"
 
 namespace tilewright {
@@ -62,6 +63,16 @@ struct WinogradConv {
     conv.out.data += place;
     conv.weights += group * points() * weights_point();
     if (epilogue.bias != nullptr) conv.epilogue.bias += first;
+    if (epilogue.residual != nullptr) conv.epilogue.residual += place;
+    if (epilogue.pre != nullptr) conv.epilogue.pre += place;
+    return conv;
+  }
+  WinogradConv at_residue(const PlainWindow& plain) const {
+    WinogradConv conv = *this;
+    conv.in = plain.sources(in);
+    conv.out = plain.results(out);
+    conv.window = plain.window;
+    const int64_t place = conv.out.data - out.data;
     if (epilogue.residual != nullptr) conv.epilogue.residual += place;
     if (epilogue.pre != nullptr) conv.epilogue.pre += place;
     return conv;
@@ -212,11 +223,13 @@ bool run_winograd_groups(WinogradConv<T> conv, int64_t groups, const WeightLayou
       transform_conv_weights(layout, weights, group_stride, groups, conv.channels, conv.form, options);
   conv.weights = const_data<Acc<T>>(transformed);
   constexpr int64_t kCachedWeights = 300 * 1000;  // elements
-  if (!conv.splits && conv.points() * conv.channels * conv.filters <= kCachedWeights) {
-    return run_winograd_blocks(conv, groups);
-  }
-  for (int64_t group = 0; group < groups; ++group) {
-    if (!run_winograd_steps(conv.at_group(group))) return false;
+  const bool in_blocks = !conv.splits && conv.points() * conv.channels * conv.filters <= kCachedWeights;
+  for (const PlainWindow& plain : plain_windows(conv.window)) {
+    const WinogradConv<T> part = conv.at_residue(plain);
+    if (in_blocks && !run_winograd_blocks(part, groups)) return false;
+    for (int64_t group = 0; !in_blocks && group < groups; ++group) {
+      if (!run_winograd_steps(part.at_group(group))) return false;
+    }
   }
   return true;
 }
@@ -235,7 +248,7 @@ bool run_winograd(WinogradConv<T> conv, int64_t groups, const WeightLayout& layo
 template <typename T>
 bool winograd_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& weight, bool weight_last,
                       const ConvEpilogue<T>& epilogue, const Tensor& output) {
-  const WinogradForm form = winograd_form(shape, shape.out[0], shape.out[1]);
+  const WinogradForm form = winograd_form(shape, ConvPass::kForward);
   const WinogradConv<T> conv{images_of(x, const_data<T>(x), shape.format),
                              images_of(output, mutable_data<T>(output), shape.format),
                              forward_window(shape),
@@ -254,7 +267,7 @@ bool winograd_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& w
 template <typename T>
 bool winograd_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight, bool weight_last,
                          const Tensor& dx) {
-  const WinogradForm form = winograd_form(shape, shape.height, shape.width);
+  const WinogradForm form = winograd_form(shape, ConvPass::kInputGrad);
   const GradientClass part = gradient_classes(shape).front();  // stride 1 has no other
   const WinogradConv<T> conv{images_of(dy, const_data<T>(dy), shape.format),
                              images_of(dx, mutable_data<T>(dx), shape.format),

@@ -4,7 +4,7 @@
 #include <ATen/Context.h>
 #include <c10/util/env.h>
 
-#include "cpu/conv2d_windows.h"
+#include "cpu/conv2d_split_scale.h"
 
 namespace tilewright {
 
@@ -69,25 +69,30 @@ inline bool winograd_is_allowed() {
 inline bool winograd_suits(const Conv2dShape& shape, at::ScalarType dtype, ConvPass pass) {
   constexpr int64_t kFewestTiles = 96, kFewestTilesOf5x5 = 400, kFewestChannels = 16, kFewestOfGroups = 32;
   const int64_t taps = shape.kernel[0];
-  const bool fits = (taps == 3 || taps == 5) && shape.kernel[1] == taps && shape.stride[0] == 1 &&
-                    shape.stride[1] == 1 && shape.dilation[0] == 1 && shape.dilation[1] == 1;
+  const bool fits = (taps == 3 || taps == 5) && shape.kernel[1] == taps && shape.stride[0] == 1 && shape.stride[1] == 1;
   // Small groups of channels_last images are computed as rows in less time.
   const bool rows = shape.groups > 1 && shape.format == at::MemoryFormat::ChannelsLast && taps == 3;
+  // Dilated ones are cut into residues (conv2d_winograd_residues.h). Of those the parts of bfloat16 are measured.
+  const bool dilated = shape.dilation[0] > 1 || shape.dilation[1] > 1;
+  if (dilated && (dtype != at::kFloat || shape.groups > 1 || split_is_allowed())) return false;
   if (!fits || dtype == at::kDouble || !winograd_is_allowed() ||
       std::min(shape.channels, shape.filters) / shape.groups < (rows ? kFewestOfGroups : kFewestChannels)) {
     return false;
   }
-  const int64_t tiles = divide_up(shape.out[0], 2) * divide_up(shape.out[1], 2);
+  const int64_t height = divide_up(shape.out[0], shape.dilation[0]), width = divide_up(shape.out[1], shape.dilation[1]);
+  const int64_t tiles = divide_up(height, 2) * divide_up(width, 2);
   const bool inexact = taps == 5 && pass == ConvPass::kWeightGrad;
-  return tiles * shape.images >= (inexact ? kFewestTilesOf5x5 : kFewestTiles) &&
-         tiles * 4 * 2 <= shape.out[0] * shape.out[1] * 3;
+  return tiles * shape.images >= (inexact ? kFewestTilesOf5x5 : kFewestTiles) && tiles * 4 * 2 <= height * width * 3;
 }
 
-// The form of the fewest multiplications for a result of height x width pixels. A transformed weight, written and read
-// once, costs as much as kWeight of them (measured where the forms meet: 8x512x7x7).
-inline WinogradForm winograd_form(const Conv2dShape& shape, int64_t height, int64_t width) {
+// The form of the fewest multiplications for a pass's result, or the part of one residue. A transformed weight, written
+// and read once, costs as much as kWeight of them (measured where the forms meet: 8x512x7x7).
+inline WinogradForm winograd_form(const Conv2dShape& shape, ConvPass pass) {
   constexpr int64_t kWeight = 60;
   constexpr WinogradForm small{2, 3}, large{4, 3};
+  const bool writes_input = pass == ConvPass::kInputGrad;
+  const int64_t height = divide_up(writes_input ? shape.height : shape.out[0], shape.dilation[0]);
+  const int64_t width = divide_up(writes_input ? shape.width : shape.out[1], shape.dilation[1]);
   if (shape.kernel[0] == 5) return {2, 5};
   if (shape.groups > 1) return small;  // native is more exact there: the large form reached 8.6 times its error
   const auto cost = [&](const WinogradForm& form) {

@@ -24,6 +24,13 @@ struct WinogradWeightGrad {
     args.sums += group * chunks * points() * matrix();
     return args;
   }
+  WinogradWeightGrad at_residue(const PlainWindow& plain) const {
+    WinogradWeightGrad args = *this;
+    args.in = plain.sources(in);
+    args.grad = plain.results(grad);
+    args.window = plain.window;
+    return args;
+  }
   int64_t points() const { return form.points(); }
   int64_t matrix() const { return channels * stride; }
   int64_t tile_row() const { return spread(channels); }
@@ -50,7 +57,8 @@ struct WinogradWeightGrad {
 
 // Sums that stay in cache: every chunk of blocks has its own, and one core takes a block through all steps.
 template <typename T>
-void weight_grad_in_blocks(const WinogradWeightGrad<T>& first, int64_t groups, const WinogradCut& cut) {
+void weight_grad_in_blocks(const WinogradWeightGrad<T>& first, int64_t groups, const WinogradCut& cut,
+                           bool accumulate) {
   using A = Acc<T>;
   const auto& steps = winograd_tiles<T>(first.form);
   const int64_t most = cut.largest().tiles(), points = first.points(), tile_point = spread(most * first.tile_row());
@@ -67,8 +75,8 @@ void weight_grad_in_blocks(const WinogradWeightGrad<T>& first, int64_t groups, c
         steps.read_tiles(args.in, args.window, args.channels, block, {tiles, tile_point, args.tile_row()}, scratch);
         steps.read_gradients(args.grad, args.filters, block, 0, block.tiles(), gradients, scratch);
         kernels<T>().winograd.multiply(
-            args.product(tiles, tile_point, gradients, block.tiles(), 0, args.stride, chunk, /*accumulate=*/i > from),
-            0, points);
+            args.product(tiles, tile_point, gradients, block.tiles(), 0, args.stride, chunk, accumulate || i > from), 0,
+            points);
       }
     }
   });
@@ -76,7 +84,7 @@ void weight_grad_in_blocks(const WinogradWeightGrad<T>& first, int64_t groups, c
 
 // Sums beyond the cache: all threads take a stretch of tiles through one step after the other.
 template <typename T>
-void weight_grad_in_steps(const WinogradWeightGrad<T>& args, const WinogradCut& cut) {
+void weight_grad_in_steps(const WinogradWeightGrad<T>& args, const WinogradCut& cut, bool accumulate) {
   using A = Acc<T>;
   const auto& steps = winograd_tiles<T>(args.form);
   const WinogradSteps sizes(args.splits);
@@ -98,7 +106,7 @@ void weight_grad_in_steps(const WinogradWeightGrad<T>& args, const WinogradCut& 
       for (int64_t i = begin; i < end; ++i) {
         const int64_t point = i / filters.pieces, piece = i % filters.pieces;
         multiply_winograd<T>(args.product(tiles, tile_point, gradients, stretch.tiles, filters.at(piece),
-                                          filters.at(piece + 1), 0, /*accumulate=*/stretch.begin > 0),
+                                          filters.at(piece + 1), 0, accumulate || stretch.begin > 0),
                              point, point + 1, args.splits);
       }
     });
@@ -115,7 +123,11 @@ bool run_winograd_weight_grad(const Conv2dShape& shape, const WinogradForm& form
   const int64_t width = kernels<T>().conv2d.panel, stride = divide_up(F, width) * width;
   const int64_t points = form.points(), taps = form.taps * form.taps, wanted = divide_up(kChunks, groups);
   const int64_t target = points * C * F <= kCachedSums / 2 ? 2 * kWinogradFewestTiles : kWinogradFewestTiles;
-  const WinogradCut cut(shape.out[0], shape.out[1], shape.images, form.pixels, target);
+  const std::vector<PlainWindow> windows = plain_windows(forward_window(shape));
+  const auto cut_of = [&](const PlainWindow& plain) {
+    return WinogradCut(plain.window.height, plain.window.width, shape.images, form.pixels, target);
+  };
+  const WinogradCut cut = cut_of(windows.front());
   const bool in_blocks = !splits && points * C * F <= kCachedSums &&
                          cut.rows * cut.cols >= wanted * kFewestChunkTiles && cut.count() >= wanted;
   const int64_t chunks = in_blocks ? wanted : 1;
@@ -132,8 +144,14 @@ bool run_winograd_weight_grad(const Conv2dShape& shape, const WinogradForm& form
                                    splits,
                                    chunks,
                                    mutable_data<A>(sums)};
-  if (in_blocks) weight_grad_in_blocks(args, groups, cut);
-  for (int64_t group = 0; group < groups && !in_blocks; ++group) weight_grad_in_steps(args.at_group(group), cut);
+  for (size_t i = 0; i < windows.size(); ++i) {
+    const WinogradWeightGrad<T> part = args.at_residue(windows[i]);
+    const WinogradCut part_cut = cut_of(windows[i]);
+    if (in_blocks) weight_grad_in_blocks(part, groups, part_cut, /*accumulate=*/i > 0);
+    for (int64_t group = 0; group < groups && !in_blocks; ++group) {
+      weight_grad_in_steps(part.at_group(group), part_cut, /*accumulate=*/i > 0);
+    }
+  }
   const Tensor reduced = scratch_tensor({groups, taps, C, stride}, options);
   A* out = mutable_data<A>(reduced);
   std::atomic<bool> finite{true};
@@ -159,7 +177,7 @@ bool run_winograd_weight_grad(const Conv2dShape& shape, const WinogradForm& form
 
 template <typename T>
 bool winograd_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& dweight) {
-  const WinogradForm form = winograd_form(shape, shape.out[0], shape.out[1]);
+  const WinogradForm form = winograd_form(shape, ConvPass::kWeightGrad);
   const bool splits = winograd_splits<T>(form.weights(shape), x, dy);
   if (!run_winograd_weight_grad<T>(shape, form, dy, x, dweight, splits)) return false;
   return !splits || is_sound<T>(dweight) || run_winograd_weight_grad<T>(shape, form, dy, x, dweight, /*splits=*/false);
