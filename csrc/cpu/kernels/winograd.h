@@ -61,12 +61,23 @@ inline void for_each_tile(const ConvImages<const T>& images, int64_t height, int
   });
 }
 
+// Asks for the pixels of the next tile of channels_last images that are not this one's: `next` elements further.
+template <int kPixels, int kSide, typename S>
+inline TILEWRIGHT_INLINE void prefetch_tile(const S* const* at, int64_t next, int64_t c) {
+#pragma GCC unroll 4
+  for (int i = kSide - kPixels; i < kSide; ++i) {
+#pragma GCC unroll 4
+    for (int j = kSide - kPixels; j < kSide; ++j) prefetch_lines<1>(at[i * kSide + j] + next + c, 0);
+  }
+}
+
 // The transform of tiles whose positions at[i * points + j] are S, a storage type or the accumulator.
 template <typename A, int kPixels, int kTaps, typename S>
-inline void read_tile(const S* const* at, int64_t channels, A* out, int64_t point_stride) {
+inline void read_tile(const S* const* at, int64_t next, int64_t channels, A* out, int64_t point_stride) {
   using F = Filtering<kPixels, kTaps>;
   constexpr int kPoints = F::kPoints;
   for_each_vector<A>(channels, [&](int64_t c, int64_t n) TILEWRIGHT_INLINE {
+    if (next != 0) prefetch_tile<kPixels, kPoints>(at, next, c);
     transform_both_ways<A, kPoints, kPoints>(
         [](const Vec<A>(&d)[kPoints], Vec<A>(&v)[kPoints]) TILEWRIGHT_INLINE { F::template input<A>(d, v); },
         [&](int i, int j) TILEWRIGHT_INLINE { return load(at[i * kPoints + j] + c, n); },
@@ -80,13 +91,14 @@ void winograd_read_tiles(const ConvImages<const T>& in, const ConvWindow& window
   for_each_tile<kPixels, Filtering<kPixels, kTaps>::kPoints>(
       in, window.height, window.first_y, window.first_x, channels, block, scratch,
       [&](int64_t tile, const auto* const* at) {
-        read_tile<Acc<T>, kPixels, kTaps>(at, channels, out.data + tile * out.row_stride, out.point_stride);
+        read_tile<Acc<T>, kPixels, kTaps>(at, in.c_stride == 1 ? kPixels * in.x_stride : 0, channels,
+                                          out.data + tile * out.row_stride, out.point_stride);
       });
 }
 
 // The same of gradients, at[i * kPixels + j] being pixels of dy, to panels.
 template <typename A, int kPixels, int kTaps, typename S>
-inline void read_gradient_tile(const S* const* at, int64_t filters, A* out, int64_t panel_stride,
+inline void read_gradient_tile(const S* const* at, int64_t next, int64_t filters, A* out, int64_t panel_stride,
                                int64_t point_stride) {
   using F = Filtering<kPixels, kTaps>;
   constexpr int kPoints = F::kPoints;
@@ -95,6 +107,7 @@ inline void read_gradient_tile(const S* const* at, int64_t filters, A* out, int6
     for (int64_t v = 0; v < kTileCols<A>; v += kLanes<A>) {
       A* to = out + f / kTileCols<A> * panel_stride + v;
       const int64_t n = larger(0, smaller(filters - f - v, kLanes<A>));
+      if (next != 0) prefetch_tile<kPixels, kPixels>(at, next, f + v);
       transform_both_ways<A, kPixels, kPoints>(
           [](const Vec<A>(&dy)[kPixels], Vec<A>(&u)[kPoints]) TILEWRIGHT_INLINE { F::template gradient<A>(dy, u); },
           [&](int i, int j) TILEWRIGHT_INLINE { return load(at[i * kPixels + j] + (n > 0 ? f + v : 0), n); },
@@ -111,8 +124,8 @@ void winograd_read_gradients(const ConvImages<const T>& grad, int64_t filters, c
   const int64_t point_stride = (filters + kTileCols<A> - 1) / kTileCols<A> * panel_stride;
   for_each_tile<kPixels, kPixels>(
       grad, grad.height, 0, 0, filters, block, scratch, [&](int64_t tile, const auto* const* at) {
-        read_gradient_tile<A, kPixels, kTaps>(at, filters, panels + (first_tile + tile) * kTileCols<A>, panel_stride,
-                                              point_stride);
+        read_gradient_tile<A, kPixels, kTaps>(at, grad.c_stride == 1 ? kPixels * grad.x_stride : 0, filters,
+                                              panels + (first_tile + tile) * kTileCols<A>, panel_stride, point_stride);
       });
 }
 
@@ -165,6 +178,8 @@ bool winograd_write_last(const WinogradMatrices<const Acc<T>>& in, const ConvIma
         const int64_t place =
             tiles.image * out.n_stride + kPixels * (row * out.y_stride + col * out.x_stride) + filter_begin;
         for_each_vector<A>(filters, [&](int64_t f, int64_t n) TILEWRIGHT_INLINE {
+          const T* next = out.data + place + kPixels * out.x_stride + f;
+          for (int i = 0; i < kPixels; ++i) prefetch_lines<kPixels>(next + i * out.y_stride, out.x_stride);
           const Vec<A> bias = epilogue.bias != nullptr ? load(epilogue.bias + filter_begin + f, n) : Vec<A>{};
           output_of_tile<A, kPixels, kTaps>(in, tile, f, n, [&](int i, int j, Vec<A> y) TILEWRIGHT_INLINE {
             if (i >= height || j >= width) return;

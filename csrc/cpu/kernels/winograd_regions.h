@@ -17,6 +17,10 @@ struct Region {
   int64_t y, x, height, width, pixel;
 };
 
+// Planes are as many streams, more than processors follow by themselves: their lines are asked for two vectors of
+// pixels ahead (Zen 4, 8x64x56x56: 2.0 -> 2.5x of native; four vectors ahead 2.4x).
+constexpr int64_t kPixelsAhead = 32;
+
 constexpr int64_t kRegionUnit = 16;  // whole vectors of any ISA
 
 inline int64_t padded_channels(int64_t channels) { return (channels + kRegionUnit - 1) / kRegionUnit * kRegionUnit; }
@@ -78,6 +82,7 @@ void read_region(const ConvImages<const T>& in, const T* image, int64_t channels
                          [&](int64_t offset, int64_t count, const PixelPlaces<kStep>& places) {
                            for (int64_t c = 0; c < channels; c += kStep) {
                              const T* from = image + c * in.c_stride + offset;
+                             prefetch_lines<kStep>(from + kPixelsAhead, in.c_stride);
                              Vec<A> block[kLanes<A>];
                              for (int64_t j = 0; j < kStep; ++j) {
                                block[j] = c + j >= channels ? Vec<A>{}
@@ -100,10 +105,12 @@ void write_region(const Region& region, const Acc<T>* sums, const ConvImages<T>&
   for_each_pixels<kStep>(out, region, region.y, region.y + region.height, region.x, region.x + region.width,
                          [&](int64_t offset, int64_t count, const PixelPlaces<kStep>& places) {
                            for (int64_t f = 0; f < filters; f += kStep) {
+                             const int64_t place = plane + offset + f * out.c_stride;
+                             prefetch_lines<kStep>(out.data + place + kPixelsAhead, out.c_stride);
                              finish_transposed<T>(
                                  epilogue, [&](int64_t i) TILEWRIGHT_INLINE { return sums + places.at[i] + f; }, count,
-                                 smaller(kStep, filters - f), bias != nullptr ? bias + f : nullptr,
-                                 plane + offset + f * out.c_stride, out.data, out.c_stride);
+                                 smaller(kStep, filters - f), bias != nullptr ? bias + f : nullptr, place, out.data,
+                                 out.c_stride);
                            }
                          });
 }
