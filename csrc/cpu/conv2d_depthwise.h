@@ -133,6 +133,7 @@ void depthwise_forward(const Conv2dShape& shape, const Tensor& x_in, const Tenso
 // The four classes of stride 2, where each has pixels and taps.
 template <typename T>
 void run_planes_classes(const std::vector<ConvDepthwiseArgs<T>>& classes, const ConvImages<T>& dx) {
+  TORCH_INTERNAL_ASSERT(classes.size() == 4, "conv2d_backward: ", classes.size(), " classes of pixels, expected 4");
   ConvDepthwiseClasses<T> args{classes[0].in, dx, {}, classes[0].images, classes[0].channels, {}};
   int64_t taps = 0;
   for (int i = 0; i < 4; ++i) {

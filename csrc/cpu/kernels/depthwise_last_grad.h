@@ -30,14 +30,17 @@ void depthwise_last_grad_row(const ConvDepthwiseGradArgs<T>& args, const GradTap
                              int64_t inner_begin, int64_t inner_end) {
   using A = Acc<T>;
   const int64_t x_step = args.window.stride_x * args.in.x_stride, dy_step = args.grad.x_stride;
+  const bool asks_ahead = reads_all_rows(args.window);
   for_each_vector<A>(args.channels, [&](int64_t c, int64_t n) TILEWRIGHT_INLINE {
     for (int64_t g = 0; g < kGroup; ++g) {
       Vec<A> sum[kTaps] = {};
       for (int64_t x = inner_begin; x < inner_end; ++x) {
-        prefetch_lines<1>(dy + args.grad.y_stride + x * dy_step + c, dy_step);
-        for (int64_t i = 0; i < args.window.stride_y; ++i) {
-          const T* row = below + i * args.in.y_stride + x * x_step + c;
-          for (int64_t j = 0; j < args.window.stride_x; ++j) prefetch_lines<1>(row + j * args.in.x_stride, x_step);
+        if (asks_ahead) {
+          prefetch_lines<1>(dy + args.grad.y_stride + x * dy_step + c, dy_step);
+          for (int64_t i = 0; i < args.window.stride_y; ++i) {
+            const T* row = below + i * args.in.y_stride + x * x_step + c;
+            for (int64_t j = 0; j < args.window.stride_x; ++j) prefetch_lines<1>(row + j * args.in.x_stride, x_step);
+          }
         }
         const Vec<A> d = load(dy + x * dy_step + c, n);
 #pragma GCC unroll 9

@@ -93,15 +93,21 @@ inline ConvWindow window_of_classes(const ConvWindow* classes) {
   return all;
 }
 
+inline int64_t most_taps(const ConvWindow* classes) {
+  int64_t most = 0;
+  for (int i = 0; i < 4; ++i) most = larger(most, classes[i].rows * classes[i].cols);
+  return most;
+}
+
 // The taps' offsets, phases, two flat outputs; the last three with room for the last block of vectors.
 template <typename A>
 struct ClassesScratch {
   static constexpr int64_t kSlack = kFlatVectors * kLanes<A>;
   PhaseLayout layout;
   int64_t offsets, phases, flat, size;
-  ClassesScratch(const ConvWindow& all, int64_t rows)
+  ClassesScratch(const ConvWindow& all, int64_t most_taps, int64_t rows)
       : layout(all, rows),
-        offsets((all.rows * all.cols + 15) / 16 * 16),  // lines, though a class has no more taps than this
+        offsets((most_taps + 15) / 16 * 16),  // whole lines for each class
         phases(4 * offsets),
         flat((layout.size + kSlack + 15) / 16 * 16),
         size(phases + flat + 2 * (rows * layout.pitch + kSlack)) {}
@@ -109,7 +115,7 @@ struct ClassesScratch {
 
 template <typename A>
 int64_t depthwise_classes_scratch(const ConvWindow* classes, int64_t rows) {
-  return ClassesScratch<A>(window_of_classes(classes), rows).size;
+  return ClassesScratch<A>(window_of_classes(classes), most_taps(classes), rows).size;
 }
 
 // out[2 x], out[2 x + 1] = even[x], odd[x], `width` elements in all.
@@ -134,7 +140,7 @@ void depthwise_planes_classes(const ConvDepthwiseClasses<T>& args, int64_t plane
                               int64_t row_begin, int64_t row_end, Acc<T>* memory) {
   using A = Acc<T>;
   const ConvWindow all = window_of_classes(args.windows);
-  const ClassesScratch<A> scratch(all, row_end - row_begin);
+  const ClassesScratch<A> scratch(all, most_taps(args.windows), row_end - row_begin);
   const int64_t pitch = scratch.layout.pitch;
   int32_t* offsets = reinterpret_cast<int32_t*>(memory);
   A* phases = memory + scratch.phases;
