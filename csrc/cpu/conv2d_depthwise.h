@@ -21,8 +21,7 @@ inline bool has_column_pairs(const Conv2dShape& shape) {
 inline bool is_small_groups(const Conv2dShape& shape, at::ScalarType dtype) {
   const int64_t group = shape.channels / shape.groups;
   const bool fits = dtype == at::kFloat && shape.groups > 1 && shape.filters == shape.channels &&
-                    shape.kernel[1] <= kMostGroupCols && shape.stride[1] <= kMostGroupStride &&
-                    shape.dilation[0] == 1 && shape.dilation[1] == 1;
+                    shape.kernel[1] <= kMostGroupCols && shape.stride[1] <= kMostGroupStride && !is_dilated(shape);
   return fits && (group == 4 || group == 8) && group <= kernels<float>().conv2d.row_lanes;
 }
 

@@ -100,8 +100,7 @@ inline ConvPlan choose_plan(const Conv2dShape& shape, at::ScalarType dtype, Conv
   if (multiplies_pairs(dtype)) return in(ConvWay::kPairs, kLast);
   if (shape.format == kLast && is_small_groups(shape, dtype)) return in(ConvWay::kDepthwise, kLast);
   // The pixels of a residue are no neighbours in a plane.
-  const bool dilated = shape.dilation[0] > 1 || shape.dilation[1] > 1;
-  if (filters_minimally) return in(ConvWay::kWinograd, dilated ? kLast : shape.format);
+  if (filters_minimally) return in(ConvWay::kWinograd, is_dilated(shape) ? kLast : shape.format);
   if (prefers_planes(shape, pass)) return in(ConvWay::kDense, kPlanes);
   if (!prefers_channels_last(shape, pass)) return in(ConvWay::kDense, shape.format);
   return {ConvWay::kDense, kLast, written};

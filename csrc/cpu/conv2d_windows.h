@@ -12,6 +12,8 @@ namespace tilewright {
 
 enum class ConvPass { kForward, kInputGrad, kWeightGrad };
 
+inline bool is_dilated(const Conv2dShape& shape) { return shape.dilation[0] > 1 || shape.dilation[1] > 1; }
+
 inline ConvWindow forward_window(const Conv2dShape& shape) {
   return {shape.out[0],    shape.out[1],      shape.stride[0],   shape.stride[1],   shape.kernel[0],
           shape.kernel[1], -shape.padding[0], -shape.padding[1], shape.dilation[0], shape.dilation[1]};
@@ -66,10 +68,13 @@ ConvImages<T> images_of(const Tensor& tensor, T* data, at::MemoryFormat format) 
   return {data, tensor.size(2), tensor.size(3), tensor.stride(0), c_stride, tensor.stride(2), tensor.stride(3)};
 }
 
-// Every second, third ... pixel from (y, x) on.
+// Every second, third ... pixel from (y, x) on; none where that lies behind the last.
 template <typename T>
 ConvImages<T> every_nth(ConvImages<T> images, int64_t y, int64_t x, int64_t step_y, int64_t step_x) {
-  images.data += y * images.y_stride + x * images.x_stride;
+  const bool any = y < images.height && x < images.width;
+  if (any) images.data += y * images.y_stride + x * images.x_stride;
+  images.height = any ? divide_up(images.height - y, step_y) : 0;
+  images.width = any ? divide_up(images.width - x, step_x) : 0;
   images.y_stride *= step_y;
   images.x_stride *= step_x;
   return images;
@@ -79,11 +84,7 @@ ConvImages<T> every_nth(ConvImages<T> images, int64_t y, int64_t x, int64_t step
 template <typename T>
 ConvImages<T> images_of_class(const Conv2dShape& shape, const GradientClass& part, const Tensor& dx, T* data,
                               at::MemoryFormat format) {
-  ConvImages<T> images =
-      every_nth(images_of(dx, data, format), part.y.residue, part.x.residue, shape.stride[0], shape.stride[1]);
-  images.height = part.y.pixels;
-  images.width = part.x.pixels;
-  return images;
+  return every_nth(images_of(dx, data, format), part.y.residue, part.x.residue, shape.stride[0], shape.stride[1]);
 }
 
 // Rows that follow each other evenly are one long row.

@@ -74,7 +74,7 @@ inline bool winograd_suits(const Conv2dShape& shape, at::ScalarType dtype, ConvP
   const bool rows = shape.groups > 1 && shape.format == at::MemoryFormat::ChannelsLast && taps == 3;
   // Dilated ones are cut into residues (conv2d_winograd_residues.h): with 16 channels 0.5 to 0.9 times as fast as rows.
   // Where parts of bfloat16 are there, those are what was measured.
-  const bool dilated = shape.dilation[0] > 1 || shape.dilation[1] > 1;
+  const bool dilated = is_dilated(shape);
   if (dilated && (dtype != at::kFloat || shape.groups > 1 || split_is_allowed())) return false;
   if (!fits || dtype == at::kDouble || !winograd_is_allowed() ||
       std::min(shape.channels, shape.filters) / shape.groups < (rows || dilated ? kFewestOfOthers : kFewestChannels)) {

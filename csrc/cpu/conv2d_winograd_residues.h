@@ -28,20 +28,11 @@ struct PlainWindow {
 
   template <typename T>
   ConvImages<T> sources(const ConvImages<T>& images) const {
-    return nth(images, y.source, x.source);
+    return every_nth(images, y.source, x.source, step_y, step_x);
   }
   template <typename T>
   ConvImages<T> results(const ConvImages<T>& images) const {
-    return nth(images, y.result, x.result);
-  }
-
- private:
-  template <typename T>
-  ConvImages<T> nth(const ConvImages<T>& images, int64_t row, int64_t col) const {
-    ConvImages<T> part = every_nth(images, row, col, step_y, step_x);
-    part.height = divide_up(std::max<int64_t>(0, images.height - row), step_y);
-    part.width = divide_up(std::max<int64_t>(0, images.width - col), step_x);
-    return part;
+    return every_nth(images, y.result, x.result, step_y, step_x);
   }
 };
 // Of stride 1; the first has the most pixels.
