@@ -51,9 +51,7 @@ ConvGemmArgs<T> args_of_group(const ConvGemmArgs<T>& first, int64_t group, const
   ConvGemmArgs<T> args = first;
   args.in.data += group * steps.in;
   args.out.data += group * steps.out;
-  if (args.epilogue.residual != nullptr) args.epilogue.residual += group * steps.out;
-  if (args.epilogue.pre != nullptr) args.epilogue.pre += group * steps.out;
-  if (args.epilogue.bias != nullptr) args.epilogue.bias += group * steps.filters;
+  args.epilogue = args.epilogue.moved(group * steps.out, group * steps.filters);
   args.weight += group * divide_up(first.filters, panel) * panel * K;
   return args;
 }

@@ -62,9 +62,7 @@ struct WinogradConv {
     conv.in.data += group * channels * in.c_stride;
     conv.out.data += place;
     conv.weights += group * points() * weights_point();
-    if (epilogue.bias != nullptr) conv.epilogue.bias += first;
-    if (epilogue.residual != nullptr) conv.epilogue.residual += place;
-    if (epilogue.pre != nullptr) conv.epilogue.pre += place;
+    conv.epilogue = epilogue.moved(place, first);
     return conv;
   }
   WinogradConv at_residue(const PlainWindow& plain) const {
@@ -72,9 +70,7 @@ struct WinogradConv {
     conv.in = plain.sources(in);
     conv.out = plain.results(out);
     conv.window = plain.window;
-    const int64_t place = conv.out.data - out.data;
-    if (epilogue.residual != nullptr) conv.epilogue.residual += place;
-    if (epilogue.pre != nullptr) conv.epilogue.pre += place;
+    conv.epilogue = epilogue.moved(conv.out.data - out.data, 0);
     return conv;
   }
   int64_t points() const { return form.points(); }

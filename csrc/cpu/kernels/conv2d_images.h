@@ -63,6 +63,14 @@ struct ConvEpilogue {
   Activation activation;
   T* pre;  // what the activation is applied to, at out's offsets, or null
   bool empty() const { return bias == nullptr && residual == nullptr && activation == Activation::kNone; }
+  // Of an `out` that begins so many elements, and so many filters, further on.
+  ConvEpilogue moved(int64_t elements, int64_t filters) const {
+    ConvEpilogue to = *this;
+    if (bias != nullptr) to.bias += filters;
+    if (residual != nullptr) to.residual += elements;
+    if (pre != nullptr) to.pre += elements;
+    return to;
+  }
 };
 
 }  // namespace tilewright
