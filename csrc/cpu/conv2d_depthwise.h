@@ -38,26 +38,27 @@ int64_t plane_rows(const ConvWindow& window) {
   return plane_rows(window.height, [&](int64_t rows) { return kernels<T>().depthwise.planes_scratch(window, rows); });
 }
 
-template <typename T>
-Acc<T>* plane_scratch(const ConvWindow& window, int64_t rows) {
-  const int64_t elements = kernels<T>().depthwise.planes_scratch(window, rows);
-  return static_cast<Acc<T>*>(thread_scratch(kConvScratchSlot, elements * sizeof(Acc<T>)));
+// Calls body(first plane, last, first row, last, scratch) for blocks of `rows` rows of planes.
+template <typename A, typename Body>
+void for_each_plane_block(int64_t planes, int64_t height, int64_t rows, int64_t cost, int64_t scratch_elements,
+                          const Body& body) {
+  parallel_for_cost(planes * divide_up(height, rows), cost, [&](int64_t begin, int64_t end) {
+    A* scratch = conv_scratch<A>(scratch_elements);
+    while (begin < end) {
+      const int64_t block = begin / planes, plane = begin % planes, count = std::min(planes - plane, end - begin);
+      body(plane, plane + count, block * rows, std::min(height, (block + 1) * rows), scratch);
+      begin += count;
+    }
+  });
 }
 
 template <typename T>
 void run_planes(const ConvDepthwiseArgs<T>& args) {
   const int64_t planes = args.images * args.channels * args.multiplier, rows = plane_rows<T>(args.window);
-  const int64_t blocks = divide_up(args.window.height, rows);
   const int64_t cost = rows * args.window.width * (args.window.rows * args.window.cols + 4) / 8;
-  parallel_for_cost(planes * blocks, cost, [&](int64_t begin, int64_t end) {
-    Acc<T>* scratch = plane_scratch<T>(args.window, rows);
-    while (begin < end) {
-      const int64_t block = begin / planes, plane = begin % planes, count = std::min(planes - plane, end - begin);
-      kernels<T>().depthwise.planes(args, plane, plane + count, block * rows,
-                                    std::min(args.window.height, (block + 1) * rows), scratch);
-      begin += count;
-    }
-  });
+  const auto& kernel = kernels<T>().depthwise;
+  for_each_plane_block<Acc<T>>(planes, args.window.height, rows, cost, kernel.planes_scratch(args.window, rows),
+                               [&](auto... block) { kernel.planes(args, block...); });
 }
 
 template <typename T>
@@ -144,16 +145,9 @@ void run_planes_classes(const std::vector<ConvDepthwiseArgs<T>>& classes, const 
   const int64_t height = args.windows[0].height, planes = args.images * args.channels;
   const int64_t rows =
       plane_rows(height, [&](int64_t rows) { return kernel.planes_classes_scratch(args.windows, rows); });
-  const int64_t blocks = divide_up(height, rows), cost = rows * args.windows[0].width * (taps + 8) / 8;
-  const size_t bytes = kernel.planes_classes_scratch(args.windows, rows) * sizeof(Acc<T>);
-  parallel_for_cost(planes * blocks, cost, [&](int64_t begin, int64_t end) {
-    auto* scratch = static_cast<Acc<T>*>(thread_scratch(kConvScratchSlot, bytes));
-    while (begin < end) {
-      const int64_t block = begin / planes, plane = begin % planes, count = std::min(planes - plane, end - begin);
-      kernel.planes_classes(args, plane, plane + count, block * rows, std::min(height, (block + 1) * rows), scratch);
-      begin += count;
-    }
-  });
+  const int64_t cost = rows * args.windows[0].width * (taps + 8) / 8;
+  for_each_plane_block<Acc<T>>(planes, height, rows, cost, kernel.planes_classes_scratch(args.windows, rows),
+                               [&](auto... block) { kernel.planes_classes(args, block...); });
 }
 
 // dx of [N, filters, H, W]: one plane per filter; the caller sums those of one channel.
@@ -210,7 +204,8 @@ Tensor depthwise_weight_grad(const Conv2dShape& shape, const Tensor& dy, const T
     args.sums = mutable_data<Acc<T>>(sums);
     const int64_t rows = plane_rows<T>(args.window);
     parallel_for_cost(shape.filters, shape.images * args.window.height * row_cost, [&](int64_t begin, int64_t end) {
-      kernels<T>().depthwise.planes_weight_grad(args, begin, end, rows, plane_scratch<T>(args.window, rows));
+      const auto& kernel = kernels<T>().depthwise;
+      kernel.planes_weight_grad(args, begin, end, rows, conv_scratch<Acc<T>>(kernel.planes_scratch(args.window, rows)));
     });
     return sums;
   }
