@@ -213,6 +213,14 @@ bool run_winograd_steps(const WinogradConv<T>& conv) {
 }
 
 template <typename T>
+bool run_winograd_steps(const WinogradConv<T>& conv, int64_t groups) {
+  for (int64_t group = 0; group < groups; ++group) {
+    if (!run_winograd_steps(conv.at_group(group))) return false;
+  }
+  return true;
+}
+
+template <typename T>
 bool run_winograd_groups(WinogradConv<T> conv, int64_t groups, const WeightLayout& layout, const T* weights,
                          int64_t group_stride, const at::TensorOptions& options) {
   const Tensor transformed =
@@ -222,10 +230,7 @@ bool run_winograd_groups(WinogradConv<T> conv, int64_t groups, const WeightLayou
   const bool in_blocks = !conv.splits && conv.points() * conv.channels * conv.filters <= kCachedWeights;
   for (const PlainWindow& plain : plain_windows(conv.window)) {
     const WinogradConv<T> part = conv.at_residue(plain);
-    if (in_blocks && !run_winograd_blocks(part, groups)) return false;
-    for (int64_t group = 0; !in_blocks && group < groups; ++group) {
-      if (!run_winograd_steps(part.at_group(group))) return false;
-    }
+    if (!(in_blocks ? run_winograd_blocks(part, groups) : run_winograd_steps(part, groups))) return false;
   }
   return true;
 }
