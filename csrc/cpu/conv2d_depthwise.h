@@ -11,7 +11,8 @@ namespace tilewright {
 
 inline bool is_depthwise(const Conv2dShape& shape) { return shape.groups == shape.channels && shape.groups > 1; }
 
-// Whether the data gradient's columns are pairs of an even and an odd one, each with taps (kernels/depthwise_planes.h).
+// Whether the data gradient's columns are pairs of an even and an odd one, each with taps
+// (kernels/depthwise_planes_grad.h).
 inline bool has_column_pairs(const Conv2dShape& shape) {
   return shape.stride[0] == 2 && shape.stride[1] == 2 && shape.dilation[0] % 2 == 1 && shape.dilation[1] % 2 == 1 &&
          shape.kernel[0] > 1 && shape.kernel[1] > 1 && shape.height > 1 && shape.width > 1;

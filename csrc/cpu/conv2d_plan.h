@@ -70,7 +70,7 @@ inline bool prefers_channels_last(const Conv2dShape& shape, ConvPass pass) {
 }
 
 // Large windows share more of what they load across channels than along rows, and the data gradient of strides writes
-// neighbouring channels, not every third pixel of a plane (of stride 2 whole lines: kernels/depthwise_planes.h).
+// neighbouring channels, not every third pixel of a plane (of stride 2 whole lines: kernels/depthwise_planes_grad.h).
 inline bool depthwise_prefers_last(const Conv2dShape& shape, ConvPass pass) {
   constexpr int64_t kLargeWindow = 49, kVector = 16;
   const bool skips = pass == ConvPass::kInputGrad && shape.stride[1] > 1 && !has_column_pairs(shape);

@@ -63,6 +63,9 @@ struct ConvRowsGradArgs {
 // What the kernel for small groups holds in registers: neighbouring taps without dilation, up to every second pixel.
 constexpr int64_t kMostGroupCols = 3, kMostGroupStride = 2;
 
+// Taps of a depthwise weight gradient in one sweep: a 3x3 kernel's; 9 accumulators fit every ISA's registers.
+constexpr int kGradTaps = 9;
+
 // Depthwise: one channel in, one filter, for every group. Weights are [taps][channels] for channels_last and
 // [channels][taps] for planes. channels_last also has groups of as many filters as channels (4 or 8, at most a
 // vector's lanes; float32): weights [taps][channel in the group][filters].

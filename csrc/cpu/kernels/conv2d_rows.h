@@ -37,7 +37,7 @@ struct RunStretch {
 };
 
 // c[row][f] (+)= sum over the stretch of table[run][row][element] * weight[k][f]. A run that lies outside of the image
-// for all rows is left out (3x3 of dilation 12 on 33x33 pixels: half of them).
+// for all rows is left out: dilations near the size of the image read mostly padding.
 template <typename A, int kRows, int kVectors>
 void conv_rows_tile(const RunStretch& stretch, const A* const* table, int64_t table_row, const A* zeros,
                     int64_t group_offset, const A* weight, A* c, int64_t c_row, int64_t n, bool accumulate) {

@@ -5,7 +5,7 @@
 // Data gradients are the same sums over dy with other windows. Weight gradients keep one accumulator per tap.
 #pragma once
 #include "cpu/kernels/depthwise_last_grad.h"
-#include "cpu/kernels/depthwise_planes.h"
+#include "cpu/kernels/depthwise_planes_grad.h"
 
 namespace tilewright {
 namespace {

@@ -36,10 +36,10 @@ void depthwise_last_grad_row(const ConvDepthwiseGradArgs<T>& args, const GradTap
       Vec<A> sum[kTaps] = {};
       for (int64_t x = inner_begin; x < inner_end; ++x) {
         if (asks_ahead) {
-          prefetch_lines<1>(dy + args.grad.y_stride + x * dy_step + c, dy_step);
+          prefetch_line(dy + args.grad.y_stride + x * dy_step + c);
           for (int64_t i = 0; i < args.window.stride_y; ++i) {
             const T* row = below + i * args.in.y_stride + x * x_step + c;
-            for (int64_t j = 0; j < args.window.stride_x; ++j) prefetch_lines<1>(row + j * args.in.x_stride, x_step);
+            for (int64_t j = 0; j < args.window.stride_x; ++j) prefetch_line(row + j * args.in.x_stride);
           }
         }
         const Vec<A> d = load(dy + x * dy_step + c, n);
@@ -64,8 +64,6 @@ void depthwise_last_grad_row(const ConvDepthwiseGradArgs<T>& args, const GradTap
     }
   });
 }
-
-constexpr int kGradTaps = 9;  // a 3x3 kernel in one sweep; 9 accumulators fit every ISA's registers
 
 template <typename T>
 using LastGradRow = void (*)(const ConvDepthwiseGradArgs<T>&, const GradTap<T>*, const T*, const T*, int64_t, int64_t);

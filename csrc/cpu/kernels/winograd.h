@@ -67,7 +67,7 @@ inline TILEWRIGHT_INLINE void prefetch_tile(const S* const* at, int64_t next, in
 #pragma GCC unroll 4
   for (int i = kSide - kPixels; i < kSide; ++i) {
 #pragma GCC unroll 4
-    for (int j = kSide - kPixels; j < kSide; ++j) prefetch_lines<1>(at[i * kSide + j] + next + c, 0);
+    for (int j = kSide - kPixels; j < kSide; ++j) prefetch_line(at[i * kSide + j] + next + c);
   }
 }
 
