@@ -1,5 +1,6 @@
 """batch_norm in training and evaluation, with activation and residual, in both memory formats, in 1d to 3d."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ MODEL = (
 )
 
 
+_NATIVE: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "relu6": F.relu6}
+
+
 def _native(
     x: Tensor,
     weight: Tensor,
@@ -27,12 +31,12 @@ def _native(
     var: Tensor,
     *residual: Tensor,
     training: bool,
-    relu: bool,
+    act: str,
 ) -> Tensor:
     y = F.batch_norm(x, mean, var, weight, bias, training)
     for other in residual:
         y = y + other
-    return F.relu(y) if relu else y
+    return _NATIVE[act](y) if act else y
 
 
 def _case(
@@ -41,7 +45,7 @@ def _case(
     layout: str = "NCHW",
     *,
     training: bool = True,
-    act: bool = False,
+    act: str = "",
     residual: bool = False,
     **options: Any,
 ) -> Case:
@@ -51,7 +55,7 @@ def _case(
         if not act:
             return TF.batch_norm(x, mean, var, weight, bias, training)
         added = other[0] if other else None
-        return TF.batch_norm_act(x, mean, var, weight, bias, training, activation="relu", residual=added)
+        return TF.batch_norm_act(x, mean, var, weight, bias, training, activation=act, residual=added)
 
     def build() -> Problem:
         channels = sizes[1]
@@ -63,7 +67,7 @@ def _case(
         backward = (5 if training else 3) + residual
         return Problem(
             inputs=[x, weight, bias, torch.zeros(channels), torch.ones(channels), *added],
-            native=lambda *tensors: _native(*tensors, training=training, relu=act),
+            native=lambda *tensors: _native(*tensors, training=training, act=act),
             ours=ours,
             work={FORWARD: Work(0, forward * nbytes), TRAIN: Work(0, (forward + backward) * nbytes)},
             differentiable=(0, 1, 2, *([5] if residual else [])),
@@ -72,6 +76,7 @@ def _case(
 
     form = "batch_norm" + ("_act" if act else "")
     detail = f"{layout} {'train' if training else 'eval'}" + (" residual" if residual else "")
+    detail += " relu6" if act == "relu6" else ""
     return Case("batch_norm", form, shape, build, dtype, detail, **options)
 
 
@@ -97,14 +102,17 @@ CASES = [
     _case("32x256x14x14", training=False),
     _case("32x64x56x56", layout="NHWC", training=False),
     _case("1x64x56x56", training=False),
-    _case("32x64x56x56", act=True, quick=True),
-    _case("32x64x56x56", layout="NHWC", act=True, quick=True),
-    _case("32x256x14x14", act=True),
-    _case("32x256x14x14", act=True, residual=True, quick=True),
-    _case("32x256x14x14", layout="NHWC", act=True, residual=True),
-    _case("32x256x14x14", _BF16, "NHWC", act=True, residual=True),
-    _case("32x64x56x56", training=False, act=True),
-    _case("8x256x56x56", training=False, act=True, residual=True),
+    _case("32x64x56x56", act="relu", quick=True),
+    _case("32x64x56x56", layout="NHWC", act="relu", quick=True),
+    _case("32x256x14x14", act="relu"),
+    _case("32x256x14x14", act="relu", residual=True, quick=True),
+    _case("32x256x14x14", layout="NHWC", act="relu", residual=True),
+    _case("32x256x14x14", _BF16, "NHWC", act="relu", residual=True),
+    _case("8x96x112x112", act="relu6"),
+    _case("8x96x112x112", layout="NHWC", act="relu6", quick=True),
+    _case("8x384x14x14", layout="NHWC", act="relu6"),
+    _case("32x64x56x56", training=False, act="relu"),
+    _case("8x256x56x56", training=False, act="relu", residual=True),
 ]
 
 GPU = [
@@ -115,8 +123,8 @@ GPU = [
     _case("128x256x14x14", _BF16),
     _case("8x512x7x7", _BF16),
     _case("128x64x56x56", layout="NHWC"),
-    _case("128x256x56x56", _BF16, "NHWC", act=True, residual=True, quick=True),
-    _case("128x256x56x56", _BF16, act=True, residual=True),
+    _case("128x256x56x56", _BF16, "NHWC", act="relu", residual=True, quick=True),
+    _case("128x256x56x56", _BF16, act="relu", residual=True),
     _case("128x64x56x56", _BF16, "NHWC", training=False),
     _case("8192x1024", _BF16, "NC"),
 ]
@@ -127,7 +135,7 @@ _SHAPES = [*(f"1x64x{2**k}x{2**k}" for k in range(1, 6)), *(f"{4**k}x64x32x32" f
 
 def _sweep(layout: str, *, fused: bool) -> list[Case]:
     def make(shape: str, **options: Any) -> Case:
-        return _case(shape, layout=layout, act=fused, residual=fused, **options)
+        return _case(shape, layout=layout, act="relu" if fused else "", residual=fused, **options)
 
     return sweep(make, _SHAPES)
 

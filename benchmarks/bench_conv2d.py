@@ -19,7 +19,7 @@ MODEL = (
 )
 
 
-_NATIVE: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+_NATIVE: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "relu6": F.relu6, "gelu": F.gelu, "silu": F.silu}
 
 
 def _kind(batch: int, channels: int, kernel: int, stride: int, dilation: int, groups: int, first: bool) -> str:
@@ -159,6 +159,7 @@ CASES = [
     _case("8x128x28", 128, 3, layout="NHWC", act="relu", residual=True, quick=True),
     _case("8x128x28", 128, 3, layout="NHWC", act="gelu", residual=True, quick=True),
     _case("8x64x56", 256, 1, layout="NHWC", act="silu"),
+    *_both_layouts("8x96x56", 96, 3, groups=96, act="relu6"),
 ]
 
 GPU = [

@@ -12,6 +12,10 @@ def _relu(x: mpmath.mpf) -> tuple[mpmath.mpf, mpmath.mpf]:
     return (x, mpmath.mpf(1)) if x > 0 else (mpmath.mpf(0), mpmath.mpf(0))
 
 
+def _relu6(x: mpmath.mpf) -> tuple[mpmath.mpf, mpmath.mpf]:
+    return _relu(x) if x < 6 else (mpmath.mpf(6), mpmath.mpf(0))
+
+
 def _gelu(x: mpmath.mpf) -> tuple[mpmath.mpf, mpmath.mpf]:
     below = mpmath.erfc(-x / mpmath.sqrt(2)) / 2
     return x * below, below + x * mpmath.npdf(x)
@@ -28,7 +32,13 @@ def _silu(x: mpmath.mpf) -> tuple[mpmath.mpf, mpmath.mpf]:
     return x * s, s + x * s * (1 - s)
 
 
-_FORMULAS: dict[str, Callable] = {"relu": _relu, "gelu": _gelu, "gelu_tanh": _gelu_tanh, "silu": _silu}
+_FORMULAS: dict[str, Callable] = {
+    "relu": _relu,
+    "relu6": _relu6,
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "silu": _silu,
+}
 
 
 @cache

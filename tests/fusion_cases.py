@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .models import MODELS
 
 BN, SUM = "BatchNorm + ReLU", "BatchNorm + add + ReLU"
+BN6, SUM6 = "BatchNorm + ReLU6", "BatchNorm + add + ReLU6"
 ADD, NORM = "dropout + add", "dropout + add + LayerNorm"
 
 
@@ -131,11 +132,22 @@ class SlottedBlock(nn.Module):
         return self.act2(x)
 
 
-class MobileBlock(nn.Sequential):
-    """ReLU6 is another function."""
+class MobileBlock(nn.Module):
+    """ReLU6 as a layer, in place, and as a function, in both orders of the sum; values on both sides of 6."""
 
     def __init__(self) -> None:
-        super().__init__(nn.Conv2d(3, 4, 3, groups=1), nn.BatchNorm2d(4), nn.ReLU6(), nn.AdaptiveAvgPool2d(2))
+        super().__init__()
+        self.conv = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU6(inplace=True))
+        self.mix = nn.Conv2d(4, 4, 1)
+        self.bn1, self.bn2, self.bn3 = (nn.BatchNorm2d(4) for _ in range(3))
+        for norm in (self.conv[1], self.bn1, self.bn2, self.bn3):
+            nn.init.constant_(norm.weight, 5.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        x = F.relu6(self.bn1(self.mix(x)) + x)
+        x = nn.functional.relu6(x + self.bn2(self.mix(x)), inplace=True)
+        return F.relu6(self.bn3(self.mix(x)), True)
 
 
 class DenseLayer(nn.Module):
@@ -215,7 +227,7 @@ CASES: dict[str, tuple[Callable[[float], nn.Module], Callable[[], Tensor], dict[
         {BN: 1, SUM: 2},
     ),
     "slots": (lambda p: SlottedBlock(3), _images, {BN: 1, SUM: 1}),
-    "mobile": (lambda p: MobileBlock(), _images, {}),
+    "mobile": (lambda p: MobileBlock(), _images, {BN6: 2, SUM6: 2}),
     "dense": (lambda p: DenseLayer(), _images, {}),
     "volume": (lambda p: Volume(), lambda: torch.randn(5, 3, 4, 5, 6), {BN: 2}),
     "post-norm": (lambda p: encoder_layer(p, False), _tokens, {NORM: 2}),

@@ -10,6 +10,8 @@ from torch import Tensor
 import tilewright.functional as TF
 from tilewright.testing import DTYPES, assert_as_accurate, max_error, ops_called, references
 
+from .activations import ACTIVATIONS, PASSES, reach
+
 LAST, LAST_3D = torch.channels_last, torch.channels_last_3d
 # Both kernel layouts: less than a vector, tails, several blocks of 4096 (planes) or of rows, more than one tile of 256
 # channels, one channel, one value per plane.
@@ -26,13 +28,6 @@ SHAPES = {
     "channels_last_3d": ((3, 17, 4, 5, 6), LAST_3D),
     "one channel": ((2, 1, 30, 150), None),
     "one pixel": ((3, 4, 1, 1), LAST),
-}
-ACTIVATIONS = {
-    "none": lambda x: x,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "silu": F.silu,
 }
 
 
@@ -109,7 +104,8 @@ def test_forward_backward_and_running_statistics(isa, kind, dtype, training):
 def test_fused(isa, kind, activation, training, residual):
     for dtype in (torch.float32, torch.bfloat16):
         x = make_input(kind, dtype)
-        parameters, statistics = list(torch.randn(2, x.shape[1]).to(dtype)), _statistics(x.shape[1], dtype)
+        parameters = list((reach(activation) * torch.randn(2, x.shape[1])).to(dtype))
+        statistics = _statistics(x.shape[1], dtype)
         dy, skip = torch.randn_like(x), torch.randn_like(x) if residual else None
         fused = {"activation": activation, "residual": skip}
         ours = run(TF.batch_norm_act, x, parameters, statistics, training, dy, **fused)
@@ -117,13 +113,15 @@ def test_fused(isa, kind, activation, training, residual):
         wide = {"activation": activation, "residual": None if skip is None else skip.double()}
         reference = run(_native_act, x.double(), _wide(parameters), _wide(statistics), training, dy.double(), **wide)
         names = ["y", "running_mean", "running_var"]
-        if activation != "relu":
+        if activation not in PASSES:
             names.append("dx")
         for name in names:
             assert_as_accurate(ours[name], native[name], reference[name], what=name)
-        if activation == "relu":
-            # At relu's kink a rounding of y is a jump of the gradient: it belongs to the y that was given out.
-            gradient = torch.where(ours["y"] > 0, dy, 0.0)
+        if activation in PASSES:
+            # At a kink a rounding of y is a jump of the gradient: it belongs to the y that was given out.
+            passes = PASSES[activation](ours["y"])
+            assert activation != "relu6" or (ours["y"] == 6).any()
+            gradient = torch.where(passes, dy, 0.0)
             if residual:
                 torch.testing.assert_close(ours["dresidual"], gradient, rtol=0, atol=0)
             plain = run(TF.batch_norm, x, parameters, statistics, training, gradient)

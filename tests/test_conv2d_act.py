@@ -8,15 +8,8 @@ from torch import Tensor
 import tilewright.functional as TF
 from tilewright.testing import assert_as_accurate, ops_called
 
+from .activations import ACTIVATIONS, reach
 from .conv2d_cases import FORMATS, SIX_POINTS, make, reference, run
-
-ACTIVATIONS = {
-    "none": lambda v: v,
-    "relu": torch.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda v: F.gelu(v, approximate="tanh"),
-    "silu": F.silu,
-}
 
 
 @pytest.mark.parametrize("with_residual", [False, True])
@@ -41,6 +34,7 @@ def test_conv2d_act(isa, memory_format, activation, with_residual):
     ):
         for dtype in (torch.float32, torch.bfloat16):
             x, weight, bias, options = make(case, dtype, FORMATS[memory_format])
+            bias = reach(activation) * bias
             residual = torch.randn(F.conv2d(x, weight, **options).shape, dtype=dtype) if with_residual else None
 
             def ours(x, weight, bias, residual, options=options):
@@ -74,7 +68,7 @@ def test_conv2d_act_is_one_kernel(activation):
 
     called = ops_called(lambda: act().sum().backward())
     assert "tilewright::conv2d_forward" in called
-    native = {"relu", "add", "add_", "gelu", "gelu_backward", "silu", "silu_backward"}
+    native = {"relu", "hardtanh", "add", "add_", "gelu", "gelu_backward", "silu", "silu_backward"}
     assert not called & {f"aten::{name}" for name in native}
 
 
@@ -134,7 +128,7 @@ def test_saves_no_more_than_native(activation):
     assert ours <= saved(lambda: ACTIVATIONS[activation](F.conv2d(x, weight, padding=1) + x))
 
 
-@pytest.mark.parametrize("activation", ["gelu", "relu"])
+@pytest.mark.parametrize("activation", ["gelu", "relu", "relu6"])
 def test_compiles(activation):
     def function(x, w, r):
         return TF.conv2d_act(x, w, padding=1, activation=activation, residual=r)

@@ -14,11 +14,13 @@ import tilewright
 from tilewright._fusion import Fused
 from tilewright.testing import max_error, ops_called
 
-from .fusion_cases import ADD, BN, CASES, NORM, SUM, BasicBlock, GptBlock, ResNet, encoder_layer
+from .fusion_cases import ADD, BN, BN6, CASES, NORM, SUM, SUM6, BasicBlock, GptBlock, ResNet, encoder_layer
 
 OPS = {
     BN: "tilewright::batch_norm_forward",
     SUM: "tilewright::batch_norm_forward",
+    BN6: "tilewright::batch_norm_forward",
+    SUM6: "tilewright::batch_norm_forward",
     ADD: "tilewright::dropout_add_forward",
     NORM: "tilewright::dropout_add_layer_norm_forward",
 }
@@ -63,8 +65,9 @@ def test_what_is_fused(name, caplog):
     assert any(isinstance(m, Fused) for m in model.modules()) == bool(expected)
     called = ops_called(lambda: model(batch()))
     assert {OPS[kind] for kind in expected} <= called
-    if set(expected) & {BN, SUM}:
+    if set(expected) & {BN, SUM, BN6, SUM6}:
         assert not called & {"aten::relu", "aten::relu_", "aten::clamp_min", "aten::clamp_min_"}
+        assert not called & {"aten::relu6", "aten::hardtanh", "aten::hardtanh_"}
     if set(expected) & {ADD, NORM} and "decoder" not in name:
         assert "tilewright::dropout_add_forward" in called or ADD not in expected
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import tilewright
 from tilewright._fusion import Fused
+from tilewright.testing import ops_called
 
 from .fusion_cases import BasicBlock, FunctionalBlock, SlottedBlock
 from .fusion_forwards import assert_same, assert_same_steps, fused_block, module_with, relu_ran
@@ -173,6 +174,19 @@ def test_a_sequential_that_grows_shrinks_and_is_sliced():
         change(fused)
         assert_same(fused, native, x)
     assert_same(fused[:2], native[:2], x)
+
+
+def test_the_range_of_a_relu6_that_changes():
+    native = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU6()).eval()
+    fused, x = tilewright.accelerate(copy.deepcopy(native)), 9 * torch.randn(2, 3, 4, 4)
+    for model in (fused, native):
+        nn.init.constant_(model[1].weight, 9.0)
+    assert_same(fused, native, x)
+    assert "aten::hardtanh" not in ops_called(lambda: fused(x))
+    for model in (fused, native):
+        model[2].max_val = 3.0
+    assert_same(fused, native, x)
+    assert "aten::hardtanh" in ops_called(lambda: fused(x))
 
 
 def test_a_global_that_changes(monkeypatch):

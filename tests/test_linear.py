@@ -8,15 +8,9 @@ from torch import Tensor
 import tilewright.functional as TF
 from tilewright.testing import DTYPES, assert_as_accurate, ops_called
 
+from .activations import ACTIVATIONS, reach
 from .exact_activations import exact_activation
 
-ACTIVATIONS = {
-    "none": lambda z: z,
-    "relu": torch.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
-    "silu": F.silu,
-}
 SHAPES = [
     ((7,), 7, 5),
     ((1, 40), 40, 33),
@@ -68,7 +62,7 @@ def test_linear_forward_and_backward(isa, dtype, shape, with_bias):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_linear_act_forward_and_backward(isa, dtype, activation, with_bias):
     for x_shape, inner, outer in SHAPES:
-        tensors = [torch.randn(x_shape), torch.randn(outer, inner) / inner**0.5, torch.randn(outer)]
+        tensors = [reach(activation) * torch.randn(x_shape), torch.randn(outer, inner) / inner**0.5, torch.randn(outer)]
         tensors = [t.to(dtype) for t in tensors[: 3 if with_bias else 2]] + ([] if with_bias else [None])
         dy = torch.randn(*x_shape[:-1], outer).to(dtype)
         wide = [None if t is None else t.double() for t in tensors]
@@ -81,7 +75,7 @@ def test_linear_act_forward_and_backward(isa, dtype, activation, with_bias):
 
 # The largest relative error for |z| < 4, in roundings (native's gelu: thousands, near -4). gelu_tanh carries that of
 # its exponent, an argument near 20.
-ACTIVATION_ROUNDINGS = {"relu": 0, "gelu": 12, "gelu_tanh": 32, "silu": 4}
+ACTIVATION_ROUNDINGS = {"relu": 0, "relu6": 0, "gelu": 12, "gelu_tanh": 32, "silu": 4}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -104,7 +98,7 @@ def test_activations_over_the_whole_range(isa, dtype, activation):
     assert (slope.double() - exact_slope).abs().max() <= 4 * rounding
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("activation", ACTIVATION_ROUNDINGS)
 def test_not_finite_like_native_in_float64(isa, activation):
     # float64, because native's float32 gelu turns +Inf into NaN on some CPUs.
     z = torch.tensor([[float("inf")], [float("-inf")], [float("nan")], [1e30], [-1e30], [0.0], [-0.0]])
@@ -280,7 +274,7 @@ def test_bad_input_raises_what_native_raises(kind):
 
 
 def test_unknown_activation():
-    with pytest.raises(ValueError, match="none, relu, gelu, gelu_tanh, silu, got 'tanh'"):
+    with pytest.raises(ValueError, match="none, relu, relu6, gelu, gelu_tanh, silu, got 'tanh'"):
         TF.linear_act(torch.randn(2, 3), torch.randn(4, 3), activation="tanh")
 
 

@@ -11,6 +11,7 @@ import tilewright
 import tilewright.nn as TN
 from tilewright.testing import DTYPES, assert_as_accurate
 
+from .activations import ACTIVATIONS, reach
 from .layer_pairs import pair
 
 # A layer's arguments and an input; each is run by the class of that name in both packages.
@@ -150,15 +151,6 @@ def test_bad_input_raises_what_torch_raises(kind):
         BAD_CALLS[kind](TN)
 
 
-ACTIVATIONS = {
-    "none": lambda x: x,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "silu": F.silu,
-}
-
-
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_fused_layers(activation):
     """Against their torch.nn base followed by the separate steps, from the base's own state."""
@@ -173,7 +165,7 @@ def test_fused_layers(activation):
         ours = fused(*arguments, **options, activation=activation)
         ours.load_state_dict(native.state_dict())
         assert f"activation={activation}" in repr(ours)
-        x, residual = torch.randn(shape), torch.randn(shape)
+        x, residual = (reach(activation) * torch.randn(shape) for _ in range(2))
         with_residual = () if name == "Linear" else (residual,)
         y = ours(x, *with_residual)
         expected = act(sum(with_residual, native(x)))

@@ -1,15 +1,15 @@
 // batch_norm's gradient, with an optional residual and activation behind it. Per channel of n values, with g = dy *
-// act' (for relu in the same pass, by the sign of the output, which the CPU saves as bits; else in a pass of its own,
-// from what act was applied to) and xc = x - mean:
+// act' and xc = x - mean:
 //   training    dx = rstd * weight * (g - mean(g) - xc * rstd^2 * mean(g * xc))
 //   evaluation  dx = rstd * weight * g
 //   dweight = rstd * sum(g * xc),  dbias = sum(g),  dresidual = g
+// g is made in the same pass for relu, by the sign of the output, and on the CPU for relu6, both from bits that the
+// forward saved there; else in a pass of its own, of relu6 by the output, of the others from what act was applied to.
 #include "ops/batch_norm.h"
 
 #include <ATen/Context.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/batch_norm.h>
-#include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
@@ -55,10 +55,12 @@ std::vector<c10::SymInt> bias_shape(const AutogradContext* ctx, const Tensor& in
   return {input.sym_size(1)};
 }
 
-// Of what autograd can differentiate again; relu: forward's output, or its bits.
-Tensor relu_gradient(const Tensor& grad, const Tensor& relu, const Tensor& input) {
-  if (relu.scalar_type() != at::kByte) return at::threshold_backward(grad, relu, 0);
-  return at::where(batch_norm_relu_mask(relu, input), grad, at::zeros({}, grad.options()));
+bool is_bits(const Tensor& activated) { return activated.defined() && activated.scalar_type() == at::kByte; }
+
+// Of what autograd can differentiate again, for relu and relu6; activated: forward's output, or its bits.
+Tensor differentiable_gradient(const Tensor& grad, const Tensor& activated, const Tensor& input, Activation kind) {
+  if (!is_bits(activated)) return native_gradient_by_output(grad, activated, kind);
+  return at::where(batch_norm_relu_mask(activated, input), grad, at::zeros({}, grad.options()));
 }
 
 class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
@@ -71,7 +73,7 @@ class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
     // was applied to has to be computed again, for gradients of gradients.
     const bool replays = gradient_reads_input(kind);
     ctx->save_for_backward(
-        {input, value_or_undefined(weight), mean, var, !saved.defined() && kind == Activation::kRelu ? output : saved,
+        {input, value_or_undefined(weight), mean, var, !saved.defined() && gradient_reads_output(kind) ? output : saved,
          replays ? value_or_undefined(bias) : Tensor(), replays ? value_or_undefined(residual) : Tensor()});
     ctx->saved_data["eps"] = options.eps;
     // The dtypes that native wants its statistics and its bias in, should the backward have to be replayed.
@@ -95,10 +97,10 @@ class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
     const bool training = flags & 1, has_bias = flags & 2, has_residual = flags & 4;
     const std::string activation = ctx->saved_data["activation"].toStringRef();
     const Activation kind = activation_from_name(activation);
-    const bool relu = kind == Activation::kRelu;
+    const bool by_output = gradient_reads_output(kind);
     // The bits lie as the forward's input did, and hooks on saved tensors may give one that lies in another way.
     const auto format = static_cast<at::MemoryFormat>(flags >> 24);
-    const bool moved = relu && batch_norm_format(saved[0]) != format;
+    const bool moved = is_bits(activated) && batch_norm_format(saved[0]) != format;
     const Tensor input = moved ? saved[0].contiguous(format) : saved[0];
     const auto needs = inputs_needing_grad(ctx, {true, weight.defined(), has_bias, has_residual});
     if (wants_differentiable(grad_outputs)) {
@@ -109,8 +111,9 @@ class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
       if (has_bias && !bias.defined()) {
         bias = at::zeros_symint(bias_shape(ctx, input), input.options().dtype(bias_dtype));
       }
-      // Differentiable in itself: the gradient of relu needs no replay.
-      const Tensor grad = relu ? relu_gradient(grad_outputs[0], activated, input) : grad_outputs[0];
+      // Differentiable in itself: the gradients of relu and relu6 need no replay.
+      const Tensor grad =
+          by_output ? differentiable_gradient(grad_outputs[0], activated, input, kind) : grad_outputs[0];
       auto grads = native_backward({input, weight, bias, residual}, {needs[0], needs[1], needs[2], needs[3]}, {grad},
                                    [&](const variable_list& in) -> variable_list {
                                      Tensor y = at::batch_norm(in[0], in[1], in[2], given_mean, given_var, training,
@@ -123,12 +126,14 @@ class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {
     }
     at::AutoDispatchBelowADInplaceOrView
         below_autograd;  // above it the op would be boxed for autograd's fallback: 1 us
-    const Tensor grad =
-        gradient_reads_input(kind) ? activation_backward(grad_outputs[0], activated, activation) : grad_outputs[0];
+    const bool masks = kind == Activation::kRelu || is_bits(activated);  // in the kernel
+    const Tensor grad = kind == Activation::kNone || masks
+                            ? grad_outputs[0]
+                            : activation_backward(grad_outputs[0], activated, activation);
     auto [grad_input, grad_weight, grad_bias, grad_residual] =
-        batch_norm_backward(grad, input, mean, var, weight, relu ? OptionalTensor(activated) : OptionalTensor(), eps,
-                            training, {needs[0], needs[1], needs[2], needs[3] && relu});
-    if (needs[3] && !relu) grad_residual = grad;
+        batch_norm_backward(grad, input, mean, var, weight, masks ? OptionalTensor(activated) : OptionalTensor(), eps,
+                            training, {needs[0], needs[1], needs[2], needs[3] && masks});
+    if (needs[3] && !masks) grad_residual = grad;
     // Native takes parameters of any shape that has C elements.
     if (grad_weight.defined() && weight.dim() != 1) grad_weight = grad_weight.view_symint(weight.sym_sizes());
     if (grad_bias.defined() && ctx->saved_data.count("bias_shape") != 0) {

@@ -1,4 +1,5 @@
-// conv2d's gradient. With y = conv(x, w) + b + r and dz = dy where act(y) is the identity, dz = dy * [y > 0] for relu:
+// conv2d's gradient. With y = conv(x, w) + b + r and dz = dy where act(y) is the identity, dz = dy * [y > 0] for relu,
+// dz = dy * [0 < y < 6] for relu6:
 //   dx = dz convolved with w flipped (strides spread dz),  dw[f, c, i, j] = sum over n, y, x of dz * x,
 //   db[f] = sum over n, y, x of dz,  dr = dz
 // For the other activations the fused kernel gives z and y = act(z) at once and two Functions, one behind the other,
@@ -7,7 +8,6 @@
 
 #include <ATen/ops/add.h>
 #include <ATen/ops/conv2d.h>
-#include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/zeros.h>
 
 #include "autograd/autocast.h"
@@ -37,21 +37,23 @@ class Conv2dFunction : public torch::autograd::Function<Conv2dFunction> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                         c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
-                        const c10::SymInt& groups, bool relu, const OptionalTensor& residual,
+                        const c10::SymInt& groups, c10::string_view activation, const OptionalTensor& residual,
                         const Computed& computed) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
-    const Tensor output = computed.value.defined()
-                              ? computed.value
-                              : std::get<0>(conv2d_forward(input, weight, bias, stride, padding, dilation, groups,
-                                                           relu ? "relu" : "none", /*saves=*/true, residual));
+    const Tensor output =
+        computed.value.defined()
+            ? computed.value
+            : std::get<0>(conv2d_forward(input, weight, bias, stride, padding, dilation, groups, activation,
+                                         /*saves=*/true, residual));
     // No gradient depends on the bias, so it is not saved and may be changed.
-    ctx->save_for_backward({input, weight, relu ? output : Tensor()});
+    const Activation kind = activation_from_name(activation);
+    ctx->save_for_backward({input, weight, gradient_reads_output(kind) ? output : Tensor()});
     ctx->saved_data["stride"] = stride.vec();
     ctx->saved_data["padding"] = padding.vec();
     ctx->saved_data["dilation"] = dilation.vec();
     ctx->saved_data["groups"] = groups;
-    ctx->saved_data["bias, residual"] =
-        static_cast<int64_t>(is_defined(bias)) + 2 * static_cast<int64_t>(is_defined(residual));
+    ctx->saved_data["flags"] = static_cast<int64_t>(is_defined(bias)) |
+                               static_cast<int64_t>(is_defined(residual)) << 1 | static_cast<int64_t>(kind) << 2;
     return output;
   }
 
@@ -62,13 +64,15 @@ class Conv2dFunction : public torch::autograd::Function<Conv2dFunction> {
                padding = ctx->saved_data["padding"].toSymIntVector(),
                dilation = ctx->saved_data["dilation"].toSymIntVector();
     const c10::SymInt groups = ctx->saved_data["groups"].toSymInt();
-    const int64_t present = ctx->saved_data["bias, residual"].toInt();
-    const bool has_bias = present & 1;
-    const auto needs = inputs_needing_grad(ctx, {true, true, has_bias, (present & 2) != 0});
+    const int64_t flags = ctx->saved_data["flags"].toInt();
+    const bool has_bias = flags & 1;
+    const auto needs = inputs_needing_grad(ctx, {true, true, has_bias, (flags & 2) != 0});
     variable_list result(10);
     if (!grad_outputs[0].defined()) return result;
-    // Differentiable in itself: the gradient of relu needs no replay.
-    const Tensor grad = output.defined() ? at::threshold_backward(grad_outputs[0], output, 0) : grad_outputs[0];
+    // Differentiable in itself: the gradients of relu and relu6 need no replay.
+    const Tensor grad = output.defined()
+                            ? native_gradient_by_output(grad_outputs[0], output, static_cast<Activation>(flags >> 2))
+                            : grad_outputs[0];
     if (needs[3]) result[8] = grad;
     if (wants_differentiable(grad_outputs)) {
       const Conv2dOptions options{stride, padding, dilation, groups};
@@ -113,12 +117,12 @@ class ActivationFunction : public torch::autograd::Function<ActivationFunction> 
 Tensor run_conv2d(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const Conv2dOptions& options,
                   c10::string_view activation, const OptionalTensor& residual) {
   const bool differentiates = records_grad(input, weight, bias, residual);
-  const bool relu = activation == "relu";
+  const bool by_output = !gradient_reads_input(activation_from_name(activation));
   const auto apply = [&](const Tensor& computed) {
     return Conv2dFunction::apply(input, weight, bias, options.stride, options.padding, options.dilation, options.groups,
-                                 relu, residual, Computed{computed});
+                                 by_output ? activation : "none", residual, Computed{computed});
   };
-  if (differentiates && (relu || activation == "none")) return apply(Tensor());
+  if (differentiates && by_output) return apply(Tensor());
   const auto [output, pre] = [&] {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     return conv2d_forward(input, weight, bias, options.stride, options.padding, options.dilation, options.groups,

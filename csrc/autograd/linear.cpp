@@ -1,7 +1,7 @@
 // Gradients of linear and linear_act. With z = x W^T + b, y = act(z), g = dy * act'(z):
 //   dx = g W,  dW = g^T x,  db = sum of g's rows.
-// linear saves x only for dW and W only for dx. linear_act also saves z (relu: y, which autograd keeps anyway), and x,
-// W, b whole, because gradients of gradients compute z again.
+// linear saves x only for dW and W only for dx. linear_act also saves z (relu, relu6: y, which autograd keeps anyway),
+// and x, W, b whole, because gradients of gradients compute z again.
 #include "ops/linear.h"
 
 #include <ATen/ops/linear.h>

@@ -31,7 +31,7 @@ struct BatchNormForward {
     double *means = partials.get(), *m2s = means + shape.channels * shape.blocks;
     A *scale = factors.get(), *shift = scale + shape.channels;
     const BatchNormStatsArgs<T> stats{const_data<T>(x), means, m2s, shape};
-    const bool relu = activation == Activation::kRelu;
+    const bool keeps_bits = gradient_reads_output(activation);
     const BatchNormApplyArgs<T> apply{
         const_data<T>(x),
         const_data<T>(residual),
@@ -39,10 +39,10 @@ struct BatchNormForward {
         const_data<A>(mean),
         scale,
         shift,
-        relu ? nullptr : mutable_data<T>(saved),
-        relu ? mutable_data<uint8_t>(saved) : nullptr,
+        keeps_bits ? nullptr : mutable_data<T>(saved),
+        keeps_bits ? mutable_data<uint8_t>(saved) : nullptr,
         activation,
-        streams_past_cache(x.nbytes() * (2 + residual.defined() + (saved.defined() && !relu))),
+        streams_past_cache(x.nbytes() * (2 + residual.defined() + (saved.defined() && !keeps_bits))),
         shape};
     const A *w = const_data<A>(weight), *b = const_data<A>(bias);
     A *mean_out = mutable_data<A>(mean), *var_out = mutable_data<A>(var);
@@ -90,7 +90,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward_cpu(const Tensor& 
   Tensor output = empty_cpu(input.sizes(), dtype, plan.format);
   Tensor saved;
   if (saves && gradient_reads_input(activation)) saved = empty_cpu(input.sizes(), dtype, plan.format);
-  if (saves && activation == Activation::kRelu) saved = empty_bits(batch_norm_bits_size(plan));
+  if (saves && gradient_reads_output(activation)) saved = empty_bits(batch_norm_bits_size(plan));
   Tensor mean = empty_cpu({plan.shape.channels}, accumulation_dtype(dtype)),
          var = empty_cpu(mean.sizes(), mean.scalar_type());
   if (!training) {

@@ -144,7 +144,7 @@ Tensor activation_backward_cpu(const Tensor& grad_output, const Tensor& saved, c
   dispatch_floating(x.scalar_type(), "activation_backward", [&](auto element) {
     using T = decltype(element);
     const auto kernel = kernels<T>().activation.backward;
-    const int64_t cost = activation == Activation::kRelu ? 1 : 8;
+    const int64_t cost = gradient_reads_output(activation) ? 1 : 8;
     // Whole cache lines per thread; the tail of a range is computed like its body, so its place does not matter.
     parallel_for_cost(x.numel(), cost, [&](int64_t begin, int64_t end) {
       kernel(activation, const_data<T>(dy), const_data<T>(x), mutable_data<T>(dx), begin, end);

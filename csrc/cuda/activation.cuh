@@ -1,5 +1,5 @@
-// relu, gelu (exact), gelu_tanh, silu and their derivatives, element by element in the accumulation type. The formulas
-// are those of csrc/cpu/kernels/activation.h. NaN stays NaN; infinities give what native's formulas give.
+// relu, relu6, gelu (exact), gelu_tanh, silu and their derivatives, element by element in the accumulation type. The
+// formulas are those of csrc/cpu/kernels/activation.h. NaN stays NaN; infinities give what native's formulas give.
 //
 // What is small is computed as such, never as a difference from 1: Phi(x) is normcdf, which is exact in both tails, and
 // sigma(x) sigma(-x) takes its small factor from the exponential.
@@ -15,6 +15,11 @@ constexpr double kRootTwoOverPi = 0.79788456080286535588, kRootHalfOverPi = 0.39
 template <typename A>
 __device__ __forceinline__ A relu(A x) {
   return x < A(0) ? A(0) : x;
+}
+
+template <typename A>
+__device__ __forceinline__ A relu6(A x) {
+  return x > A(6) ? A(6) : relu(x);
 }
 
 // Twice what tanh is taken of.
@@ -87,6 +92,8 @@ __device__ __forceinline__ void activate(Activation kind, A (&values)[N][M]) {
   switch (kind) {
     case Activation::kRelu:
       return map_elements(values, [](A x, int, int) { return relu(x); });
+    case Activation::kRelu6:
+      return map_elements(values, [](A x, int, int) { return relu6(x); });
     case Activation::kGelu:
       return map_elements(values, [](A x, int, int) { return gelu(x); });
     case Activation::kGeluTanh:
@@ -98,12 +105,14 @@ __device__ __forceinline__ void activate(Activation kind, A (&values)[N][M]) {
   }
 }
 
-// dy = dy * act'(x). A negative input of relu stops Inf and NaN upstream too, as native does.
+// dy = dy * act'(x). Where relu and relu6 stop a gradient, they stop Inf and NaN upstream too, as native's do.
 template <int N, int M, typename A>
 __device__ __forceinline__ void multiply_by_slope(Activation kind, const A (&x)[N][M], A (&dy)[N][M]) {
   switch (kind) {
     case Activation::kRelu:
       return map_elements(dy, [&](A g, int i, int j) { return x[i][j] <= A(0) ? A(0) : g; });
+    case Activation::kRelu6:
+      return map_elements(dy, [&](A g, int i, int j) { return x[i][j] <= A(0) || x[i][j] >= A(6) ? A(0) : g; });
     case Activation::kGelu:
       return map_elements(dy, [&](A g, int i, int j) { return g * gelu_slope(x[i][j]); });
     case Activation::kGeluTanh:

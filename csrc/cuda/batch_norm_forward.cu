@@ -103,6 +103,8 @@ __device__ __forceinline__ void normalise(const BatchNormForwardArgs<T>& args, c
       activate(args.activation, x);
     } else if (args.activation == Activation::kRelu) {
       map_elements(x, [](A value, int, int) { return relu(value); });
+    } else if (args.activation == Activation::kRelu6) {
+      map_elements(x, [](A value, int, int) { return relu6(value); });
     }
     store_chunk(args.y, offsets, chunk, x);
   });
@@ -187,7 +189,7 @@ Status run(const BatchNormForwardArgs<T>& args, const Launch& where) {
 
 template <typename Layout, typename T>
 Status run_with_activation(const BatchNormForwardArgs<T>& args, const Launch& where) {
-  const bool smooth = args.activation != Activation::kNone && args.activation != Activation::kRelu;
+  const bool smooth = args.activation != Activation::kNone && !gradient_reads_output(args.activation);
   // Scalar accesses are not bound by registers: one instance serves all activations.
   if (Layout::kVec == 1 || smooth) return run<Layout, true>(args, where);
   return run<Layout, Layout::kVec == 1>(args, where);

@@ -103,6 +103,7 @@ template <int kRows, int N, typename A>
 __device__ __forceinline__ void activate_rows(Activation kind, A (&rows)[kRows][N]) {
   if (kind == Activation::kNone) return;
   if (kind == Activation::kRelu) return map_elements(rows, [](A x, int, int) { return relu(x); });
+  if (kind == Activation::kRelu6) return map_elements(rows, [](A x, int, int) { return relu6(x); });
 #pragma unroll 1
   for (int turn = 0; turn < kRows; ++turn) {
     A first[1][N];

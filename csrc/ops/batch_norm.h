@@ -3,9 +3,9 @@
 //
 // batch_norm_forward adds a residual and applies an activation where asked, and returns mean and var as used, [C] in
 // the accumulation type, and where `saves` what the gradient of the activation reads: of gelu and silu what they were
-// applied to; of relu on the CPU a bit for each element, does its gradient pass (an eighth of a byte, where the output
-// would be read twice); undefined else, as on CUDA, where relu's gradient reads the output. The running statistics are
-// updated by an op of its own, so that every other op here is pure.
+// applied to; of relu and relu6 on the CPU a bit for each element, does its gradient pass (an eighth of a byte, where
+// the output would be read twice); undefined else, as on CUDA, where their gradients read the output. The running
+// statistics are updated by an op of its own, so that every other op here is pure.
 #pragma once
 #include "ops/library.h"
 
@@ -35,7 +35,7 @@ inline bool batch_norm_is_rows(const Tensor& input, at::MemoryFormat format, con
   return input.sym_size(1) > 1 && (format != at::MemoryFormat::Contiguous || count == input.sym_size(0));
 }
 
-// Where a relu lets the gradient pass, like input, from the bits that the CPU's forward saved.
+// Where a relu or relu6 lets the gradient pass, like input, from the bits that the CPU's forward saved.
 Tensor batch_norm_relu_mask(const Tensor& bits, const Tensor& input);
 
 // mean and var: both given (evaluation), or neither: the batch's statistics. residual: like input.
@@ -50,9 +50,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward(const Tensor& inpu
 void batch_norm_update_stats(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean,
                              const Tensor& var, c10::SymInt count, double momentum);
 
-// relu: where forward applied it, what it saved, or on CUDA its output. training: mean and var were computed from
-// input. output_mask: gradients of input, weight, bias, residual; the last only with relu (without, it is grad_output
-// itself).
+// relu: where forward applied relu or relu6, the bits that it saved; on CUDA the output, of relu only. training: mean
+// and var were computed from input. output_mask: gradients of input, weight, bias, residual; the last only with relu
+// (without, it is grad_output itself).
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& grad_output, const Tensor& input,
                                                                const Tensor& mean, const Tensor& var,
                                                                const OptionalTensor& weight, const OptionalTensor& relu,

@@ -35,7 +35,7 @@ void check_conv2d_gradient(const Conv2dShape& shape, const Tensor& input, const 
 at::MemoryFormat conv2d_weight_grad_format(const Conv2dShape& shape, const Tensor& weight, at::MemoryFormat format);
 
 // (output, saved): saved is what the activation is applied to, undefined unless `saves` and its gradient reads it (that
-// of relu reads the output). residual has the output's shape.
+// of relu and relu6 reads the output). residual has the output's shape.
 std::tuple<Tensor, Tensor> conv2d_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                                           c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                                           c10::SymIntArrayRef dilation, c10::SymInt groups, c10::string_view activation,

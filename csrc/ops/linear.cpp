@@ -1,24 +1,30 @@
 #include "ops/linear.h"
 
 #include <ATen/ops/gelu.h>
+#include <ATen/ops/hardtanh.h>
+#include <ATen/ops/hardtanh_backward.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/silu.h>
+#include <ATen/ops/threshold_backward.h>
 
 namespace tilewright {
 
 Activation activation_from_name(c10::string_view name) {
   if (name == "none") return Activation::kNone;
   if (name == "relu") return Activation::kRelu;
+  if (name == "relu6") return Activation::kRelu6;
   if (name == "gelu") return Activation::kGelu;
   if (name == "gelu_tanh") return Activation::kGeluTanh;
   if (name == "silu") return Activation::kSilu;
-  TORCH_CHECK_VALUE(false, "activation must be one of none, relu, gelu, gelu_tanh, silu, got '", name, "'");
+  TORCH_CHECK_VALUE(false, "activation must be one of none, relu, relu6, gelu, gelu_tanh, silu, got '", name, "'");
 }
 
 Tensor native_activation(const Tensor& input, Activation activation) {
   switch (activation) {
     case Activation::kRelu:
       return at::relu(input);
+    case Activation::kRelu6:
+      return at::hardtanh(input, 0, 6);
     case Activation::kGelu:
       return at::gelu(input);
     case Activation::kGeluTanh:
@@ -28,6 +34,11 @@ Tensor native_activation(const Tensor& input, Activation activation) {
     default:
       return input;
   }
+}
+
+Tensor native_gradient_by_output(const Tensor& grad_output, const Tensor& output, Activation activation) {
+  return activation == Activation::kRelu6 ? at::hardtanh_backward(grad_output, output, 0, 6)
+                                          : at::threshold_backward(grad_output, output, 0);
 }
 
 void check_linear(const char* op, const Tensor& input, const Tensor& weight, const Tensor& bias) {

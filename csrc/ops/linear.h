@@ -5,24 +5,26 @@
 
 namespace tilewright {
 
-// Raises ValueError for a name that is none of none, relu, gelu, gelu_tanh, silu.
+// Raises ValueError for a name that is none of none, relu, relu6, gelu, gelu_tanh, silu.
 Activation activation_from_name(c10::string_view name);
 
 // The aten op of that name.
 Tensor native_activation(const Tensor& input, Activation activation);
+
+// The aten op of the gradient of relu or relu6, which can be differentiated again.
+Tensor native_gradient_by_output(const Tensor& grad_output, const Tensor& output, Activation activation);
 
 // Raises what native raises for arguments that do not fit together.
 void check_linear(const char* op, const Tensor& input, const Tensor& weight, const Tensor& bias);
 
 void check_activation_backward(const Tensor& grad_output, const Tensor& saved);
 
-// Is the activation's gradient read from its input? That of relu is read from the output, which autograd keeps anyway.
 inline bool gradient_reads_input(Activation activation) {
-  return activation != Activation::kNone && activation != Activation::kRelu;
+  return activation != Activation::kNone && !gradient_reads_output(activation);
 }
 
 // (output, saved): saved is what the gradient of the activation reads, undefined unless `saves` and the activation
-// needs it (for relu and none it is the output).
+// needs it (for relu, relu6 and none it is the output).
 std::tuple<Tensor, Tensor> linear_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                                           c10::string_view activation, bool saves);
 

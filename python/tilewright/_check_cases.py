@@ -107,7 +107,7 @@ def _seeded(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _QKV = ((2, 3, 17, 20), (2, 3, 29, 20), (2, 3, 29, 24))
-_ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
+_ACTIVATIONS = ("none", "relu", "relu6", "gelu", "gelu_tanh", "silu")
 
 
 def _bool_mask() -> Tensor:

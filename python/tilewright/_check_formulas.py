@@ -27,6 +27,8 @@ def _activate(x: Tensor, activation: str) -> Tensor:
     match activation:
         case "relu":
             return F.relu(x)
+        case "relu6":
+            return F.relu6(x)
         case "gelu":
             return F.gelu(x)
         case "gelu_tanh":

@@ -5,6 +5,7 @@ instead, as the module's own code wrote them. Where a BatchNorm can not be folde
 (_fold.py), it is fused with what follows, as it is without one.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from .functional.conv2d import both
 from .nn.conv import padded
 from .nn.normalization import batch_norm_act
 
+_SEPARATE: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "relu6": torch.nn.functional.relu6}
+
 
 def _fits(input: Tensor, residual: Any, first: bool) -> bool:
     """Whether one op gives what the sum of input (its first operand?) and residual gives, memory format included."""
@@ -24,31 +27,31 @@ def _fits(input: Tensor, residual: Any, first: bool) -> bool:
     return first or residual.stride() == input.stride()
 
 
-def batch_norm_relu(layer: Any, input: Tensor) -> Tensor:
-    """relu(layer(input))."""
-    return batch_norm_act(layer, input, "relu", None)
+def batch_norm_activated(layer: Any, input: Tensor, activation: str) -> Tensor:
+    """act(layer(input))."""
+    return batch_norm_act(layer, input, activation, None)
 
 
-def batch_norm_add_relu(layer: Any, input: Tensor, residual: Any, in_place: bool) -> Tensor:
-    """relu(layer(input) + residual), with += where in_place, which keeps the first operand's shape and dtype."""
+def batch_norm_add_activated(layer: Any, input: Tensor, activation: str, residual: Any, in_place: bool) -> Tensor:
+    """act(layer(input) + residual), with += where in_place, which keeps the first operand's shape and dtype."""
     if _fits(input, residual, first=True):
-        return batch_norm_act(layer, input, "relu", residual)
-    return _add_relu(layer(input), residual, in_place)
+        return batch_norm_act(layer, input, activation, residual)
+    return _add_activated(layer(input), activation, residual, in_place)
 
 
-def add_batch_norm_relu(layer: Any, input: Tensor, residual: Any) -> Tensor:
-    """relu(residual + layer(input))."""
+def add_batch_norm_activated(layer: Any, input: Tensor, activation: str, residual: Any) -> Tensor:
+    """act(residual + layer(input))."""
     if _fits(input, residual, first=False):
-        return batch_norm_act(layer, input, "relu", residual)
-    return torch.relu(residual + layer(input))
+        return batch_norm_act(layer, input, activation, residual)
+    return _SEPARATE[activation](residual + layer(input))
 
 
-def _add_relu(total: Tensor, residual: Any, in_place: bool) -> Tensor:
+def _add_activated(total: Tensor, activation: str, residual: Any, in_place: bool) -> Tensor:
     if in_place:
         total += residual
     else:
         total = total + residual
-    return torch.relu(total)
+    return _SEPARATE[activation](total)
 
 
 def conv_batch_norm(folds: Any, conv: Any, norm: Any, input: Tensor) -> Tensor:
@@ -57,42 +60,46 @@ def conv_batch_norm(folds: Any, conv: Any, norm: Any, input: Tensor) -> Tensor:
     return norm(conv(input)) if folded is None else conv._conv_forward(input, *folded)
 
 
-def conv_batch_norm_relu(folds: Any, conv: Any, norm: Any, input: Tensor) -> Tensor:
-    """relu(norm(conv(input)))."""
+def conv_batch_norm_activated(folds: Any, conv: Any, norm: Any, input: Tensor, activation: str) -> Tensor:
+    """act(norm(conv(input)))."""
     folded = folds.of(conv, norm, input)
     if folded is None:
-        return batch_norm_relu(norm, conv(input))
-    return _conv_relu(conv, *padded(conv, input, folded[0]), folded, None)
+        return batch_norm_activated(norm, conv(input), activation)
+    return _conv_activated(conv, *padded(conv, input, folded[0]), folded, activation, None)
 
 
-def conv_batch_norm_add_relu(folds: Any, conv: Any, norm: Any, input: Tensor, residual: Any, in_place: bool) -> Tensor:
-    """relu(norm(conv(input)) + residual), with += where in_place."""
+def conv_batch_norm_add_activated(
+    folds: Any, conv: Any, norm: Any, input: Tensor, activation: str, residual: Any, in_place: bool
+) -> Tensor:
+    """act(norm(conv(input)) + residual), with += where in_place."""
     folded = folds.of(conv, norm, input)
     if folded is None:
-        return batch_norm_add_relu(norm, conv(input), residual, in_place)
+        return batch_norm_add_activated(norm, conv(input), activation, residual, in_place)
     image, padding = padded(conv, input, folded[0])
     if _fits_convolution(conv, image, padding, folded[0], residual, first=True):
-        return _conv_relu(conv, image, padding, folded, residual)
-    return _add_relu(conv._conv_forward(input, *folded), residual, in_place)
+        return _conv_activated(conv, image, padding, folded, activation, residual)
+    return _add_activated(conv._conv_forward(input, *folded), activation, residual, in_place)
 
 
-def conv_add_batch_norm_relu(folds: Any, conv: Any, norm: Any, input: Tensor, residual: Any) -> Tensor:
-    """relu(residual + norm(conv(input)))."""
+def conv_add_batch_norm_activated(
+    folds: Any, conv: Any, norm: Any, input: Tensor, activation: str, residual: Any
+) -> Tensor:
+    """act(residual + norm(conv(input)))."""
     folded = folds.of(conv, norm, input)
     if folded is None:
-        return add_batch_norm_relu(norm, conv(input), residual)
+        return add_batch_norm_activated(norm, conv(input), activation, residual)
     image, padding = padded(conv, input, folded[0])
     if _fits_convolution(conv, image, padding, folded[0], residual, first=False):
-        return _conv_relu(conv, image, padding, folded, residual)
-    return torch.relu(residual + conv._conv_forward(input, *folded))
+        return _conv_activated(conv, image, padding, folded, activation, residual)
+    return _SEPARATE[activation](residual + conv._conv_forward(input, *folded))
 
 
-def _conv_relu(
-    conv: Any, image: Tensor, padding: Any, folded: tuple[Tensor, Tensor], residual: Tensor | None
+def _conv_activated(
+    conv: Any, image: Tensor, padding: Any, folded: tuple[Tensor, Tensor], activation: str, residual: Tensor | None
 ) -> Tensor:
-    """relu(convolution + residual) by the settings of conv with other parameters; padding is what image lacks."""
+    """act(convolution + residual) by the settings of conv with other parameters; padding is what image lacks."""
     settings = (conv.stride, padding, conv.dilation, conv.groups)
-    return functional.conv2d_act(image, *folded, *settings, activation="relu", residual=residual)
+    return functional.conv2d_act(image, *folded, *settings, activation=activation, residual=residual)
 
 
 def _fits_convolution(conv: Any, image: Tensor, padding: Any, weight: Tensor, residual: Any, first: bool) -> bool:

@@ -1,8 +1,8 @@
 """Finds in a traced graph the steps that one op computes, and writes that op in their place.
 
-- BatchNorm -> ReLU                stands where the BatchNorm stood
-- BatchNorm -> add -> ReLU         stands where the sum stood
-- dropout -> add [-> LayerNorm]    stands where the sum stood; where others read the sum too, the op gives both
+- BatchNorm -> ReLU or ReLU6           stands where the BatchNorm stood
+- BatchNorm -> add -> ReLU or ReLU6    stands where the sum stood
+- dropout -> add [-> LayerNorm]        stands where the sum stood; where others read the sum too, the op gives both
 - Conv2d -> any of the first two, or a BatchNorm alone, where batch norms are to be folded: stands where those do
 
 No value between the steps may have another reader. Where a step moves past others (a convolution, a BatchNorm or a
@@ -23,7 +23,17 @@ from ._layers import original_type
 CONVOLUTION = "Conv2d"  # what the kinds of all fusions with a convolution begin with
 _FUSION = "fusion"  # where the meta of a fused op's node says what it stands for
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_RELUS = (torch.relu, torch.relu_, torch.nn.functional.relu, torch.nn.functional.relu_)
+_ACTIVATION_LAYERS: dict[type, str] = {torch.nn.ReLU: "ReLU", torch.nn.ReLU6: "ReLU6"}
+_ACTIVATION_CALLS: dict[Any, str] = {  # functions, and methods by name
+    torch.relu: "ReLU",
+    torch.relu_: "ReLU",
+    torch.nn.functional.relu: "ReLU",
+    torch.nn.functional.relu_: "ReLU",
+    "relu": "ReLU",
+    "relu_": "ReLU",
+    torch.nn.functional.relu6: "ReLU6",
+}
+_WITH_INPLACE = (torch.nn.functional.relu, torch.nn.functional.relu6)  # calls that have such an argument
 _ADDS = (operator.add, operator.iadd, torch.add)
 
 # Layers that only compute: no random numbers, and a new result unless they say inplace.
@@ -47,23 +57,24 @@ _QUIET = (
     torch.nn.Identity,
     torch.nn.Upsample,
     torch.nn.ReLU,
+    torch.nn.ReLU6,
     torch.nn.GELU,
     torch.nn.SiLU,
 )
 _FRESH = (nn.Conv2d, nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.Linear)
 _FRESH_CALLS = (  # results that nothing else holds
-    _fused_calls.batch_norm_relu,
-    _fused_calls.batch_norm_add_relu,
-    _fused_calls.add_batch_norm_relu,
+    _fused_calls.batch_norm_activated,
+    _fused_calls.batch_norm_add_activated,
+    _fused_calls.add_batch_norm_activated,
     _fused_calls.conv_batch_norm,
-    _fused_calls.conv_batch_norm_relu,
-    _fused_calls.conv_batch_norm_add_relu,
-    _fused_calls.conv_add_batch_norm_relu,
+    _fused_calls.conv_batch_norm_activated,
+    _fused_calls.conv_batch_norm_add_activated,
+    _fused_calls.conv_add_batch_norm_activated,
 )
 _WITH_CONVOLUTION: dict[Any, Callable[..., Any]] = {
-    _fused_calls.batch_norm_relu: _fused_calls.conv_batch_norm_relu,
-    _fused_calls.batch_norm_add_relu: _fused_calls.conv_batch_norm_add_relu,
-    _fused_calls.add_batch_norm_relu: _fused_calls.conv_add_batch_norm_relu,
+    _fused_calls.batch_norm_activated: _fused_calls.conv_batch_norm_activated,
+    _fused_calls.batch_norm_add_activated: _fused_calls.conv_batch_norm_add_activated,
+    _fused_calls.add_batch_norm_activated: _fused_calls.conv_add_batch_norm_activated,
 }
 _QUIET_FUNCTIONS = (operator.add, operator.sub, operator.mul, operator.truediv, operator.getitem, getattr)
 
@@ -97,18 +108,19 @@ class _Rewriter:
         self.graph = graph
         self.modules = modules
 
-    def batch_norm(self, relu: Node) -> None:
-        """Fuse what ends in this node, if that is a ReLU behind a BatchNorm."""
-        value = self._relu_of(relu)
-        if value is None:
+    def batch_norm(self, last: Node) -> None:
+        """Fuse what ends in this node, if that is an activation behind a BatchNorm."""
+        name = self._activation(last)
+        if name is None:
             return
-        value, empty = self._before_identities(value)
-        tail = [relu, *empty]
+        activation = name.lower()
+        value, empty = self._before_identities(_input(last))
+        tail = [last, *empty]
         if len(value.users) != 1:
             return
         if self._calls(value, _BATCH_NORMS):
-            fusion = self._fusion("BatchNorm + ReLU", value, *tail)
-            self._write(fusion, value, tail, _fused_calls.batch_norm_relu, value, value.args[0])
+            fusion = self._fusion(f"BatchNorm + {name}", value, *tail)
+            self._write(fusion, value, tail, _fused_calls.batch_norm_activated, value, value.args[0], activation)
             return
         for operand, residual, first in sorted(_operands(value), key=lambda found: found[0], reverse=True):
             norm, empty = self._before_identities(operand)
@@ -117,12 +129,12 @@ class _Rewriter:
                 continue
             if not self._may_move_down(norm, value):
                 continue
-            fusion = self._fusion("BatchNorm + add + ReLU", norm, *empty, *tail)
+            fusion = self._fusion(f"BatchNorm + add + {name}", norm, *empty, *tail)
+            values = (norm.args[0], activation, residual)
             if first:
-                values = (norm.args[0], residual, in_place)
-                self._write(fusion, value, tail, _fused_calls.batch_norm_add_relu, norm, *values)
+                self._write(fusion, value, tail, _fused_calls.batch_norm_add_activated, norm, *values, in_place)
             else:
-                self._write(fusion, value, tail, _fused_calls.add_batch_norm_relu, norm, norm.args[0], residual)
+                self._write(fusion, value, tail, _fused_calls.add_batch_norm_activated, norm, *values)
             for node in (*empty, norm):
                 self.graph.erase_node(node)
             return
@@ -205,16 +217,17 @@ class _Rewriter:
             return False
         return len(node.args) == 1 and isinstance(node.args[0], Node) and not node.kwargs
 
-    def _relu_of(self, node: Node) -> Node | None:
-        if self._calls(node, (torch.nn.ReLU,)):
-            return _input(node)
-        known = (node.op == "call_function" and node.target in _RELUS) or (
-            node.op == "call_method" and node.target in ("relu", "relu_")
-        )
+    def _activation(self, node: Node) -> str | None:
+        """The name of the activation that node applies to its first argument, if it does."""
+        if self._calls(node, tuple(_ACTIVATION_LAYERS)):
+            layer = self.modules[str(node.target)]
+            usual = not isinstance(layer, torch.nn.ReLU6) or (layer.min_val, layer.max_val) == (0, 6)
+            return _ACTIVATION_LAYERS[type(layer)] if usual else None
+        name = _ACTIVATION_CALLS.get(node.target) if node.op in ("call_function", "call_method") else None
         extra = len(node.args) - 1 + len(node.kwargs)
-        if not known or extra > (node.target is torch.nn.functional.relu) or "input" in node.kwargs:
+        if extra > (node.target in _WITH_INPLACE) or "input" in node.kwargs:
             return None
-        return node.args[0] if isinstance(node.args[0], Node) else None
+        return name if node.args and isinstance(node.args[0], Node) else None
 
     def _between(self, first: Node, last: Node) -> Iterator[Node]:
         node = first.next

@@ -30,6 +30,7 @@ from ._fusion_values import MISSING
 BOX = "_tilewright_plans"  # where a module's __dict__ holds its plans
 _MOST_PLANS = 8  # of one module for calls with one tensor, and for all other calls; what goes beyond runs unfused
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_compiled_call_impl")
+_SETTINGS: dict[type, tuple[str, ...]] = {torch.nn.Dropout: ("inplace",), torch.nn.ReLU6: ("min_val", "max_val")}
 _NUMBERS = (type(None), bool, int, float, str)
 
 
@@ -180,7 +181,9 @@ def _make_plan(
     paths = dict.fromkeys(path for fusion in plan.fusions for path in fusion.modules)
     plan.layers = [(modules[path], vars(modules[path]), type(modules[path])) for path in paths]
     plan.alone = {str(node.target) for node in graph.nodes if node.op == "call_module"}
-    plan.guards += [(vars(m), "inplace", m.inplace) for m, _, _ in plan.layers if isinstance(m, torch.nn.Dropout)]
+    for kind, settings in _SETTINGS.items():
+        fused = [layer for layer, _, _ in plan.layers if isinstance(layer, kind)]
+        plan.guards += [(vars(layer), name, vars(layer)[name]) for layer in fused for name in settings]
     code = graph.python_code("self")
     namespace = dict(code.globals)
     try:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tilewright.functional as TF
-from tests.test_batch_norm import ACTIVATIONS, run
+from tests.activations import ACTIVATIONS, PASSES, reach
+from tests.test_batch_norm import run
 from tilewright.testing import DTYPES, assert_as_accurate, max_error, references
 
 LAST, LAST_3D = torch.channels_last, torch.channels_last_3d
@@ -115,19 +116,20 @@ def test_float32_parameters_beside_16_bits(device, kind, dtype, training):
 def test_fused(device, kind, activation, training, residual):
     for dtype in (torch.float32, torch.bfloat16):
         x = make_input(kind, dtype, device)
-        parameters, statistics, dy = parameters_of(x), statistics_of(x), torch.randn_like(x)
+        statistics, dy = statistics_of(x), torch.randn_like(x)
+        parameters = [reach(activation) * parameter for parameter in parameters_of(x)]
         skip = torch.randn_like(x) if residual else None
         fused = {"activation": activation, "residual": skip}
         ours = run(TF.batch_norm_act, x, parameters, statistics, training, dy, **fused)
         native = run(_native_act, x, parameters, statistics, training, dy, **fused)
         wide = {"activation": activation, "residual": None if skip is None else skip.double()}
         reference = run(_native_act, x.double(), _wide(parameters), _wide(statistics), training, dy.double(), **wide)
-        for name in ["y", "running_mean", "running_var", *(["dx"] if activation != "relu" else [])]:
+        for name in ["y", "running_mean", "running_var", *(["dx"] if activation not in PASSES else [])]:
             assert_as_accurate(ours[name], native[name], reference[name], what=name)
-        if activation != "relu":
+        if activation not in PASSES:
             continue
-        # At relu's kink a rounding of y is a jump of the gradient: it belongs to the y that was given out.
-        gradient = torch.where(ours["y"] > 0, dy, 0.0)
+        # At a kink a rounding of y is a jump of the gradient: it belongs to the y that was given out.
+        gradient = torch.where(PASSES[activation](ours["y"]), dy, 0.0)
         if residual:
             torch.testing.assert_close(ours["dresidual"], gradient, rtol=0, atol=0)
         plain = run(TF.batch_norm, x, parameters, statistics, training, gradient)

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 import tilewright.functional as TF
+from tests.activations import ACTIVATIONS
 from tilewright.testing import assert_as_accurate
 from tilewright.triton import conv2d, conv2d_product, conv2d_schedule, conv2d_weight_gradient
 from tilewright.triton.variants import architecture_of, observed
@@ -136,15 +137,6 @@ def test_many_tiles(device, x_shape, weight_shape, options, memory_format, small
     for name, a, b, c, d in zip(("y", "dx", "dweight", "dbias"), ours, native, exact, again, strict=True):
         assert_as_accurate(a, b, c, what=name)
         assert torch.equal(a, d), f"{name} is not the same twice"
-
-
-ACTIVATIONS = {
-    "none": lambda x: x,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "silu": F.silu,
-}
 
 
 @pytest.mark.parametrize("filters", [16, 10])

@@ -7,17 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.activations import ACTIVATIONS, PASSES
 from tilewright.testing import DTYPES, assert_as_accurate, references
 
 OPS = torch.ops.tilewright
 FORMATS = {"planes": torch.contiguous_format, "channels_last": torch.channels_last}
-ACTIVATIONS = {
-    "none": lambda x: x,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "silu": F.silu,
-}
 
 
 @dataclass(frozen=True)
@@ -141,7 +135,7 @@ def test_epilogue(device, activation, kernel, memory_format):
             native = plain if extra is None else plain + extra
             wide = exact if extra is None else exact + extra.double()
             assert_as_accurate(y, act(native), act(wide), what="y")
-            assert (saved is None) == (activation in ("none", "relu"))
+            assert (saved is None) == (activation in ("none", *PASSES))
             if saved is not None:
                 assert saved.stride() == y.stride()
                 assert_as_accurate(saved, native, wide, what="saved")

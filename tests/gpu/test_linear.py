@@ -5,17 +5,10 @@ import torch
 from torch import Tensor
 
 import tilewright.functional as TF
+from tests.activations import ACTIVATIONS, PASSES, reach
 from tilewright.testing import assert_as_accurate
 from tilewright.triton import linear, matmul_product, variants
 from tilewright.triton.matmul_config import TILES, Plan, choose
-
-ACTIVATIONS = {
-    "none": lambda x: x,
-    "relu": torch.relu,
-    "gelu": torch.nn.functional.gelu,
-    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
-    "silu": torch.nn.functional.silu,
-}
 
 # input, weight; odd and aligned, few rows, few columns, several leading dimensions, a vector
 SHAPES = {
@@ -64,11 +57,12 @@ def test_activation_in_the_epilogue(table, device, gpu_dtypes, activation, split
     monkeypatch.setattr(matmul_product, "_recipe", matmul_product._recipe.__wrapped__)
     for dtype in gpu_dtypes:
         x, w, b = _operands("aligned", dtype, device)
+        x = reach(activation) * x
         output, saved = torch.ops.tilewright.linear_forward(x, w, b, activation, True)
         exact = torch.nn.functional.linear(*(t.double() for t in (x, w, b)))
         native = torch.nn.functional.linear(x, w, b)
         assert_as_accurate(output, function(native), function(exact), what=activation)
-        if activation in ("none", "relu"):
+        if activation in ("none", *PASSES):
             assert saved is None
         else:
             assert_as_accurate(saved, native, exact, what=f"{activation}: saved")
@@ -133,15 +127,14 @@ def test_gradient_of_activations(device, gpu_dtypes, activation):
     function = ACTIVATIONS[activation]
     for dtype in gpu_dtypes:
         for shape in ((1032,), (3, 5, 7), (2, 8, 3, 5)):
-            x, dy = ((2 * torch.randn(shape, device=device)).to(dtype) for _ in range(2))
+            x, dy = ((4 * torch.randn(shape, device=device)).to(dtype) for _ in range(2))
             if len(shape) == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
             inputs, exact = x.clone().requires_grad_(), x.double().requires_grad_()
             native = torch.autograd.grad(function(inputs), inputs, dy)[0]
             expected = torch.autograd.grad(function(exact), exact, dy.double())[0]
-            ours = torch.ops.tilewright.activation_backward(
-                dy, torch.relu(x) if activation == "relu" else x, activation
-            )
+            saved = function(x) if activation in PASSES else x
+            ours = torch.ops.tilewright.activation_backward(dy, saved, activation)
             assert ours.stride() == x.stride()
             assert_as_accurate(ours, native, expected, what=f"{activation} {dtype} {shape}")
 

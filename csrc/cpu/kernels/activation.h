@@ -1,4 +1,4 @@
-// relu, gelu (exact), gelu_tanh, silu and their derivatives on vectors of accumulators.
+// relu, relu6, gelu (exact), gelu_tanh, silu and their derivatives on vectors of accumulators.
 //
 // With Phi the normal distribution's integral, phi its density and sigma(x) = 1 / (1 + exp(-x)):
 //   gelu       x * Phi(x)                                    Phi(x) + x * phi(x)
@@ -94,6 +94,12 @@ inline V relu(V v) {
   return v < V{} ? V{} : v;
 }
 
+template <typename A>
+inline Vec<A> relu6(Vec<A> v) {
+  const Vec<A> positive = relu(v);
+  return positive > A(6) ? broadcast<A>(6) : positive;
+}
+
 // Calls body with the activation as a constant: a switch made once, outside the loop.
 template <Activation kActivation>
 struct ActivationConstant {
@@ -106,6 +112,8 @@ inline void choose_activation(Activation activation, const Body& body) {
       return body(ActivationConstant<Activation::kNone>{});
     case Activation::kRelu:
       return body(ActivationConstant<Activation::kRelu>{});
+    case Activation::kRelu6:
+      return body(ActivationConstant<Activation::kRelu6>{});
     case Activation::kGelu:
       return body(ActivationConstant<Activation::kGelu>{});
     case Activation::kGeluTanh:
@@ -120,6 +128,8 @@ inline Vec<A> activate(Activation kind, Vec<A> x) {
   switch (kind) {
     case Activation::kRelu:
       return relu(x);
+    case Activation::kRelu6:
+      return relu6<A>(x);
     case Activation::kGelu: {
       Vec<A> gauss;
       return x * normal_integral<A>(x, gauss);
@@ -133,12 +143,18 @@ inline Vec<A> activate(Activation kind, Vec<A> x) {
   }
 }
 
-// The derivative at x.
+// The gradient of relu or relu6, whose input or output x is. Where it stops, it stops Inf and NaN upstream too, as
+// native's does.
+template <typename A>
+inline Vec<A> stopped_gradient(Activation kind, Vec<A> x, Vec<A> upstream) {
+  const Vec<A> passed = x <= A(0) ? Vec<A>{} : upstream;
+  return kind == Activation::kRelu6 ? (x >= A(6) ? Vec<A>{} : passed) : passed;
+}
+
+// The derivative at x of the others.
 template <typename A>
 inline Vec<A> activation_slope(Activation kind, Vec<A> x) {
   switch (kind) {
-    case Activation::kRelu:
-      return x <= A(0) ? Vec<A>{} : broadcast<A>(1);
     case Activation::kGelu: {
       Vec<A> gauss;
       const Vec<A> integral = normal_integral<A>(x, gauss);
@@ -166,10 +182,9 @@ void activation_backward(Activation kind, const T* dy, const T* x, T* dx, int64_
   using A = Acc<T>;
   for_each_vector<A>(end - begin, [=](int64_t c, int64_t n) TILEWRIGHT_INLINE {
     const int64_t i = begin + c;
-    const Vec<A> upstream = load(dy + i, n);
-    // A negative input of relu stops Inf and NaN upstream too, as native does.
-    if (kind == Activation::kRelu) return store(dx + i, load(x + i, n) <= A(0) ? Vec<A>{} : upstream, n);
-    store(dx + i, upstream * activation_slope<A>(kind, load(x + i, n)), n);
+    const Vec<A> upstream = load(dy + i, n), at = load(x + i, n);
+    if (gradient_reads_output(kind)) return store(dx + i, stopped_gradient<A>(kind, at, upstream), n);
+    store(dx + i, upstream * activation_slope<A>(kind, at), n);
   });
 }
 

@@ -57,19 +57,19 @@ struct BatchNormApplyArgs {
   const Acc<T>* scale;  // [channels] weight * rstd
   const Acc<T>* shift;  // [channels] bias
   T* pre;               // like x: what gelu or silu is applied to; or null: not wanted
-  uint8_t* passes;      // relu: a bit for each element, does a gradient pass; or null: not wanted
+  uint8_t* passes;      // relu, relu6: a bit for each element, does a gradient pass; or null: not wanted
   Activation activation;
   bool streams;  // y and pre go past the caches
   BatchNormShape shape;
 };
 
-// With g = dy, or where the bits are given (relu) dy where its bit is set else 0, per block: sum(g) and sum(g * (x -
-// mean)).
+// With g = dy, or where the bits are given (relu, relu6) dy where its bit is set else 0, per block: sum(g) and sum(g *
+// (x - mean)).
 template <typename T>
 struct BatchNormSumsArgs {
   const T* dy;
   const T* x;
-  const uint8_t* passes;  // bits of the elements, or null: no relu
+  const uint8_t* passes;  // bits of the elements, or null: no relu, no relu6
   const Acc<T>* mean;     // [channels]
   double* sum_g;          // [partials]
   double* sum_gx;         // [partials]
@@ -82,7 +82,7 @@ template <typename T>
 struct BatchNormGradArgs {
   const T* dy;
   const T* x;
-  const uint8_t* passes;  // bits of the elements, or null: no relu
+  const uint8_t* passes;  // bits of the elements, or null: no relu, no relu6
   T* dx;                  // like x
   T* dresidual;           // like x, or null: not wanted
   const Acc<T>* mean;     // [channels]

@@ -22,6 +22,7 @@ inline TILEWRIGHT_INLINE Vec<Acc<T>> finish_vector(const ConvEpilogue<T>& epilog
   if (epilogue.residual != nullptr) sum += load(epilogue.residual + place, n);
   if (epilogue.activation == Activation::kNone) return sum;
   if (epilogue.activation == Activation::kRelu) return relu(sum);
+  if (epilogue.activation == Activation::kRelu6) return relu6<A>(sum);
   if (epilogue.pre != nullptr) store(epilogue.pre + place, sum, n);
   return activate_out_of_line<A>(epilogue.activation, sum);
 }

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
+from .activation import gradient_reads_input
+
 
 def _format(input: Tensor) -> torch.memory_format:
     """The first format that input is contiguous in, as csrc/cpu/batch_norm_plan.h chooses it."""
@@ -26,11 +28,11 @@ def _per_channel(input: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def _saved(input: Tensor, activation: str) -> Tensor | None:
-    """What the activation's gradient reads: relu's bits (csrc/cpu/batch_norm_plan.h), of which a line begins a byte."""
-    if activation == "none" or (activation == "relu" and input.device.type != "cpu"):
-        return None
-    if activation != "relu":
+    """What the activation's gradient reads; of relu and relu6 bits, lines of which begin a byte (batch_norm_plan.h)."""
+    if gradient_reads_input(activation):
         return _like(input)
+    if activation == "none" or input.device.type != "cpu":
+        return None
     channels, count = input.shape[1], input.numel() // max(input.shape[1], 1)
     if channels > 1 and (_format(input) != torch.contiguous_format or count == input.shape[0]):
         lines, length = count, channels

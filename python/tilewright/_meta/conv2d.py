@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .activation import gradient_reads_input
+
 
 def _is_channels_last(tensor: Tensor) -> bool:
     return torch._prims_common.suggest_memory_format(tensor) == torch.channels_last
@@ -73,7 +75,7 @@ def _forward(
     )
     memory_format = torch.contiguous_format if empty else result_format(input, weight)
     output = torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format)
-    saves_pre = saves and activation not in ("none", "relu")
+    saves_pre = saves and gradient_reads_input(activation)
     return output, torch.empty_like(output) if saves_pre else None
 
 

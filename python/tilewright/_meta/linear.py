@@ -5,13 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .activation import gradient_reads_input
+
 
 @torch.library.register_fake("tilewright::linear_forward")
 def _forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, saves: bool
 ) -> tuple[Tensor, Tensor | None]:
     shape = torch.nn.functional.linear(input, weight, bias).shape
-    saves_pre = saves and activation not in ("none", "relu")
+    saves_pre = saves and gradient_reads_input(activation)
     return input.new_empty(shape), input.new_empty(shape) if saves_pre else None
 
 

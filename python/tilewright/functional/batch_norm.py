@@ -97,7 +97,7 @@ def batch_norm_act(
         training: as batch_norm.
         momentum: as batch_norm.
         eps: as batch_norm.
-        activation: "none", "relu", "gelu", "gelu_tanh" or "silu".
+        activation: "none", "relu", "relu6", "gelu", "gelu_tanh" or "silu".
         residual: added before the activation; input's shape, or one that broadcasts to it, or None.
 
     Returns:

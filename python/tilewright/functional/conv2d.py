@@ -112,7 +112,7 @@ def conv2d_act(
 
     Args:
         input: as are weight, bias, stride, padding, dilation and groups: those of :func:`conv2d`.
-        activation: "none", "relu", "gelu", "gelu_tanh" or "silu".
+        activation: "none", "relu", "relu6", "gelu", "gelu_tanh" or "silu".
         residual: of the result's shape and dtype, or broadcasting to it, added before the activation. A dtype that has
             no kernel here (an integer) is promoted by native. Under autocast it is cast as input is, and the result has
             autocast's dtype (separate ops would add a float32 residual in float32).

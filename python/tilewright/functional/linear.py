@@ -54,7 +54,7 @@ def linear_act(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, act
         input: [*, in_features].
         weight: [out_features, in_features].
         bias: [out_features] or None.
-        activation: none, relu, gelu (exact), gelu_tanh or silu.
+        activation: none, relu, relu6, gelu (exact), gelu_tanh or silu.
 
     Returns:
         Tensor [*, out_features] of input's dtype.

@@ -1,6 +1,6 @@
 """The activations that fused layers know, checked where the layer is made rather than at its first call."""
 
-ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
+ACTIVATIONS = ("none", "relu", "relu6", "gelu", "gelu_tanh", "silu")
 
 
 def checked_activation(layer: str, activation: str) -> str:

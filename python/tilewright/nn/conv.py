@@ -58,7 +58,7 @@ class ConvAct2d(torch.nn.Conv2d):
 
     Args:
         in_channels ... dtype: as torch.nn.Conv2d's.
-        activation: "none", "relu", "gelu" (exact, by erf), "gelu_tanh" or "silu".
+        activation: "none", "relu", "relu6", "gelu" (exact, by erf), "gelu_tanh" or "silu".
 
     Shape:
         input as :class:`Conv2d`'s; residual, if given, of the output's shape or broadcasting to it.

@@ -37,7 +37,7 @@ class LinearAct(torch.nn.Linear):
 
     Args:
         in_features, out_features, bias, device, dtype: as torch.nn.Linear's.
-        activation: "none", "relu", "gelu" (exact, by erf), "gelu_tanh" or "silu".
+        activation: "none", "relu", "relu6", "gelu" (exact, by erf), "gelu_tanh" or "silu".
 
     Shape:
         input [*, in_features] -> [*, out_features]; float32, float64, bfloat16 or float16 (other tensors go to native).

@@ -189,7 +189,7 @@ class BatchNormAct2d(torch.nn.BatchNorm2d):
 
     Args:
         num_features ... dtype: as torch.nn.BatchNorm2d's.
-        activation: "none", "relu", "gelu" (exact, by erf), "gelu_tanh" or "silu".
+        activation: "none", "relu", "relu6", "gelu" (exact, by erf), "gelu_tanh" or "silu".
 
     Shape:
         input [N, C, H, W] -> the same; residual, if given, of the same shape.

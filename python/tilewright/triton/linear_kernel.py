@@ -62,6 +62,7 @@ def activation_backward(
     inside = element < left
     x = tl.load(saved_start + element, mask=inside, other=0.0).to(tl.float32)
     g = tl.load(grad_start + element, mask=inside, other=0.0).to(tl.float32)
-    # relu chooses: a product with 0 would make an infinite gradient NaN.
-    g = tl.where((activation == 1) & (x <= 0), 0.0, g * activation_gradient(x, activation))
+    slope = activation_gradient(x, activation)
+    # relu and relu6 choose: a product with 0 would make an infinite gradient NaN.
+    g = tl.where((activation <= 2) & (slope == 0), 0.0, g * slope)
     tl.store(out_start + element, g.to(out.dtype.element_ty), mask=inside)
