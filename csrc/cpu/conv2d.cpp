@@ -120,13 +120,11 @@ Tensor input_gradient(const ConvPlan& plan, const Conv2dShape& shape, const Tens
 // And the bias's, in the accumulation type, where it is wanted and costs nothing; undefined otherwise.
 std::tuple<Tensor, Tensor> weight_gradient(ConvWay way, const Conv2dShape& shape, const Tensor& dy, const Tensor& input,
                                            const Tensor& weight, at::MemoryFormat promised, bool wants_bias) {
-  const auto final_format = conv2d_weight_grad_format(shape, weight, promised);
-  // Pairs write either format; the other ways write that of the images.
-  const auto format = way == ConvWay::kPairs ? final_format : conv2d_weight_grad_format(shape, weight, shape.format);
+  const auto format = conv2d_weight_grad_format(shape, weight, promised);
   Tensor dweight = at::empty(weight.sizes(), weight.options().memory_format(format));
   if (way == ConvWay::kPointwise) {
     const Tensor dbias = pointwise_weight_grad(shape, dy, input, dweight, wants_bias);
-    return {result_in(dweight, format, final_format), dbias};
+    return {dweight, dbias};
   }
   const Tensor x = readable(input, shape.format, reads_dense(way));
   dispatch_floating(dy.scalar_type(), "conv2d_backward", [&](auto element) {
@@ -149,7 +147,7 @@ std::tuple<Tensor, Tensor> weight_gradient(ConvWay way, const Conv2dShape& shape
       rows_weight_grad<T>(shape, dy, x, dweight);
     }
   });
-  return {result_in(dweight, format, final_format), Tensor()};
+  return {dweight, Tensor()};
 }
 
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output, const Tensor& input,

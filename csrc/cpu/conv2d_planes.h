@@ -214,7 +214,7 @@ void planes_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor
                          filters.at(filter + 1), scratch);
     }
   });
-  const WeightLayout layout = forward_weights(shape, /*channels_last=*/false, ConvOrder::kChannelsOuter);
+  const WeightLayout layout = forward_weights(shape, !dweight.is_contiguous(), ConvOrder::kChannelsOuter);
   for (int64_t group = 0; group < groups; ++group) {
     unpack_conv_weights(layout, const_data<Acc<T>>(sums) + group * chunks.pieces * K * stride, stride, chunks.pieces, K,
                         F, mutable_data<T>(dweight) + group * F * K);

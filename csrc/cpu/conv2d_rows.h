@@ -130,7 +130,7 @@ void rows_weight_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& 
                               scratch);
     }
   });
-  const WeightLayout layout = forward_weights(shape, /*channels_last=*/true, ConvOrder::kTapsOuter);
+  const WeightLayout layout = forward_weights(shape, !dweight.is_contiguous(), ConvOrder::kTapsOuter);
   for (int64_t group = 0; group < groups; ++group) {
     unpack_conv_weights(layout, const_data<Acc<T>>(sums) + group * group_sums, stride, chunks.pieces, K, F,
                         mutable_data<T>(dweight) + group * F * K);

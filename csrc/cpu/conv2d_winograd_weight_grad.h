@@ -166,8 +166,7 @@ bool run_winograd_weight_grad(const Conv2dShape& shape, const WinogradForm& form
     }
   });
   if (!finite) return false;
-  const bool last = shape.format == at::MemoryFormat::ChannelsLast;
-  const WeightLayout layout = forward_weights(shape, last, ConvOrder::kTapsOuter);
+  const WeightLayout layout = forward_weights(shape, !dweight.is_contiguous(), ConvOrder::kTapsOuter);
   for (int64_t group = 0; group < groups; ++group) {
     unpack_conv_weights(layout, out + group * taps * C * stride, stride, /*chunks=*/1, taps * C, F,
                         mutable_data<T>(dweight) + group * taps * C * F);

@@ -246,16 +246,17 @@ void pack_weights(const ConvWeights<const T>& weights, int64_t K, int64_t panel_
   }
 }
 
-// The reverse, for the weights' gradient: the chunks' sums [chunk][k][sums_stride], added in order, to weights.
+// The reverse, for the weights' gradient: the chunks' sums [chunk][k][sums_stride], added in order, to weights. Rows of
+// sums lie in as many pages: all their filters of the range are read at once.
 template <typename T>
 void unpack_weights(const ConvWeights<T>& weights, int64_t K, const Acc<T>* sums, int64_t sums_stride, int64_t chunks,
                     int64_t filter_begin, int64_t filter_end) {
   using A = Acc<T>;
   constexpr int64_t kStep = kLanes<A>;
-  for (int64_t f = filter_begin; f < filter_end; f += kStep) {
-    const int64_t lanes = smaller(filter_end - f, kStep);
-    for (int64_t e = 0; e < weights.run_length; e += kStep) {
-      const int64_t width = smaller(weights.run_length - e, kStep);
+  for (int64_t e = 0; e < weights.run_length; e += kStep) {
+    const int64_t width = smaller(weights.run_length - e, kStep);
+    for (int64_t f = filter_begin; f < filter_end; f += kStep) {
+      const int64_t lanes = smaller(filter_end - f, kStep);
       Vec<A> block[kLanes<A>];
       for (int64_t i = 0; i < kStep; ++i) {
         block[i] = Vec<A>{};

@@ -155,6 +155,21 @@ void finish_planes(const ConvRowsArgs<T>& args, const Acc<T>* block, int64_t pix
   }
 }
 
+// The next group's channels and filters are other lines of the same pixels, and no stream for a processor to follow:
+// asks for those of `rows` pixels (8x128x28x28 in 8 groups on Zen 4: 0.86 -> 1.0 of native). The first and the last
+// tap meet every row of the images that the pixels read. out: where results are to be written, or null.
+template <typename A>
+inline void prefetch_next_group(const RowRuns& runs, const RowTable<A>& table, int64_t row, int64_t rows,
+                                int64_t group_offset, const A* out, int64_t out_row) {
+  const A* const* first = table.at + row;
+  const A* const* last = first + (runs.count - 1) * table.pixels;
+  for (int64_t i = 0; i < rows; ++i) {
+    prefetch_line(first[i] + group_offset);
+    if (runs.count > 1) prefetch_line(last[i] + group_offset);
+    if (out != nullptr) prefetch_line(out + i * out_row);
+  }
+}
+
 // One panel of filters of one group.
 template <typename T, int kVectors>
 void conv_rows_panel(const ConvRowsArgs<T>& args, const RowRuns& runs, const RowTable<Acc<T>>& table, int64_t group,
@@ -184,6 +199,10 @@ void conv_rows_panel(const ConvRowsArgs<T>& args, const RowRuns& runs, const Row
     const RunStretch stretch{run, k - run * runs.length, count, runs.length};
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t row = pixels * t / tiles, rows = pixels * (t + 1) / tiles - row;
+      if (b == 0 && group + 1 < args.groups) {
+        prefetch_next_group(runs, table, row, rows, (group + 1) * args.channels,
+                            direct ? block + row * block_row + args.filters : nullptr, block_row);
+      }
       conv_rows_tile_for<A, kVectors>(rows)(stretch, table.at + row, pixels, table.zeros, group * args.channels,
                                             weight + k * kWidth, block + row * block_row, block_row, filters, b > 0);
     }
