@@ -8,6 +8,7 @@
 #pragma once
 #include <ATen/ops/zeros.h>
 
+#include "cpu/conv2d_pairs_stem.h"
 #include "cpu/conv2d_pairs_weight_grad.h"
 
 namespace tilewright {
@@ -50,6 +51,7 @@ inline Tensor joined_weight(const Conv2dShape& shape, const Tensor& weight, int6
 
 inline void grouped_pairs_forward(const Conv2dShape& shape, const Tensor& x, const Tensor& weight, bool weight_last,
                                   const ConvEpilogue<BF16>& epilogue, const Tensor& output) {
+  if (stem_forward(shape, x, weight, weight_last, epilogue, output, shape.format)) return;
   const int64_t joined = joined_groups(shape.groups, shape.channels / shape.groups, shape.filters / shape.groups);
   const Conv2dShape wide = joined_shape(shape, joined);
   // Only strips look at what they have summed.

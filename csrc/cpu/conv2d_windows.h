@@ -130,16 +130,17 @@ struct WeightLayout {
   }
 };
 
-// channels_last: the order of the weights in memory; order: that of k. tap_step: k's from one tap to the next where
-// taps are outermost; the channels, or more.
-inline WeightLayout forward_weights(const Conv2dShape& shape, bool channels_last, ConvOrder order,
-                                    int64_t tap_step = 0) {
+// channels_last: the order of the weights in memory; order: that of k. tap_step, row_step: k's from one tap, or row of
+// taps, to the next where taps are outermost; the channels, and the taps of a row, or more.
+inline WeightLayout forward_weights(const Conv2dShape& shape, bool channels_last, ConvOrder order, int64_t tap_step = 0,
+                                    int64_t row_step = 0) {
   const int64_t C = shape.channels / shape.groups, taps = shape.kernel[0] * shape.kernel[1], K = C * taps;
-  const int64_t step = std::max(tap_step, C);
+  const int64_t step = std::max(tap_step, C), cols = shape.kernel[1], next_row = std::max(row_step, cols * step);
   WeightLayout layout{std::vector<int32_t>(K), shape.filters / shape.groups, K, 1, 0, K, 1, 0};
   for (int64_t e = 0; e < K; ++e) {
     const int64_t c = channels_last ? e % C : e / taps, t = channels_last ? e / C : e % taps;
-    layout.row_of[e] = static_cast<int32_t>(order == ConvOrder::kTapsOuter ? t * step + c : c * taps + t);
+    layout.row_of[e] =
+        static_cast<int32_t>(order == ConvOrder::kTapsOuter ? t / cols * next_row + t % cols * step + c : c * taps + t);
   }
   return layout;
 }

@@ -15,6 +15,9 @@ struct ConvPairsArgs {
   const void* weight;
   ConvEpilogue<T> epilogue;
   bool checks = false;  // does the caller look at the sums?
+  // Values of a row of taps, where those are joined; else 0. `channels` are then the values from one pixel's row of
+  // taps to the next one's, and `window` counts in these: its stride_x is 1. (first_x counts pixels of the image.)
+  int64_t run = 0;
 };
 
 template <typename T>

@@ -4,7 +4,13 @@
 //
 //   out[p, f] = sum over taps t and channels c of strip[offset_t + p, c] * weights[(t, c), f]
 //
-// Tiles are whole ones: what they compute behind the last pixel, and between two rows of pixels, is dropped.
+// Of few channels the taps of a row are joined: pixels lie one behind the other, a stride of the window is what moves a
+// row of a tile on, and a stretch of the product is a row of taps,
+//
+//   out[p, f] = sum over rows of taps i, values v of strip[offset_i + p * stride * channels + v] * weights[(i, v), f]
+//
+// Tiles are whole ones: what they compute behind the last pixel, and between two rows of pixels, is dropped. They go on
+// from row to row, or begin with every row where that takes fewer (rows of 14, 28, 56 pixels in tiles of 14).
 #pragma once
 #include "cpu/kernels/conv2d_phases.h"
 #include "cpu/kernels/conv2d_strip_parts.h"
@@ -12,9 +18,26 @@
 namespace tilewright {
 namespace {
 
-inline int64_t strip_tiles(const PhaseLayout& layout, const ConvWindow& window, int64_t rows) {
-  return tile_count((rows - 1) * layout.pitch + window.width);
-}
+class StripTiles {
+ public:
+  StripTiles(const PhaseLayout& layout, const ConvWindow& window, int64_t rows)
+      : pitch_(layout.pitch), count_(tile_count((rows - 1) * layout.pitch + window.width)), of_row_(count_) {
+    const int64_t of_row = tile_count(window.width);
+    if (rows * of_row >= count_) return;
+    count_ = rows * of_row;
+    of_row_ = of_row;
+  }
+  int64_t count() const { return count_; }
+  // Position in the strip of a tile's first pixel, and of what follows its last.
+  int64_t begin(int64_t tile) const { return tile / of_row_ * pitch_ + tile % of_row_ * kTileRows; }
+  int64_t end(int64_t tile) const {
+    const int64_t next = begin(tile) + kTileRows;
+    return tile + 1 < count_ ? smaller(next, begin(tile + 1)) : next;
+  }
+
+ private:
+  int64_t pitch_, count_, of_row_;
+};
 
 // Filters computed at once: the sums of one tile of pixels stay in L1 (18 KB).
 constexpr int64_t kStripFilters = 128;
@@ -42,6 +65,16 @@ int64_t conv_strip_bytes(const ConvWindow& window, int64_t channels, int64_t fil
   return StripScratch<T>(window, PhaseLayout(window, rows), strip_pixel(channels), filters).bytes();
 }
 
+// Stretches of a patch that lie in one piece, taps or rows of joined ones, and pairs of each.
+template <typename T>
+int64_t strip_taps(const ConvPairsArgs<T>& args) {
+  return args.run > 0 ? args.window.rows : args.window.rows * args.window.cols;
+}
+template <typename T>
+int64_t strip_stretch(const ConvPairsArgs<T>& args) {
+  return args.run > 0 ? pairs_of(args.run) : strip_pixel(args.channels) / 2;
+}
+
 constexpr int64_t kPixelsAhead = 3;
 
 // One row of one phase: `pitch` pixels, every stride-th of the image's row from position x on, zeros outside.
@@ -67,9 +100,21 @@ inline void copy_strip_row(const ConvImages<const T>& in, const T* row, int64_t 
   clear_parts<T>(dst + high * pixel, part_step, (pitch - high) * pixel);
 }
 
+// The same of a row whose pixels lie one behind the other, `values` of them from position x on.
+template <typename T>
+inline void copy_joined_row(const ConvImages<const T>& in, const T* row, int64_t x, int64_t values, BF16* dst,
+                            int64_t part_step) {
+  const int64_t begin = x * in.x_stride, low = smaller(larger(-begin, 0), values);
+  const int64_t high = larger(low, smaller(in.width * in.x_stride - begin, values));
+  clear_parts<T>(dst, part_step, low);
+  put_values(dst + low, part_step, row + begin + low, high - low);
+  clear_parts<T>(dst + high, part_step, values - high);
+}
+
 template <typename T>
 inline void copy_strip(const ConvImages<const T>& in, const T* image, const ConvWindow& window,
-                       const PhaseLayout& layout, int64_t row, int64_t channels, BF16* strip, int64_t part_step) {
+                       const PhaseLayout& layout, int64_t row, int64_t channels, bool joined, BF16* strip,
+                       int64_t part_step) {
   const int64_t first_y = row * window.stride_y + window.first_y;
   for (int64_t vertical = 0; vertical < window.stride_y; ++vertical) {
     for (int64_t phase = 0; phase < window.stride_x; ++phase) {
@@ -77,6 +122,8 @@ inline void copy_strip(const ConvImages<const T>& in, const T* image, const Conv
         const int64_t iy = first_y + v * window.stride_y + vertical;
         if (iy < 0 || iy >= in.height) {
           clear_parts<T>(strip, part_step, layout.pitch * strip_pixel(channels));
+        } else if (joined) {
+          copy_joined_row(in, image + iy * in.y_stride, window.first_x, layout.pitch * channels, strip, part_step);
         } else {
           copy_strip_row(in, image + iy * in.y_stride, window.first_x + phase, window.stride_x, layout.pitch, channels,
                          strip, part_step);
@@ -97,15 +144,15 @@ struct StripBlock {
   int64_t sums_row;
 };
 
-// The sums of tile number `index` for filters [filter, filter + filters) of a group.
+// The sums of a tile from a position of the strip on, for filters [filter, filter + filters) of a group.
 template <typename T>
-inline void sum_strip_tile(const ConvPairsArgs<T>& args, const StripBlock& block, int64_t index, const Pair* weights,
+inline void sum_strip_tile(const ConvPairsArgs<T>& args, const StripBlock& block, int64_t position, const Pair* weights,
                            int64_t filters) {
-  const int64_t taps = args.window.rows * args.window.cols, elements = strip_pixel(args.channels) / 2;
-  const int64_t panel = taps * elements * kPairPanel;
-  const Pair* left = reinterpret_cast<const Pair*>(block.strip) + index * kTileRows * elements;
+  const int64_t taps = strip_taps(args), stretch = strip_stretch(args), elements = strip_pixel(args.channels) / 2;
+  const int64_t panel = taps * stretch * kPairPanel;
+  const Pair* left = reinterpret_cast<const Pair*>(block.strip) + position * elements;
   for (int64_t f = 0; f < filters; f += kPairPanel, weights += kPartsOf<T> * panel) {
-    multiply_stretches(StripProduct<T>{left, elements, block.part_step / 2, weights, panel}, elements, block.offsets,
+    multiply_stretches(StripProduct<T>{left, elements, block.part_step / 2, weights, panel}, stretch, block.offsets,
                        taps, block.sums + f, block.sums_row, filters - f);
   }
 }
@@ -138,21 +185,21 @@ inline void finish_strip_run(const ConvPairsArgs<T>& args, const StripBlock& blo
   }
 }
 
-// Its pixels to the output, from filter `first` of all on.
+// Its pixels to the output, those of positions [begin, end), from filter `first` of all on.
 template <typename T>
-inline void finish_strip_tile(const ConvPairsArgs<T>& args, const StripBlock& block, int64_t tile, int64_t first,
-                              int64_t filters, SumCheck& check) {
+inline void finish_strip_tile(const ConvPairsArgs<T>& args, const StripBlock& block, int64_t begin, int64_t end,
+                              int64_t first, int64_t filters, SumCheck& check) {
   const int64_t pitch = block.layout.pitch;
-  for (int64_t p = 0; p < kTileRows;) {
-    const int64_t y = (tile * kTileRows + p) / pitch, x = (tile * kTileRows + p) % pitch;
+  for (int64_t p = 0; begin + p < end;) {
+    const int64_t y = (begin + p) / pitch, x = (begin + p) % pitch, left = end - begin - p;
     if (y >= block.rows) return;
-    const int64_t count = larger(0, smaller(kTileRows - p, args.window.width - x));
+    const int64_t count = larger(0, smaller(left, args.window.width - x));
     for (int64_t i = 0; args.checks && i < count; ++i) {
       const float* sums = block.sums + (p + i) * block.sums_row;
       for_each_vector<float>(filters, [&](int64_t f, int64_t n) TILEWRIGHT_INLINE { check.add(load(sums + f, n)); });
     }
     if (count > 0) finish_strip_run(args, block, y, x, p, count, first, filters);
-    p += smaller(kTileRows - p, pitch - x);
+    p += smaller(left, pitch - x);
   }
 }
 
@@ -161,28 +208,32 @@ float conv_strip(const ConvPairsArgs<T>& args, int64_t n, int64_t row_begin, int
                  int64_t filter_end, void* scratch) {
   const TileUnitScope unit;
   const ConvWindow& window = args.window;
-  const int64_t C = args.channels, taps = window.rows * window.cols, elements = strip_pixel(C) / 2;
+  const int64_t C = args.channels, taps = strip_taps(args), elements = strip_pixel(C) / 2;
   const int64_t rows = row_end - row_begin, panels = (args.filters + kPairPanel - 1) / kPairPanel;
   const PhaseLayout layout(window, rows);
   const StripScratch<T> parts(window, layout, strip_pixel(C), filter_end - filter_begin);
   auto* offsets = static_cast<int32_t*>(scratch);
   auto* strip = reinterpret_cast<BF16*>(static_cast<char*>(scratch) + parts.offsets);
   auto* sums = reinterpret_cast<float*>(static_cast<char*>(scratch) + parts.offsets + parts.strip);
-  find_tap_offsets(window, layout, offsets);
+  ConvWindow stretches = window;
+  if (args.run > 0) stretches.cols = 1;
+  find_tap_offsets(stretches, layout, offsets);
   for (int64_t t = 0; t < taps; ++t) offsets[t] *= static_cast<int32_t>(elements);
   const StripBlock block{
       n, row_begin, rows, layout, offsets, strip, parts.part_step, sums, strip_sums_row(filter_end - filter_begin)};
+  const StripTiles tiles(layout, window, rows);
   SumCheck check;
-  const int64_t of_filter = kPartsOf<T> * taps * elements;
+  const int64_t of_filter = kPartsOf<T> * taps * strip_stretch(args);
   for (int64_t group = 0; group < args.groups; ++group) {
-    copy_strip(args.in, args.in.data + n * args.in.n_stride + group * C, window, layout, row_begin, C, strip,
-               parts.part_step);
+    copy_strip(args.in, args.in.data + n * args.in.n_stride + group * C, window, layout, row_begin, C,
+               /*joined=*/args.run > 0, strip, parts.part_step);
     const Pair* weights = static_cast<const Pair*>(args.weight) + group * panels * kPairPanel * of_filter;
     for (int64_t filter = filter_begin; filter < filter_end; filter += kStripFilters) {
       const int64_t filters = smaller(kStripFilters, filter_end - filter);
-      for (int64_t tile = 0; tile < strip_tiles(layout, window, rows); ++tile) {
-        sum_strip_tile(args, block, tile, weights + filter * of_filter, filters);
-        finish_strip_tile(args, block, tile, group * args.filters + filter, filters, check);
+      for (int64_t tile = 0; tile < tiles.count(); ++tile) {
+        sum_strip_tile(args, block, tiles.begin(tile), weights + filter * of_filter, filters);
+        finish_strip_tile(args, block, tiles.begin(tile), tiles.end(tile), group * args.filters + filter, filters,
+                          check);
       }
     }
   }

@@ -70,7 +70,7 @@ inline void pack_strip_panels(const ConvPairsGradArgs<T>& args, const T* image, 
                               int64_t channels, const StripGradScratch<T>& sizes, BF16* strip, BF16* panels) {
   const ConvWindow& window = args.window;
   const int64_t pixel = strip_pixel(channels), sets = window.rows * window.cols > 1 ? 2 : 1;
-  copy_strip(args.in, image, window, layout, row, channels, strip, sizes.strip);
+  copy_strip(args.in, image, window, layout, row, channels, /*joined=*/false, strip, sizes.strip);
   clear_parts<T>(strip + layout.size * pixel, sizes.strip, (sizes.positions + 1 - layout.size) * pixel);
   for (int64_t odd = 0; odd < sets; ++odd) {
     for (int64_t part = 0; part < kPartsOf<T>; ++part) {
