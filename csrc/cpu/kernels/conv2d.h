@@ -58,7 +58,7 @@ void fill_conv2d(TypedKernels<T>& table) {
 }  // namespace tilewright
 #else
 #include "cpu/kernels/conv2d_flat.h"
-#include "cpu/kernels/conv2d_rows.h"
+#include "cpu/kernels/conv2d_rows_grad.h"
 
 namespace tilewright {
 namespace {
