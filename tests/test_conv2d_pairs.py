@@ -28,7 +28,18 @@ ROWS = {
     "rows of two tiles, stride 2": ((2, 32, 21, 56), (32, 32, 3, 3), {"padding": 1, "stride": 2}),
     "rows of two tiles and a pixel": ((2, 32, 11, 29), (33, 32, 3, 3), {"padding": 1}),
 }
-CASES = STEMS | ROWS
+# Pixels of two values, whose strips end just before their sums.
+ENDS = {
+    "2 channels": ((1, 2, 1, 17), (140, 2, 1, 2), {}),
+    "2 channels, 25 x 25": ((1, 2, 25, 25), (9, 2, 3, 3), {"padding": 1}),
+    "2 channels, 37 x 37": ((16, 2, 37, 37), (4, 2, 3, 3), {"padding": 1}),
+    "1 channel, stride 2": ((1, 1, 1, 34), (8, 1, 1, 2), {"stride": (1, 2)}),
+    "1 channel, 35 x 35": ((1, 1, 35, 35), (8, 1, 5, 5), {"padding": 2}),
+    "1 filter": ((1, 16, 59, 59), (1, 16, 3, 3), {"padding": 1}),
+    "2 filters": ((1, 16, 1, 16), (2, 16, 1, 2), {"padding": (0, 1)}),
+    "2 filters, 25 x 25": ((1, 150, 25, 25), (2, 150, 3, 3), {"padding": 1}),
+}
+CASES = STEMS | ROWS | ENDS
 
 
 def _make(case: str, memory_format: torch.memory_format) -> tuple[Tensor, Tensor, Tensor, dict]:

@@ -187,6 +187,12 @@ def test_the_range_of_a_relu6_that_changes():
         model[2].max_val = 3.0
     assert_same(fused, native, x)
     assert "aten::hardtanh" in ops_called(lambda: fused(x))
+    for model in (fused, native):
+        model[2].max_val = torch.tensor(6.0)
+    assert_same(fused, native, x)
+    for model in (fused, native):
+        model[2].max_val.fill_(3.0)
+    assert_same(fused, native, x)
 
 
 def test_a_global_that_changes(monkeypatch):

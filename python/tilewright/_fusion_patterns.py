@@ -221,13 +221,16 @@ class _Rewriter:
         """The name of the activation that node applies to its first argument, if it does."""
         if self._calls(node, tuple(_ACTIVATION_LAYERS)):
             layer = self.modules[str(node.target)]
-            usual = not isinstance(layer, torch.nn.ReLU6) or (layer.min_val, layer.max_val) == (0, 6)
-            return _ACTIVATION_LAYERS[type(layer)] if usual else None
-        name = _ACTIVATION_CALLS.get(node.target) if node.op in ("call_function", "call_method") else None
+            name = _ACTIVATION_LAYERS[type(layer)]
+            if name != "ReLU6":
+                return name
+            bounds = (layer.min_val, layer.max_val)  # a plan compares them by identity: nothing that can be written
+            return name if all(type(bound) in (int, float) for bound in bounds) and bounds == (0, 6) else None
+        called = _ACTIVATION_CALLS.get(node.target) if node.op in ("call_function", "call_method") else None
         extra = len(node.args) - 1 + len(node.kwargs)
         if extra > (node.target in _WITH_INPLACE) or "input" in node.kwargs:
             return None
-        return name if node.args and isinstance(node.args[0], Node) else None
+        return called if node.args and isinstance(node.args[0], Node) else None
 
     def _between(self, first: Node, last: Node) -> Iterator[Node]:
         node = first.next

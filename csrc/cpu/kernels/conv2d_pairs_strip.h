@@ -47,11 +47,11 @@ inline int64_t strip_sums_row(int64_t filters) { return pair_sums_row(smaller(fi
 template <typename T>
 struct StripScratch {
   int64_t offsets, strip, sums;  // bytes of each
-  int64_t part_step;             // values from one strip to the next: an odd number of lines
+  int64_t part_step;             // values from one strip to the next: an odd number of half lines, none too few
   StripScratch(const ConvWindow& window, const PhaseLayout& layout, int64_t channels, int64_t filters)
       : offsets((window.rows * window.cols * int64_t{sizeof(int32_t)} + 63) / 64 * 64),
         sums(kTileRows * strip_sums_row(filters) * int64_t{sizeof(float)}),
-        part_step(((layout.size + kTileRows) * channels / 32 | 1) * 32) {
+        part_step((((layout.size + kTileRows) * channels + 31) / 32 | 1) * 32) {
     strip = kPartsOf<T> * part_step * int64_t{sizeof(BF16)};
   }
   int64_t bytes() const { return offsets + strip + sums; }
