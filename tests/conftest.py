@@ -26,6 +26,7 @@ _PRODUCTS = (
     "test_attention_autograd.py",
     "test_conv2d.py",
     "test_conv2d_act.py",
+    "test_conv2d_pairs.py",
     "test_conv2d_semantics.py",
     "test_conv2d_split.py",
     "test_linear.py",

@@ -21,15 +21,15 @@ struct Cut {
 };
 
 // Blocks of pixels and parts of the filters: every block reads a part's weights, every part the block's images. The
-// least that is read in all, with enough items for many threads. Parts have as many panels each, for a thread may get whole parts.
+// least that is read in all, with enough items for many threads. Parts of few panels have as many each, for a thread may get whole parts.
 struct WorkCut {
   int64_t blocks = 0, parts = 0;
   // most_pixels of a block; panels: the filters' units; bytes that all filters' weights and all images have.
   WorkCut(int64_t pixels, int64_t most_pixels, int64_t panels, double weight_bytes, double image_bytes) {
-    constexpr int64_t kItems = 16;
+    constexpr int64_t kItems = 16, kFew = 4;
     double least = 0;
     for (int64_t p = 1; p <= panels; ++p) {
-      if (panels % p != 0) continue;
+      if (panels % p != 0 && panels / p < kFew) continue;
       const int64_t b = std::min(pixels, std::max(divide_up(pixels, most_pixels), divide_up(kItems, p)));
       if (b * p < std::min(kItems, pixels * panels)) continue;
       const double read = static_cast<double>(b) * weight_bytes + static_cast<double>(p) * image_bytes;
