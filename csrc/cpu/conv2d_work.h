@@ -21,7 +21,8 @@ struct Cut {
 };
 
 // Blocks of pixels and parts of the filters: every block reads a part's weights, every part the block's images. The
-// least that is read in all, with enough items for many threads. Parts of few panels have as many each, for a thread may get whole parts.
+// least that is read in all, with enough items for many threads. Parts of few panels have as many each, for a thread
+// may get whole parts.
 struct WorkCut {
   int64_t blocks = 0, parts = 0;
   // most_pixels of a block; panels: the filters' units; bytes that all filters' weights and all images have.
