@@ -60,7 +60,7 @@ bool is_bits(const Tensor& activated) { return activated.defined() && activated.
 // Of what autograd can differentiate again, for relu and relu6; activated: forward's output, or its bits.
 Tensor differentiable_gradient(const Tensor& grad, const Tensor& activated, const Tensor& input, Activation kind) {
   if (!is_bits(activated)) return native_gradient_by_output(grad, activated, kind);
-  return at::where(batch_norm_relu_mask(activated, input), grad, at::zeros({}, grad.options()));
+  return at::where(batch_norm_passing_mask(activated, input), grad, at::zeros({}, grad.options()));
 }
 
 class BatchNormFunction : public torch::autograd::Function<BatchNormFunction> {

@@ -89,8 +89,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward_cpu(const Tensor& 
   const BatchNormPlan plan = plan_batch_norm(input);
   Tensor output = empty_cpu(input.sizes(), dtype, plan.format);
   Tensor saved;
-  if (saves && gradient_reads_input(activation)) saved = empty_cpu(input.sizes(), dtype, plan.format);
-  if (saves && gradient_reads_output(activation)) saved = empty_bits(batch_norm_bits_size(plan));
+  if (saves && activation != Activation::kNone) {
+    saved = gradient_reads_output(activation) ? empty_bits(batch_norm_bits_size(plan))
+                                              : empty_cpu(input.sizes(), dtype, plan.format);
+  }
   Tensor mean = empty_cpu({plan.shape.channels}, accumulation_dtype(dtype)),
          var = empty_cpu(mean.sizes(), mean.scalar_type());
   if (!training) {
@@ -123,7 +125,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward_cpu(const Tensor& 
 template <typename T>
 struct BatchNormBackward {
   const BatchNormPlan& plan;
-  Tensor dy, x, relu_bits, mean, var, weight, grad_input, grad_weight, grad_bias, grad_residual;
+  Tensor dy, x, passing_bits, mean, var, weight, grad_input, grad_weight, grad_bias, grad_residual;
   double eps;
   bool training;
 
@@ -137,14 +139,14 @@ struct BatchNormBackward {
     A *scale = factors.get(), *mean_g = scale + shape.channels, *slope = mean_g + shape.channels;
     const BatchNormSumsArgs<T> sums{const_data<T>(dy),
                                     const_data<T>(x),
-                                    const_data<uint8_t>(relu_bits),
+                                    const_data<uint8_t>(passing_bits),
                                     const_data<A>(mean),
                                     sums_g,
                                     sums_gx,
                                     shape};
     const BatchNormGradArgs<T> grad{const_data<T>(dy),
                                     const_data<T>(x),
-                                    const_data<uint8_t>(relu_bits),
+                                    const_data<uint8_t>(passing_bits),
                                     mutable_data<T>(grad_input),
                                     mutable_data<T>(grad_residual),
                                     const_data<A>(mean),
@@ -181,17 +183,17 @@ struct BatchNormBackward {
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cpu(const Tensor& grad_output, const Tensor& input,
                                                                    const Tensor& mean, const Tensor& var,
                                                                    const OptionalTensor& weight_opt,
-                                                                   const OptionalTensor& relu_opt, double eps,
+                                                                   const OptionalTensor& activated_opt, double eps,
                                                                    bool training, std::array<bool, 4> output_mask) {
   check_batch_norm(input, weight_opt, {}, {}, {}, /*training=*/true);
-  const Tensor weight = value_or_undefined(weight_opt), relu_bits = value_or_undefined(relu_opt);
-  check_batch_norm_backward(grad_output, input, mean, var, relu_bits, output_mask);
+  const Tensor weight = value_or_undefined(weight_opt), passing_bits = value_or_undefined(activated_opt);
+  check_batch_norm_backward(grad_output, input, mean, var, passing_bits, output_mask);
   const auto dtype = input.scalar_type(), sum_dtype = accumulation_dtype(dtype);
   const BatchNormPlan plan = plan_batch_norm(input);
-  TORCH_CHECK(!relu_bits.defined() || (relu_bits.scalar_type() == at::kByte && relu_bits.is_contiguous() &&
-                                       relu_bits.numel() == batch_norm_bits_size(plan)),
-              "batch_norm_backward: relu must be what batch_norm_forward saved, ", batch_norm_bits_size(plan),
-              " bytes of bits, got ", relu_bits.sizes(), " of ", relu_bits.scalar_type());
+  TORCH_CHECK(!passing_bits.defined() || (passing_bits.scalar_type() == at::kByte && passing_bits.is_contiguous() &&
+                                          passing_bits.numel() == batch_norm_bits_size(plan)),
+              "batch_norm_backward: activated must be what batch_norm_forward saved, ", batch_norm_bits_size(plan),
+              " bytes of bits, got ", passing_bits.sizes(), " of ", passing_bits.scalar_type());
   const auto parameter_gradient = [&](bool wanted) {
     return wanted ? empty_cpu({plan.shape.channels}, sum_dtype) : Tensor();
   };
@@ -208,7 +210,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cpu(const Tensor&
       BatchNormBackward<decltype(element)>{plan,
                                            grad_output.contiguous(plan.format),
                                            input.contiguous(plan.format),
-                                           relu_bits,
+                                           passing_bits,
                                            mean.contiguous(),
                                            var.contiguous(),
                                            widened(weight, dtype),

@@ -64,22 +64,22 @@ void check_batch_norm_residual(const Tensor& residual, const Tensor& input) {
 }
 
 void check_batch_norm_backward(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& var,
-                               const Tensor& relu, const std::array<bool, 4>& output_mask) {
+                               const Tensor& activated, const std::array<bool, 4>& output_mask) {
   const auto is_like_input = [&](const Tensor& tensor) {
     return tensor.sizes().equals(input.sizes()) && tensor.scalar_type() == input.scalar_type();
   };
   TORCH_CHECK(is_like_input(grad_output), "batch_norm_backward: grad_output must have input's shape ", input.sizes(),
               " and dtype ", input.scalar_type(), ", got ", grad_output.sizes(), " and ", grad_output.scalar_type());
-  TORCH_CHECK(!relu.defined() || !relu.is_cuda() || is_like_input(relu),
-              "batch_norm_backward: relu must have input's shape ", input.sizes(), " and dtype ", input.scalar_type(),
-              ", got ", relu.sizes(), " and ", relu.scalar_type());
+  TORCH_CHECK(!activated.defined() || !activated.is_cuda() || is_like_input(activated),
+              "batch_norm_backward: activated must have input's shape ", input.sizes(), " and dtype ",
+              input.scalar_type(), ", got ", activated.sizes(), " and ", activated.scalar_type());
   const auto expected = accumulation_dtype(input.scalar_type());
   TORCH_CHECK(mean.scalar_type() == expected && var.scalar_type() == expected && mean.numel() == input.size(1) &&
                   var.numel() == input.size(1),
               "batch_norm_backward: mean and var must hold one ", expected, " for each of ", input.size(1),
               " channels, got ", mean.sizes(), " and ", var.sizes());
-  TORCH_CHECK(relu.defined() || !output_mask[3],
-              "batch_norm_backward: grad_residual is grad_output itself where no relu was applied");
+  TORCH_CHECK(activated.defined() || !output_mask[3],
+              "batch_norm_backward: grad_residual is grad_output itself where neither relu nor relu6 was applied");
 }
 
 void check_batch_norm_update_stats(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean,
@@ -112,7 +112,7 @@ at::MemoryFormat batch_norm_gradient_format(const Tensor& input) {
   return input.is_contiguous(suggested) ? suggested : batch_norm_format(input);
 }
 
-Tensor batch_norm_relu_mask(const Tensor& bits, const Tensor& input) {
+Tensor batch_norm_passing_mask(const Tensor& bits, const Tensor& input) {
   const c10::SymInt one = 1, channels = input.sym_size(1), count = input.sym_numel() / channels.max(one);
   const bool rows = batch_norm_is_rows(input, batch_norm_format(input), count);
   const c10::SymInt images = channels == 1 ? one : input.sym_size(0);
@@ -146,11 +146,11 @@ void batch_norm_update_stats(const Tensor& running_mean, const Tensor& running_v
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& grad_output, const Tensor& input,
                                                                const Tensor& mean, const Tensor& var,
-                                                               const OptionalTensor& weight, const OptionalTensor& relu,
-                                                               double eps, bool training,
-                                                               std::array<bool, 4> output_mask) {
+                                                               const OptionalTensor& weight,
+                                                               const OptionalTensor& activated, double eps,
+                                                               bool training, std::array<bool, 4> output_mask) {
   static const auto op = find_op<decltype(batch_norm_backward)>("tilewright::batch_norm_backward");
-  return op.call(grad_output, input, mean, var, weight, relu, eps, training, output_mask);
+  return op.call(grad_output, input, mean, var, weight, activated, eps, training, output_mask);
 }
 
 }  // namespace tilewright
@@ -174,7 +174,8 @@ TORCH_LIBRARY_FRAGMENT(tilewright, m) {
       "SymInt count, float momentum) -> ()",
       {at::Tag::pt2_compliant_tag});
   m.def(
-      "batch_norm_backward(Tensor grad_output, Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor? relu, "
+      "batch_norm_backward(Tensor grad_output, Tensor input, Tensor mean, Tensor var, Tensor? weight, Tensor? "
+      "activated, "
       "float eps, bool training, bool[4] output_mask) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, "
       "Tensor grad_residual)",
       {at::Tag::pt2_compliant_tag});

@@ -18,7 +18,7 @@ void check_batch_norm(const Tensor& input, const OptionalTensor& weight, const O
 // Of the raw ops, for kernels.
 void check_batch_norm_residual(const Tensor& residual, const Tensor& input);
 void check_batch_norm_backward(const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& var,
-                               const Tensor& relu, const std::array<bool, 4>& output_mask);
+                               const Tensor& activated, const std::array<bool, 4>& output_mask);
 void check_batch_norm_update_stats(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean,
                                    const Tensor& var);
 
@@ -36,7 +36,7 @@ inline bool batch_norm_is_rows(const Tensor& input, at::MemoryFormat format, con
 }
 
 // Where a relu or relu6 lets the gradient pass, like input, from the bits that the CPU's forward saved.
-Tensor batch_norm_relu_mask(const Tensor& bits, const Tensor& input);
+Tensor batch_norm_passing_mask(const Tensor& bits, const Tensor& input);
 
 // mean and var: both given (evaluation), or neither: the batch's statistics. residual: like input.
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward(const Tensor& input, const OptionalTensor& weight,
@@ -50,13 +50,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward(const Tensor& inpu
 void batch_norm_update_stats(const Tensor& running_mean, const Tensor& running_var, const Tensor& mean,
                              const Tensor& var, c10::SymInt count, double momentum);
 
-// relu: where forward applied relu or relu6, the bits that it saved; on CUDA the output, of relu only. training: mean
-// and var were computed from input. output_mask: gradients of input, weight, bias, residual; the last only with relu
-// (without, it is grad_output itself).
+// activated: where forward applied relu or relu6, the bits that it saved; on CUDA the output, of relu only. training:
+// mean and var were computed from input. output_mask: gradients of input, weight, bias, residual; the last only where
+// activated is given (elsewhere it is grad_output itself).
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& grad_output, const Tensor& input,
                                                                const Tensor& mean, const Tensor& var,
-                                                               const OptionalTensor& weight, const OptionalTensor& relu,
-                                                               double eps, bool training,
-                                                               std::array<bool, 4> output_mask);
+                                                               const OptionalTensor& weight,
+                                                               const OptionalTensor& activated, double eps,
+                                                               bool training, std::array<bool, 4> output_mask);
 
 }  // namespace tilewright

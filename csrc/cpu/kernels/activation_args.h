@@ -13,8 +13,8 @@ constexpr bool gradient_reads_output(Activation activation) {
 
 template <typename T>
 struct ActivationKernels {
-  // dx = dy * act'(x), element by element. For kRelu and kRelu6 x may be what the activation was applied to,
-  // or its output.
+  // dx = dy * act'(x), element by element. For kRelu and kRelu6 x may be what the activation was applied to, or its
+  // output.
   void (*backward)(Activation, const T* dy, const T* x, T* dx, int64_t begin, int64_t end);
 };
 

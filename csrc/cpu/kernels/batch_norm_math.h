@@ -78,11 +78,11 @@ inline TILEWRIGHT_INLINE void store_activated(const BatchNormApplyArgs<T>& args,
 }
 
 // The gradient that passes an optional relu or relu6.
-template <bool kRelu, typename T>
+template <bool kMasked, typename T>
 inline TILEWRIGHT_INLINE Vec<Acc<T>> load_gradient(const T* dy, const uint8_t* passes, int64_t offset, int64_t bit,
                                                    int64_t n) {
   const Vec<Acc<T>> d = load(dy + offset, n);
-  if constexpr (kRelu) return lanes_where(load_bits(passes, bit), d);
+  if constexpr (kMasked) return lanes_where(load_bits(passes, bit), d);
   return d;
 }
 

@@ -125,7 +125,7 @@ void batch_norm_apply_planes_as(const BatchNormApplyArgs<T>& args, const BatchNo
   }
 }
 
-template <typename T, bool kRelu>
+template <typename T, bool kMasked>
 void batch_norm_sums_planes_as(const BatchNormSumsArgs<T>& args, int64_t task_begin, int64_t task_end) {
   using A = Acc<T>;
   const T *dy = args.dy, *x = args.x;
@@ -141,7 +141,7 @@ void batch_norm_sums_planes_as(const BatchNormSumsArgs<T>& args, int64_t task_be
                    for_each_vector_in_chains<A>(offset, length, [&](int chain, int64_t o, int64_t n) TILEWRIGHT_INLINE {
                      __builtin_prefetch(x + o + next_image);
                      __builtin_prefetch(dy + o + next_image);
-                     const Vec<A> g = load_gradient<kRelu>(dy, passes, o, o + bit_shift, n);
+                     const Vec<A> g = load_gradient<kMasked>(dy, passes, o, o + bit_shift, n);
                      Vec<A> d = load(x + o, n) - mean;
                      if (n < kLanes<A>) d = keep_first(d, n);
                      sum_g[chain] += g;
@@ -153,7 +153,7 @@ void batch_norm_sums_planes_as(const BatchNormSumsArgs<T>& args, int64_t task_be
   }
 }
 
-template <typename T, bool kRelu, bool kCentred, bool kStream>
+template <typename T, bool kMasked, bool kCentred, bool kStream>
 void batch_norm_grad_planes_as(const BatchNormGradArgs<T>& args, const BatchNormLines& lines) {
   using A = Acc<T>;
   const T *dy = args.dy, *x = args.x;
@@ -168,8 +168,8 @@ void batch_norm_grad_planes_as(const BatchNormGradArgs<T>& args, const BatchNorm
     const int64_t bit_shift = line * (shape.line_bits - shape.size);
     const int64_t offset = line * shape.size + lines.from;
     for_each_vector_in_chains<A>(offset, lines.to - lines.from, [&](int, int64_t o, int64_t n) TILEWRIGHT_INLINE {
-      const Vec<A> g = load_gradient<kRelu>(dy, passes, o, o + bit_shift, n);
-      if constexpr (kRelu) {
+      const Vec<A> g = load_gradient<kMasked>(dy, passes, o, o + bit_shift, n);
+      if constexpr (kMasked) {
         if (dresidual != nullptr) {
           if (next_image != 0) __builtin_prefetch(dresidual + o + next_image, 1);
           store_or_stream<kStream>(dresidual + o, g, n);

@@ -127,7 +127,7 @@ void batch_norm_apply_rows_as(const BatchNormApplyArgs<T>& args, const BatchNorm
                            });
 }
 
-template <typename T, bool kRelu>
+template <typename T, bool kMasked>
 void batch_norm_sums_rows_as(const BatchNormSumsArgs<T>& args, int64_t task_begin, int64_t task_end) {
   using A = Acc<T>;
   const T *dy = args.dy, *x = args.x;
@@ -143,7 +143,7 @@ void batch_norm_sums_rows_as(const BatchNormSumsArgs<T>& args, int64_t task_begi
                                Vec<A> g_sum{}, gx_sum{};
 #pragma GCC unroll 4
                                for (int r = 0; r < kRows; ++r) {
-                                 const Vec<A> g = load_gradient<kRelu>(
+                                 const Vec<A> g = load_gradient<kMasked>(
                                      dy, passes, o + r * stride, (row + r) * args.shape.line_bits + task.first + c, n);
                                  g_sum += g;
                                  gx_sum = fma(g, load(x + o + r * stride, n) - mean, gx_sum);
@@ -158,7 +158,7 @@ void batch_norm_sums_rows_as(const BatchNormSumsArgs<T>& args, int64_t task_begi
   }
 }
 
-template <typename T, bool kRelu, bool kCentred, bool kStream>
+template <typename T, bool kMasked, bool kCentred, bool kStream>
 void batch_norm_grad_rows_as(const BatchNormGradArgs<T>& args, const BatchNormLines& lines) {
   using A = Acc<T>;
   const T *dy = args.dy, *x = args.x;
@@ -175,8 +175,8 @@ void batch_norm_grad_rows_as(const BatchNormGradArgs<T>& args, const BatchNormLi
                                slope = load(args.slope + first + c, n);
                              }
                              const Vec<A> g =
-                                 load_gradient<kRelu>(dy, passes, o, row * args.shape.line_bits + first + c, n);
-                             if constexpr (kRelu) {
+                                 load_gradient<kMasked>(dy, passes, o, row * args.shape.line_bits + first + c, n);
+                             if constexpr (kMasked) {
                                if (dresidual != nullptr) store_or_stream<kStream>(dresidual + o, g, n);
                              }
                              Vec<A> v = g;

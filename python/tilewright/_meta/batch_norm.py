@@ -71,7 +71,7 @@ def _backward(
     mean: Tensor,
     var: Tensor,
     weight: Tensor | None,
-    relu: Tensor | None,
+    activated: Tensor | None,
     eps: float,
     training: bool,
     output_mask: Sequence[bool],
