@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ._check_formulas import SEED
+from .nn._activation import ACTIVATIONS
 
 # Times native's error.
 ALLOWED = 2.0
@@ -107,7 +108,6 @@ def _seeded(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _QKV = ((2, 3, 17, 20), (2, 3, 29, 20), (2, 3, 29, 24))
-_ACTIVATIONS = ("none", "relu", "relu6", "gelu", "gelu_tanh", "silu")
 
 
 def _bool_mask() -> Tensor:
@@ -200,9 +200,9 @@ CASES: dict[str, Callable[[], list[Case]]] = {
             buffers=1,
         ),
     ],
-    "linear_act": lambda: [_linear_act(name) for name in _ACTIVATIONS],
-    "conv2d_act": lambda: [_conv_act(name) for name in _ACTIVATIONS],
-    "batch_norm_act": lambda: [_batch_norm_act(name) for name in _ACTIVATIONS],
+    "linear_act": lambda: [_linear_act(name) for name in ACTIVATIONS],
+    "conv2d_act": lambda: [_conv_act(name) for name in ACTIVATIONS],
+    "batch_norm_act": lambda: [_batch_norm_act(name) for name in ACTIVATIONS],
     "dropout_add": lambda: [
         Case(
             "p 0.5",

@@ -64,5 +64,5 @@ def activation_backward(
     g = tl.load(grad_start + element, mask=inside, other=0.0).to(tl.float32)
     slope = activation_gradient(x, activation)
     # relu and relu6 choose: a product with 0 would make an infinite gradient NaN.
-    g = tl.where((activation <= 2) & (slope == 0), 0.0, g * slope)
+    g = tl.where(((activation == 1) | (activation == 2)) & (slope == 0), 0.0, g * slope)
     tl.store(out_start + element, g.to(out.dtype.element_ty), mask=inside)
