@@ -21,8 +21,9 @@ struct Cut {
 };
 
 // Blocks of pixels and parts of the filters: every block reads a part's weights, every part the block's images. The
-// least that is read in all, with enough items for many threads. Parts of few panels have as many each, for a thread
-// may get whole parts.
+// least that is read in all, with enough items for many threads. Parts of fewer than kFew panels have as many each: a
+// thread may get whole parts, and one panel more than another's is a third or half of its work; of more, at most a
+// quarter.
 struct WorkCut {
   int64_t blocks = 0, parts = 0;
   // most_pixels of a block; panels: the filters' units; bytes that all filters' weights and all images have.

@@ -18,6 +18,8 @@
 namespace tilewright {
 namespace {
 
+// Which pixels of the strip each tile computes: of `rows` rows that are `pitch` apart, the first window.width of each
+// are wanted.
 class StripTiles {
  public:
   StripTiles(const PhaseLayout& layout, const ConvWindow& window, int64_t rows)
@@ -65,14 +67,19 @@ int64_t conv_strip_bytes(const ConvWindow& window, int64_t channels, int64_t fil
   return StripScratch<T>(window, PhaseLayout(window, rows), strip_pixel(channels), filters).bytes();
 }
 
+template <typename T>
+bool joins_taps(const ConvPairsArgs<T>& args) {
+  return args.run > 0;
+}
+
 // Stretches of a patch that lie in one piece, taps or rows of joined ones, and pairs of each.
 template <typename T>
 int64_t strip_taps(const ConvPairsArgs<T>& args) {
-  return args.run > 0 ? args.window.rows : args.window.rows * args.window.cols;
+  return joins_taps(args) ? args.window.rows : args.window.rows * args.window.cols;
 }
 template <typename T>
 int64_t strip_stretch(const ConvPairsArgs<T>& args) {
-  return args.run > 0 ? pairs_of(args.run) : strip_pixel(args.channels) / 2;
+  return joins_taps(args) ? pairs_of(args.run) : strip_pixel(args.channels) / 2;
 }
 
 constexpr int64_t kPixelsAhead = 3;
@@ -111,6 +118,7 @@ inline void copy_joined_row(const ConvImages<const T>& in, const T* row, int64_t
   clear_parts<T>(dst + high, part_step, values - high);
 }
 
+// What output rows from `row` on read of an image.
 template <typename T>
 inline void copy_strip(const ConvImages<const T>& in, const T* image, const ConvWindow& window,
                        const PhaseLayout& layout, int64_t row, int64_t channels, bool joined, BF16* strip,
@@ -216,7 +224,7 @@ float conv_strip(const ConvPairsArgs<T>& args, int64_t n, int64_t row_begin, int
   auto* strip = reinterpret_cast<BF16*>(static_cast<char*>(scratch) + parts.offsets);
   auto* sums = reinterpret_cast<float*>(static_cast<char*>(scratch) + parts.offsets + parts.strip);
   ConvWindow stretches = window;
-  if (args.run > 0) stretches.cols = 1;
+  if (joins_taps(args)) stretches.cols = 1;
   find_tap_offsets(stretches, layout, offsets);
   for (int64_t t = 0; t < taps; ++t) offsets[t] *= static_cast<int32_t>(elements);
   const StripBlock block{
@@ -225,8 +233,8 @@ float conv_strip(const ConvPairsArgs<T>& args, int64_t n, int64_t row_begin, int
   SumCheck check;
   const int64_t of_filter = kPartsOf<T> * taps * strip_stretch(args);
   for (int64_t group = 0; group < args.groups; ++group) {
-    copy_strip(args.in, args.in.data + n * args.in.n_stride + group * C, window, layout, row_begin, C,
-               /*joined=*/args.run > 0, strip, parts.part_step);
+    copy_strip(args.in, args.in.data + n * args.in.n_stride + group * C, window, layout, row_begin, C, joins_taps(args),
+               strip, parts.part_step);
     const Pair* weights = static_cast<const Pair*>(args.weight) + group * panels * kPairPanel * of_filter;
     for (int64_t filter = filter_begin; filter < filter_end; filter += kStripFilters) {
       const int64_t filters = smaller(kStripFilters, filter_end - filter);

@@ -126,8 +126,8 @@ void finish_planes(const ConvRowsArgs<T>& args, const Acc<T>* block, int64_t pix
 }
 
 // The next group's channels and filters are other lines of the same pixels, and no stream for a processor to follow:
-// asks for those of `rows` pixels (8x128x28x28 in 8 groups on Zen 4: 0.86 -> 1.0 of native). The first and the last
-// tap meet every row of the images that the pixels read. out: where results are to be written, or null.
+// asks for those of `rows` pixels (what it gains: docs/conv2d.md). The first and the last tap meet every row of the
+// images that the pixels read. out: where results are to be written, or null.
 template <typename A>
 inline void prefetch_next_group(const RowRuns& runs, const RowTable<A>& table, int64_t row, int64_t rows,
                                 int64_t group_offset, const A* out, int64_t out_row) {

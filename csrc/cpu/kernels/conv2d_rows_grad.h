@@ -13,8 +13,7 @@ namespace {
 template <int kVectors>
 constexpr int kGradTileRows = most_rows(kVectors, 16);
 
-// c[i][f] (+)= sum over pixels of table[pixel][i] * grad[pixel][f], i over kRows elements of a
-// run from `offset` on.
+// c[i][f] (+)= sum over pixels of table[pixel][i] * grad[pixel][f], i over kRows elements of a run from `offset` on.
 template <typename A, int kRows, int kVectors>
 void conv_rows_grad_tile(int64_t pixels, const A* const* table, int64_t offset, const A* grad, A* c, int64_t c_row,
                          bool accumulate) {
