@@ -19,7 +19,6 @@ MODEL = (
     "by memory."
 )
 
-
 _NATIVE: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "relu6": F.relu6}
 
 

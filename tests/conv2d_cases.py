@@ -9,10 +9,11 @@ from tilewright.testing import assert_as_accurate, references
 
 FORMATS = {"planes": torch.contiguous_format, "channels_last": torch.channels_last}
 
-# name: input, weight, options. The sizes are around tiles and vectors, and those that other libraries got wrong.
+# Input, weight, options.
+Shapes = tuple[tuple[int, ...], tuple[int, ...], dict]
 
-
-CASES = {
+# By name. The sizes are around tiles and vectors, and those that other libraries got wrong.
+CASES: dict[str, Shapes] = {
     "one of everything": ((1, 1, 1, 1), (1, 1, 1, 1), {}),
     "3x3": ((2, 5, 9, 11), (7, 5, 3, 3), {"padding": 1}),
     "tile and panel tails": ((2, 33, 13, 9), (37, 33, 3, 3), {"padding": 1}),
@@ -159,11 +160,16 @@ SIX_POINTS = {
 }
 
 
-def make(case: str, dtype: torch.dtype, memory_format: torch.memory_format) -> tuple[Tensor, Tensor, Tensor, dict]:
-    x_shape, weight_shape, options = CASES[case]
+def draw(shapes: Shapes, dtype: torch.dtype, memory_format: torch.memory_format) -> tuple[Tensor, Tensor, Tensor, dict]:
+    """Input, weight, bias and the options."""
+    x_shape, weight_shape, options = shapes
     x = torch.randn(x_shape, dtype=dtype).contiguous(memory_format=memory_format)
     weight = torch.randn(weight_shape, dtype=dtype).contiguous(memory_format=memory_format)
     return x, weight, torch.randn(weight_shape[0], dtype=dtype), options
+
+
+def make(case: str, dtype: torch.dtype, memory_format: torch.memory_format) -> tuple[Tensor, Tensor, Tensor, dict]:
+    return draw(CASES[case], dtype, memory_format)
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None, **options: object) -> Tensor:
