@@ -26,6 +26,9 @@ struct RowTiles {
 // Tiles of a transposed A are copied by the handful: a column of one tile is less than a line, which would be fetched,
 // and evicted, several times over (5-20 cycles a column alone, 5 together).
 constexpr int64_t kLeftRows = kTileRows <= 16 ? 16 : 32, kLeftTogether = 64 / kLeftRows;
+// Where a part of each of its rows is read, a processor does not fetch them ahead by itself: so many rows (32: the
+// same).
+constexpr int64_t kLeftAhead = 16;
 // Elements from one copied tile to the next; depth in elements.
 inline int64_t left_tile_size(int64_t depth) { return kLeftRows * depth; }
 
@@ -70,7 +73,12 @@ void copy_left(const T* a, int64_t a_row, int64_t a_col, const RowTiles& tiles, 
         }
       }
     };
-    for (int64_t k = 0; k < depth - 1; ++k) copy_column(k, may_read_on);
+    // With the first handful come all tiles' rows: the next ones find them in L2.
+    const int64_t ahead = first == 0 ? tiles.rows : 0;
+    for (int64_t k = 0; k < depth - 1; ++k) {
+      if (k + kLeftAhead < depth) prefetch_rows<0>(a + (k + kLeftAhead) * a_col, a_col, 1, ahead);
+      copy_column(k, may_read_on);
+    }
     copy_column(depth - 1, false);
     return;
   }
@@ -121,14 +129,22 @@ inline void copy_left(const BF16* a, int64_t a_row, int64_t a_col, const RowTile
     return;
   }
   if (!kHasTileUnit && a_row == 1) {
-    for (int64_t k = 0; k < elements; ++k) {
-      const BF16* even = a + 2 * k * a_col;
-      for (int64_t t = first; t < last; ++t) {
-        const int64_t edge = tiles.edge(t), rows = tiles.edge(t + 1) - edge;
-        const BF16* odd = 2 * k + 1 < depth ? even + a_col + edge : nullptr;
-        // Whole vectors: what is written behind a tile's column belongs to the next one, which comes later.
-        store(buffer + (t - first) * left_tile_size(elements) + k * kTileRows,
-              load_pairs_across(even + edge, odd, rows));
+    int64_t edges[kLeftTogether + 1];
+    for (int64_t from = first; from < last; from += kLeftTogether) {
+      const int64_t count = smaller(kLeftTogether, last - from);
+      BF16Pair* to = buffer + (from - first) * left_tile_size(elements);
+      for (int64_t t = 0; t <= count; ++t) edges[t] = tiles.edge(from + t);
+      // With the first handful come all tiles' rows: the next ones find them in L2.
+      const int64_t ahead = from == 0 ? tiles.rows : 0;
+      for (int64_t k = 0; k < elements; ++k, to += kTileRows) {
+        const BF16* even = a + 2 * k * a_col;
+        if (2 * k + kLeftAhead + 1 < depth) prefetch_rows<0>(even + kLeftAhead * a_col, a_col, 2, ahead);
+        const BF16* odd = 2 * k + 1 < depth ? even + a_col : nullptr;
+        for (int64_t t = 0; t < count; ++t) {
+          // Whole vectors: what is written behind a tile's column belongs to the next one, which comes later.
+          store(to + t * left_tile_size(elements),
+                load_pairs_across(even + edges[t], odd == nullptr ? nullptr : odd + edges[t], edges[t + 1] - edges[t]));
+        }
       }
     }
     return;
