@@ -29,12 +29,16 @@ class StripTiles {
     count_ = rows * of_row;
     of_row_ = of_row;
   }
-  int64_t count() const { return count_; }
-  // Position in the strip of a tile's first pixel, and of what follows its last.
-  int64_t begin(int64_t tile) const { return tile / of_row_ * pitch_ + tile % of_row_ * kTileRows; }
-  int64_t end(int64_t tile) const {
-    const int64_t next = begin(tile) + kTileRows;
-    return tile + 1 < count_ ? smaller(next, begin(tile + 1)) : next;
+  // body(position in the strip of a tile's first pixel, of what follows its last): no division a tile, which that of a
+  // network's first layer would notice.
+  template <typename Body>
+  void for_each(const Body& body) const {
+    for (int64_t tile = 0, row = 0; tile < count_; row += pitch_) {
+      for (int64_t i = 0; i < of_row_; ++i, ++tile) {
+        const int64_t begin = row + i * kTileRows, end = begin + kTileRows;
+        body(begin, i + 1 == of_row_ && tile + 1 < count_ ? smaller(end, row + pitch_) : end);
+      }
+    }
   }
 
  private:
@@ -198,16 +202,27 @@ template <typename T>
 inline void finish_strip_tile(const ConvPairsArgs<T>& args, const StripBlock& block, int64_t begin, int64_t end,
                               int64_t first, int64_t filters, SumCheck& check) {
   const int64_t pitch = block.layout.pitch;
+  const bool checks = args.checks && !joins_taps(args);
   for (int64_t p = 0; begin + p < end;) {
     const int64_t y = (begin + p) / pitch, x = (begin + p) % pitch, left = end - begin - p;
     if (y >= block.rows) return;
     const int64_t count = larger(0, smaller(left, args.window.width - x));
-    for (int64_t i = 0; args.checks && i < count; ++i) {
+    for (int64_t i = 0; checks && i < count; ++i) {
       const float* sums = block.sums + (p + i) * block.sums_row;
       for_each_vector<float>(filters, [&](int64_t f, int64_t n) TILEWRIGHT_INLINE { check.add(load(sums + f, n)); });
     }
     if (count > 0) finish_strip_run(args, block, y, x, p, count, first, filters);
     p += smaller(left, pitch - x);
+  }
+}
+
+// Whether all of a strip of bfloat16 is finite, as SumCheck says it. Joined taps ask this: of what they multiply by
+// weights of 0, only the image may not be.
+inline void check_strip(const BF16* strip, int64_t values, SumCheck& check) {
+  constexpr int64_t kStep = 2 * kLanes<Pair>;
+  for (int64_t i = 0; i < values; i += kStep) {
+    const int64_t n = smaller(kStep, values - i);
+    check.zeros = fma(n == kStep ? load_pairs(strip + i) : load_pairs(strip + i, n), VecU32{}, check.zeros);
   }
 }
 
@@ -235,14 +250,14 @@ float conv_strip(const ConvPairsArgs<T>& args, int64_t n, int64_t row_begin, int
   for (int64_t group = 0; group < args.groups; ++group) {
     copy_strip(args.in, args.in.data + n * args.in.n_stride + group * C, window, layout, row_begin, C, joins_taps(args),
                strip, parts.part_step);
+    if (args.checks && joins_taps(args)) check_strip(strip, layout.size * C, check);
     const Pair* weights = static_cast<const Pair*>(args.weight) + group * panels * kPairPanel * of_filter;
     for (int64_t filter = filter_begin; filter < filter_end; filter += kStripFilters) {
       const int64_t filters = smaller(kStripFilters, filter_end - filter);
-      for (int64_t tile = 0; tile < tiles.count(); ++tile) {
-        sum_strip_tile(args, block, tiles.begin(tile), weights + filter * of_filter, filters);
-        finish_strip_tile(args, block, tiles.begin(tile), tiles.end(tile), group * args.filters + filter, filters,
-                          check);
-      }
+      tiles.for_each([&](int64_t begin, int64_t end) {
+        sum_strip_tile(args, block, begin, weights + filter * of_filter, filters);
+        finish_strip_tile(args, block, begin, end, group * args.filters + filter, filters, check);
+      });
     }
   }
   return check.magnitude();
