@@ -4,7 +4,7 @@
 //   7x7 of stride 2 on 3 channels:  7 x 22 values instead of 49 x 4
 //
 // Only processors without tile units, whose steps are two values: a row of 21 needs one more, with a weight of 0. That
-// one is the image's next: a 0 times an infinity would be NaN, so where a sum is not finite, taps are apart.
+// one is the image's next: a 0 times an infinity would be NaN, so where the image is not finite, taps are apart.
 #pragma once
 #include "cpu/conv2d_pairs.h"
 

@@ -14,7 +14,7 @@ struct ConvPairsArgs {
   int64_t groups, channels, filters;  // of one group
   const void* weight;
   ConvEpilogue<T> epilogue;
-  bool checks = false;  // does the caller look at the sums?
+  bool checks = false;  // does the caller ask whether the sums are finite, of joined taps the images?
   // Values of a row of taps, where those are joined; else 0. `channels` are then the values from one pixel's row of
   // taps to the next one's, and `window` counts in these: its stride_x is 1. (first_x counts pixels of the image.)
   int64_t run = 0;
@@ -108,7 +108,7 @@ struct ConvPairsKernels {
   void (*forward)(const ConvPairsArgs<T>&, int64_t pixel_begin, int64_t pixel_end, int64_t filter_begin,
                   int64_t filter_end, void* scratch);
   // Without patches: output rows of image n. The weights of a tap are filled up to a multiple of step. strip_bytes: of
-  // scratch. Returns the largest magnitude of the sums, NaN if one is not finite, if it is asked to check.
+  // scratch. Where it checks, it returns the largest magnitude of the sums (of joined taps 0), NaN if one is not finite.
   int64_t (*strip_bytes)(const ConvWindow&, int64_t channels, int64_t filters, int64_t rows);
   float (*strip)(const ConvPairsArgs<T>&, int64_t n, int64_t row_begin, int64_t row_end, int64_t filter_begin,
                  int64_t filter_end, void* scratch);
