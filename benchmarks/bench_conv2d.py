@@ -145,6 +145,8 @@ CASES = [
     *_both_layouts("64x128x4", 128, 3),
     # Other types: a layer of each class.
     *_both_layouts("8x128x28", 128, 3, _BF16),
+    *_both_layouts("8x512x7", 512, 3, _BF16),
+    *_both_layouts("8x192x13", 384, 3, _BF16),
     *_both_layouts("8x64x56", 256, 1, _BF16),
     *_both_layouts("8x128x56", 128, 3, _BF16, stride=2),
     *_both_layouts("8x3x224", 64, 7, _BF16, stride=2, first=True),

@@ -9,7 +9,7 @@ import tilewright.functional as TF
 from .conv2d_cases import FORMATS, Shapes, compare, draw, run
 
 # input, weight, options. Rows of taps of even and odd length; strides that do not divide them, and longer ones; more
-# padding than taps; one row of pixels; widths of whole tiles of 14 pixels, and one more.
+# padding than taps; one row of pixels; widths of whole tiles of 14 pixels, of one more, and of parts of tiles.
 STEMS = {
     "7x7 stride 2": ((2, 3, 30, 56), (17, 3, 7, 7), {"padding": 3, "stride": 2}),
     "7x7 stride 2, a tail": ((2, 3, 31, 59), (33, 3, 7, 7), {"padding": 3, "stride": 2}),
@@ -26,6 +26,14 @@ ROWS = {
     "rows of two tiles": ((2, 32, 11, 28), (33, 32, 3, 3), {"padding": 1}),
     "rows of two tiles, stride 2": ((2, 32, 21, 56), (32, 32, 3, 3), {"padding": 1, "stride": 2}),
     "rows of two tiles and a pixel": ((2, 32, 11, 29), (33, 32, 3, 3), {"padding": 1}),
+    **{
+        f"rows of {width}": ((2, 24, 6, width), (35, 24, 3, 3), {"padding": 1})
+        for width in (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 17, 19, 23)
+    },
+    "rows of one": ((2, 24, 9, 1), (35, 24, 3, 1), {"padding": (1, 0)}),
+    "rows of 7, few filters": ((3, 40, 7, 7), (9, 40, 3, 3), {"padding": 1}),
+    "rows of 7, weights beyond the cache": ((2, 300, 7, 7), (290, 300, 3, 3), {"padding": 1}),
+    "rows of 13, dilated": ((2, 24, 9, 17), (35, 24, 3, 3), {"dilation": 2}),
 }
 # Pixels of two values, whose strips end just before their sums.
 ENDS = {

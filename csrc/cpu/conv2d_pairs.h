@@ -11,6 +11,12 @@ inline bool multiplies_pairs(at::ScalarType dtype) {
   return dtype == at::kBFloat16 && kernels<BF16>().conv2d.pairs.panel > 0;
 }
 
+// Not by a dot product of two, whose step is one pair.
+template <typename T>
+bool has_tile_unit() {
+  return kernels<T>().conv2d.pairs.step > 2;
+}
+
 // What multiplications cost (parallel_for_cost). A product of pairs takes a tenth of the time of one of float32; two
 // parts take four of them, three parts six.
 template <typename T>
@@ -40,22 +46,23 @@ struct PairsPlan {
   int64_t rows, tap_step;
 };
 
-// Output rows of a block of the kernel without patches: the least of tiles, whose rows behind the last pixel are
-// dropped, and of copies, which blocks that touch share. Copying a value takes as long as kCopy products of one; strips
-// of 400 pixels and a megabyte leave room for weights in L2.
+// Output rows of a block of the kernel without patches: the least of tiles, which tile units compute whole, and of
+// copies, which blocks that touch share. Copying a value takes as long as kCopy products of one; strips of 400 pixels
+// and a megabyte leave room for weights in L2.
 template <typename T>
 int64_t strip_rows(const ConvWindow& window, int64_t channels, int64_t filters, int64_t images) {
   constexpr int64_t kMostPixels = 400, kLargestScratch = 1 << 20, kItems = 16, kTile = 32, kCopy = 40;
   const int64_t pitch = phase_pitch(window), taps = window.rows * window.cols;
   const int64_t most = std::min(
       {window.height, divide_up(window.height, divide_up(kItems, images)), std::max<int64_t>(1, kMostPixels / pitch)});
-  // Whole tiles of short rows.
+  // Of short rows several at once: they fill a tile unit's tile, and weights are not read again for each.
   const int64_t step = std::min(most, std::max<int64_t>(1, kTile / pitch));
   int64_t best = step;
   double least = 0;
   for (int64_t rows = step; rows <= most; rows += step) {
     if (rows > step && kernels<T>().conv2d.pairs.strip_bytes(window, channels, filters, rows) > kLargestScratch) break;
-    const int64_t computed = divide_up((rows - 1) * pitch + window.width, kTile) * kTile;
+    const int64_t computed =
+        has_tile_unit<T>() ? divide_up((rows - 1) * pitch + window.width, kTile) * kTile : rows * window.width;
     const int64_t copied = (rows * window.stride_y + window.rows - 1) * window.stride_x * pitch;
     const double cost = static_cast<double>(divide_up(window.height, rows)) *
                         static_cast<double>(computed * taps * filters + kCopy * copied);
@@ -76,13 +83,12 @@ PairsPlan plan_pairs(const ConvWindow& window, int64_t groups, int64_t channels,
   const int64_t tap_step = divide_up(channels, kernel.step) * kernel.step;
   if (tap_step > 2 * channels || !phases_serve(window)) return patches;
   const int64_t rows = strip_rows<T>(window, channels, filters, images);
-  // Every block reads all weights: small ones of weights beyond L2 are better joined over images.
+  // Every block reads all weights, and a tile unit waits for them: small ones of weights beyond L2 are better joined
+  // over images there.
   constexpr int64_t kCachedWeights = 768 * 1024, kFewPixels = 128;
   const int64_t weights = groups * filters * window.rows * window.cols * channels;
-  if (kernel.strip_bytes(window, channels, filters, rows) > kLargestScratch ||
-      (weights > kCachedWeights && rows * window.width < kFewPixels)) {
-    return patches;
-  }
+  const bool waits = has_tile_unit<T>() && weights > kCachedWeights && rows * window.width < kFewPixels;
+  if (waits || kernel.strip_bytes(window, channels, filters, rows) > kLargestScratch) return patches;
   return {rows, tap_step};
 }
 

@@ -23,7 +23,7 @@ inline int64_t stem_rows(const Conv2dShape& shape) {
   constexpr int64_t kMostChannels = 4, kLargestScratch = 1 << 20;
   const auto& kernel = kernels<BF16>().conv2d.pairs;
   const int64_t values = shape.stride[1] * shape.channels;
-  if (kernel.step != 2 || shape.groups > 1 || shape.channels > kMostChannels || values % 2 != 0 ||
+  if (has_tile_unit<BF16>() || shape.groups > 1 || shape.channels > kMostChannels || values % 2 != 0 ||
       shape.dilation[1] > 1 || shape.kernel[1] == 1) {
     return 0;
   }

@@ -9,8 +9,8 @@
 //
 //   out[p, f] = sum over rows of taps i, values v of strip[offset_i + p * stride * channels + v] * weights[(i, v), f]
 //
-// Tiles are whole ones: what they compute behind the last pixel, and between two rows of pixels, is dropped. They go on
-// from row to row, or begin with every row where that takes fewer (rows of 14, 28, 56 pixels in tiles of 14).
+// Tiles begin with every row of pixels, which is cut evenly, or go on from row to row where that takes less: what they
+// compute between two rows, and behind the last pixel, is dropped. On tile units, tiles are whole ones.
 #pragma once
 #include "cpu/kernels/conv2d_phases.h"
 #include "cpu/kernels/conv2d_strip_parts.h"
@@ -22,27 +22,31 @@ namespace {
 // are wanted.
 class StripTiles {
  public:
-  StripTiles(const PhaseLayout& layout, const ConvWindow& window, int64_t rows)
-      : pitch_(layout.pitch), count_(tile_count((rows - 1) * layout.pitch + window.width)), of_row_(count_) {
-    const int64_t of_row = tile_count(window.width);
-    if (rows * of_row >= count_) return;
-    count_ = rows * of_row;
-    of_row_ = of_row;
+  StripTiles(const PhaseLayout& layout, const ConvWindow& window, int64_t rows) : pitch_(layout.pitch) {
+    const int64_t of_row = tile_count(window.width), in_all = tile_count((rows - 1) * layout.pitch + window.width);
+    // What a tile of n rows takes, beside a row's worth of time for its weights and its end.
+    const int64_t row = kHasTileUnit ? of_row * kTileRows : window.width;
+    const bool by_rows = rows * (row + of_row) < in_all * (kTileRows + 1);
+    lines_ = by_rows ? rows : 1;
+    tiles_ = by_rows ? of_row : in_all;
+    length_ = by_rows ? window.width : in_all * kTileRows;
   }
   // body(position in the strip of a tile's first pixel, of what follows its last): no division a tile, which that of a
   // network's first layer would notice.
   template <typename Body>
   void for_each(const Body& body) const {
-    for (int64_t tile = 0, row = 0; tile < count_; row += pitch_) {
-      for (int64_t i = 0; i < of_row_; ++i, ++tile) {
-        const int64_t begin = row + i * kTileRows, end = begin + kTileRows;
-        body(begin, i + 1 == of_row_ && tile + 1 < count_ ? smaller(end, row + pitch_) : end);
+    const int64_t size = kHasTileUnit ? kTileRows : length_ / tiles_, longer = kHasTileUnit ? 0 : length_ % tiles_;
+    for (int64_t line = 0, start = 0; line < lines_; ++line, start += pitch_) {
+      for (int64_t tile = 0, begin = start; tile < tiles_; ++tile) {
+        const int64_t end = smaller(begin + size + (tile < longer), start + length_);
+        body(begin, end);
+        begin = end;
       }
     }
   }
 
  private:
-  int64_t pitch_, count_, of_row_;
+  int64_t pitch_, lines_, tiles_, length_;  // tiles of a line, and its pixels
 };
 
 // Filters computed at once: the sums of one tile of pixels stay in L1 (18 KB).
@@ -156,16 +160,17 @@ struct StripBlock {
   int64_t sums_row;
 };
 
-// The sums of a tile from a position of the strip on, for filters [filter, filter + filters) of a group.
+// The sums of a tile of `rows` pixels from a position of the strip on, for filters [filter, filter + filters) of a
+// group.
 template <typename T>
-inline void sum_strip_tile(const ConvPairsArgs<T>& args, const StripBlock& block, int64_t position, const Pair* weights,
-                           int64_t filters) {
+inline void sum_strip_tile(const ConvPairsArgs<T>& args, const StripBlock& block, int64_t position, int64_t rows,
+                           const Pair* weights, int64_t filters) {
   const int64_t taps = strip_taps(args), stretch = strip_stretch(args), elements = strip_pixel(args.channels) / 2;
   const int64_t panel = taps * stretch * kPairPanel;
   const Pair* left = reinterpret_cast<const Pair*>(block.strip) + position * elements;
   for (int64_t f = 0; f < filters; f += kPairPanel, weights += kPartsOf<T> * panel) {
     multiply_stretches(StripProduct<T>{left, elements, block.part_step / 2, weights, panel}, stretch, block.offsets,
-                       taps, block.sums + f, block.sums_row, filters - f);
+                       taps, rows, block.sums + f, block.sums_row, filters - f);
   }
 }
 
@@ -255,7 +260,7 @@ float conv_strip(const ConvPairsArgs<T>& args, int64_t n, int64_t row_begin, int
     for (int64_t filter = filter_begin; filter < filter_end; filter += kStripFilters) {
       const int64_t filters = smaller(kStripFilters, filter_end - filter);
       tiles.for_each([&](int64_t begin, int64_t end) {
-        sum_strip_tile(args, block, begin, weights + filter * of_filter, filters);
+        sum_strip_tile(args, block, begin, end - begin, weights + filter * of_filter, filters);
         finish_strip_tile(args, block, begin, end, group * args.filters + filter, filters, check);
       });
     }

@@ -23,9 +23,18 @@ struct StripProduct {
   int64_t right_part;
 };
 
+// The tile of that many rows; on a tile unit fewer take as long as all.
+template <int kVectors, int kRows = kTileRows>
+auto stretches_of_rows(int64_t rows) {
+  if constexpr (kRows == 1 || kHasTileUnit) {
+    return gemm_stretches<Pair, kRows, kVectors>;
+  } else {
+    return rows == kRows ? gemm_stretches<Pair, kRows, kVectors> : stretches_of_rows<kVectors, kRows - 1>(rows);
+  }
+}
 inline void multiply_stretches(const StripProduct<BF16>& product, int64_t elements, const int32_t* offsets,
-                               int64_t count, float* sums, int64_t sums_row, int64_t cols) {
-  const auto tile = cols > kLanes<float> ? gemm_stretches<Pair, kTileVectors> : gemm_stretches<Pair, 1>;
+                               int64_t count, int64_t rows, float* sums, int64_t sums_row, int64_t cols) {
+  const auto tile = cols > kLanes<float> ? stretches_of_rows<kTileVectors>(rows) : stretches_of_rows<1>(rows);
   tile(count, offsets, elements, product.left, product.left_row, product.right, sums, sums_row);
 }
 
@@ -56,7 +65,7 @@ inline void put_values(BF16* dst, int64_t part_step, const T* src, int64_t n) {
 
 template <typename T>
 inline void multiply_stretches(const StripProduct<T>& product, int64_t elements, const int32_t* offsets, int64_t count,
-                               float* sums, int64_t sums_row, int64_t cols) {
+                               int64_t, float* sums, int64_t sums_row, int64_t cols) {
   const SplitOperands operands{product.left, product.left_part, product.left_row, product.right, product.right_part};
   // Whole tiles: sums have room for them.
   const int64_t whole = cols > kLanes<float> ? kPairPanel : kLanes<float>;

@@ -189,9 +189,9 @@ void gemm_tile(int64_t K, const E* a, int64_t a_row, int64_t a_col, const B* b, 
   sums.store_to(c, c_row, n, end);
 }
 
-// A whole tile whose left rows are read in stretches of K elements: stretch s starts at a + offsets[s], and b's rows, a
+// A tile whose left rows are read in stretches of K elements: stretch s starts at a + offsets[s], and b's rows, a
 // panel's, go on from stretch to stretch.
-template <typename E, int kVectors>
+template <typename E, int kRows, int kVectors>
 void gemm_stretches(int64_t stretches, const int32_t* offsets, int64_t K, const E* a, int64_t a_row, const E* b,
                     SumOf<E>* c, int64_t c_row) {
 #if defined(TILEWRIGHT_ISA_HAS_TILE_UNIT)
@@ -199,7 +199,7 @@ void gemm_stretches(int64_t stretches, const int32_t* offsets, int64_t K, const 
     return multiply_stretches_on_tile_unit<kVectors>(stretches, offsets, K, a, a_row, b, c, c_row);
   }
 #endif
-  TileSums<E, kTileRows, kVectors> sums;
+  TileSums<E, kRows, kVectors> sums;
   for (int64_t s = 0; s < stretches; ++s) {
     const E* from = a + offsets[s];
     for (int64_t k = 0; k < K; ++k, b += kTileCols<E>) sums.add(from + k, a_row, b);
