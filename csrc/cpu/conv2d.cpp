@@ -71,28 +71,31 @@ std::tuple<Tensor, Tensor> conv2d_forward_cpu(const Tensor& input, const Tensor&
   return {result_in(output, plan.result, promised), result_in(pre, plan.result, promised)};
 }
 
-Tensor depthwise_input_gradient(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight, const Tensor& dx) {
+// Of several filters a channel, each has a gradient of its own, in the accumulation type: rounded once, as their sum.
+Tensor depthwise_input_gradient(const Conv2dShape& shape, const Tensor& dy_in, const Tensor& weight, bool every_pixel) {
+  const bool sums = shape.filters > shape.channels;
+  const Tensor dy = sums ? dy_in.to(accumulation_dtype(dy_in.scalar_type())) : dy_in;
+  Tensor dx =
+      at::empty({shape.images, shape.filters, shape.height, shape.width}, dy.options().memory_format(shape.format));
+  if (!every_pixel) dx.zero_();
   dispatch_floating(dy.scalar_type(), "conv2d_backward",
                     [&](auto element) { depthwise_input_grad<decltype(element)>(shape, dy, weight, dx); });
-  if (dx.size(1) == shape.channels) return dx;
-  const auto sums = accumulation_dtype(dy.scalar_type());
+  if (!sums) return dx;
   return dx.view({shape.images, shape.channels, -1, shape.height, shape.width})
-      .sum(2, /*keepdim=*/false, sums)
-      .to(dy.scalar_type())
+      .sum(2)
+      .to(dy_in.scalar_type())
       .contiguous(shape.format);
 }
 
 Tensor input_gradient(const ConvPlan& plan, const Conv2dShape& shape, const Tensor& dy, const Tensor& weight_in) {
   const ConvWay way = plan.way;
-  const bool depthwise = way == ConvWay::kDepthwise;
   // Where the kernel skips pixels, their gradient is 0.
   bool every_pixel = true;
   for (const GradientClass& part : gradient_classes(shape)) every_pixel = every_pixel && part.taps() > 0;
-  const std::array<int64_t, 4> size{shape.images, depthwise ? shape.filters : shape.channels, shape.height,
-                                    shape.width};
-  Tensor dx = at::empty(size, dy.options().memory_format(plan.result));
+  if (way == ConvWay::kDepthwise) return depthwise_input_gradient(shape, dy, weight_in, every_pixel);
+  Tensor dx =
+      at::empty({shape.images, shape.channels, shape.height, shape.width}, dy.options().memory_format(plan.result));
   if (!every_pixel) dx.zero_();
-  if (depthwise) return depthwise_input_gradient(shape, dy, weight_in, dx);
   if (way == ConvWay::kPointwise || way == ConvWay::kPatches) {
     const auto compute = way == ConvWay::kPointwise ? pointwise_input_grad : patches_input_grad;
     compute(shape, dy, weight_in.contiguous(), dx);
