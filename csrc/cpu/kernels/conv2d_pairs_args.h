@@ -108,7 +108,8 @@ struct ConvPairsKernels {
   void (*forward)(const ConvPairsArgs<T>&, int64_t pixel_begin, int64_t pixel_end, int64_t filter_begin,
                   int64_t filter_end, void* scratch);
   // Without patches: output rows of image n. The weights of a tap are filled up to a multiple of step. strip_bytes: of
-  // scratch. Where it checks, it returns the largest magnitude of the sums (of joined taps 0), NaN if one is not finite.
+  // scratch. Where it checks, it returns the largest magnitude of the sums (of joined taps 0), NaN if one is not
+  // finite.
   int64_t (*strip_bytes)(const ConvWindow&, int64_t channels, int64_t filters, int64_t rows);
   float (*strip)(const ConvPairsArgs<T>&, int64_t n, int64_t row_begin, int64_t row_end, int64_t filter_begin,
                  int64_t filter_end, void* scratch);
