@@ -342,7 +342,7 @@ def test_errors_name_the_argument(device):
         forward(x, None, None, None, None, 1e-5, x[:2], "none", False)
     with pytest.raises(RuntimeError, match="mean and var must hold one"):
         backward(x, x, channel[:2], channel, None, None, 1e-5, True, [True] * 3 + [False])
-    with pytest.raises(RuntimeError, match="where no relu was applied"):
+    with pytest.raises(RuntimeError, match="where neither relu nor relu6 was applied"):
         backward(x, x, channel, channel, None, None, 1e-5, True, [True] * 4)
     with pytest.raises(RuntimeError, match="running_mean and running_var must be"):
         torch.ops.tilewright.batch_norm_update_stats_(channel[:2], channel, channel, channel, 3, 0.1)
