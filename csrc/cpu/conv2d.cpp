@@ -74,7 +74,10 @@ std::tuple<Tensor, Tensor> conv2d_forward_cpu(const Tensor& input, const Tensor&
 // Of several filters a channel, each has a gradient of its own, in the accumulation type: rounded once, as their sum.
 Tensor depthwise_input_gradient(const Conv2dShape& shape, const Tensor& dy_in, const Tensor& weight, bool every_pixel) {
   const bool sums = shape.filters > shape.channels;
-  const Tensor dy = sums ? dy_in.to(accumulation_dtype(dy_in.scalar_type())) : dy_in;
+  // Expanded gradients keep no format of their own.
+  const Tensor dy = sums ? dy_in.to(dy_in.options().dtype(accumulation_dtype(dy_in.scalar_type())),
+                                    /*non_blocking=*/false, /*copy=*/false, shape.format)
+                         : dy_in;
   Tensor dx =
       at::empty({shape.images, shape.filters, shape.height, shape.width}, dy.options().memory_format(shape.format));
   if (!every_pixel) dx.zero_();
