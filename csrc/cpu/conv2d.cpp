@@ -71,16 +71,23 @@ std::tuple<Tensor, Tensor> conv2d_forward_cpu(const Tensor& input, const Tensor&
   return {result_in(output, plan.result, promised), result_in(pre, plan.result, promised)};
 }
 
+// For a data gradient of `channels`: zeros where the kernel skips pixels, whose gradient is 0.
+Tensor input_gradient_result(const Conv2dShape& shape, int64_t channels, const Tensor& dy, at::MemoryFormat format) {
+  bool every_pixel = true;
+  for (const GradientClass& part : gradient_classes(shape)) every_pixel = every_pixel && part.taps() > 0;
+  Tensor dx = at::empty({shape.images, channels, shape.height, shape.width}, dy.options().memory_format(format));
+  if (!every_pixel) dx.zero_();
+  return dx;
+}
+
 // Of several filters a channel, each has a gradient of its own, in the accumulation type: rounded once, as their sum.
-Tensor depthwise_input_gradient(const Conv2dShape& shape, const Tensor& dy_in, const Tensor& weight, bool every_pixel) {
+Tensor depthwise_input_gradient(const Conv2dShape& shape, const Tensor& dy_in, const Tensor& weight) {
   const bool sums = shape.filters > shape.channels;
   // Expanded gradients keep no format of their own.
   const Tensor dy = sums ? dy_in.to(dy_in.options().dtype(accumulation_dtype(dy_in.scalar_type())),
                                     /*non_blocking=*/false, /*copy=*/false, shape.format)
                          : dy_in;
-  Tensor dx =
-      at::empty({shape.images, shape.filters, shape.height, shape.width}, dy.options().memory_format(shape.format));
-  if (!every_pixel) dx.zero_();
+  const Tensor dx = input_gradient_result(shape, shape.filters, dy, shape.format);
   dispatch_floating(dy.scalar_type(), "conv2d_backward",
                     [&](auto element) { depthwise_input_grad<decltype(element)>(shape, dy, weight, dx); });
   if (!sums) return dx;
@@ -92,13 +99,8 @@ Tensor depthwise_input_gradient(const Conv2dShape& shape, const Tensor& dy_in, c
 
 Tensor input_gradient(const ConvPlan& plan, const Conv2dShape& shape, const Tensor& dy, const Tensor& weight_in) {
   const ConvWay way = plan.way;
-  // Where the kernel skips pixels, their gradient is 0.
-  bool every_pixel = true;
-  for (const GradientClass& part : gradient_classes(shape)) every_pixel = every_pixel && part.taps() > 0;
-  if (way == ConvWay::kDepthwise) return depthwise_input_gradient(shape, dy, weight_in, every_pixel);
-  Tensor dx =
-      at::empty({shape.images, shape.channels, shape.height, shape.width}, dy.options().memory_format(plan.result));
-  if (!every_pixel) dx.zero_();
+  if (way == ConvWay::kDepthwise) return depthwise_input_gradient(shape, dy, weight_in);
+  const Tensor dx = input_gradient_result(shape, shape.channels, dy, plan.result);
   if (way == ConvWay::kPointwise || way == ConvWay::kPatches) {
     const auto compute = way == ConvWay::kPointwise ? pointwise_input_grad : patches_input_grad;
     compute(shape, dy, weight_in.contiguous(), dx);
@@ -156,6 +158,19 @@ std::tuple<Tensor, Tensor> weight_gradient(ConvWay way, const Conv2dShape& shape
   return {dweight, Tensor()};
 }
 
+// dx and dweight.
+std::tuple<Tensor, Tensor> both_depthwise_gradients(const Conv2dShape& shape, const Tensor& dy, const Tensor& input,
+                                                    const Tensor& weight, at::MemoryFormat promised) {
+  const auto format = conv2d_weight_grad_format(shape, weight, promised);
+  const Tensor dweight = at::empty(weight.sizes(), weight.options().memory_format(format));
+  const Tensor dx = input_gradient_result(shape, shape.channels, dy, shape.format);
+  const Tensor x = readable(input, shape.format, /*dense=*/false);
+  dispatch_floating(dy.scalar_type(), "conv2d_backward", [&](auto element) {
+    dweight.copy_(depthwise_gradients<decltype(element)>(shape, dy, x, weight, dx).reshape(weight.sizes()));
+  });
+  return {dx, dweight};
+}
+
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output, const Tensor& input,
                                                        const Tensor& weight, at::IntArrayRef stride,
                                                        at::IntArrayRef padding, at::IntArrayRef dilation,
@@ -176,9 +191,16 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
     return readable(grad_output, plan.format, reads_dense_gradient(plan.way));
   };
   Tensor dy;
-  if (output_mask[0]) {
+  const bool is_depthwise = dx_plan.way == ConvWay::kDepthwise && plan.way == ConvWay::kDepthwise;
+  shape.format = dx_plan.format;
+  const bool sweeps =
+      output_mask[0] && output_mask[1] && is_depthwise && plan.format == dx_plan.format && sweeps_both(shape);
+  if (sweeps) {
+    dy = read(plan);
+    std::tie(dx, dweight) = both_depthwise_gradients(shape, dy, input, weight, promised);
+    dx = result_in(dx, plan.format, promised);
+  } else if (output_mask[0]) {
     dy = read(dx_plan);
-    shape.format = dx_plan.format;
     dx = result_in(input_gradient(dx_plan, shape, dy, weight), dx_plan.result, promised);
   }
   // Dense images serve every way.
@@ -186,7 +208,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
                        (!reads_dense_gradient(plan.way) || reads_dense_gradient(dx_plan.way));
   if (!is_read && (output_mask[1] || output_mask[2])) dy = read(plan);
   shape.format = plan.format;
-  if (output_mask[1]) {
+  if (output_mask[1] && !sweeps) {
     std::tie(dweight, dbias) = weight_gradient(plan.way, shape, dy, input, weight, promised, output_mask[2]);
   }
   if (output_mask[2] && !dbias.defined()) {

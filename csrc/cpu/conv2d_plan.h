@@ -1,6 +1,6 @@
 // Chooses the way to compute a convolution, and the memory formats that this way works in.
 #pragma once
-#include "cpu/conv2d_depthwise.h"
+#include "cpu/conv2d_depthwise_grad.h"
 #include "cpu/conv2d_format.h"
 #include "cpu/conv2d_pairs_groups.h"
 #include "cpu/conv2d_planes.h"
