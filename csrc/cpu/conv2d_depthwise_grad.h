@@ -102,8 +102,8 @@ void depthwise_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tens
 
 // --- the weights' gradient: one accumulator per tap ---
 
-// Of dy, which both gradients read: beside what they read and write around it (128 KB of float32; half or twice of it is
-// 5 % slower).
+// Of dy, which both gradients read: beside what they read and write around it (128 KB of float32; half or twice of it
+// is 5 % slower).
 constexpr int64_t kElementsInL2 = 32768;
 
 template <typename T>
@@ -131,24 +131,29 @@ struct DepthwiseWeightGrad {
   }
 };
 
-// Sums [filters, taps]. before(first filter, last, image) is called as a thread comes to a block of an image's planes.
+// Sums [filters, taps]. before(first filter, last, first image, last) is called as a thread comes to a block of planes.
 template <typename T, typename Before>
 Tensor planes_weight_grad(const Conv2dShape& shape, const DepthwiseWeightGrad<T>& grad, const Before& before) {
   const auto& kernel = kernels<T>().depthwise;
   const ConvWindow& window = grad.args.window;
-  const int64_t most = std::max<int64_t>(1, kElementsInL2 / (window.height * window.width)), rows = plane_rows<T>(window);
+  const int64_t plane = window.height * window.width, rows = plane_rows<T>(window);
+  // Small planes of all images, because sums of lanes are added up once for each block; neighbouring planes of large
+  // ones.
+  const bool small = shape.images * plane <= kElementsInL2;
+  const int64_t images = small ? shape.images : 1;
+  const int64_t filters = std::max<int64_t>(1, kElementsInL2 / (images * plane));
   Tensor sums = at::zeros({shape.filters, grad.taps}, grad.options);
   parallel_for_cost(shape.filters, shape.images * window.height * grad.row_cost, [&](int64_t begin, int64_t end) {
-    for (int64_t first = begin; first < end; first += most) {
-      const int64_t last = std::min(end, first + most);
-      for (int64_t n = 0; n < shape.images; ++n) {
-        before(first, last, n);
-        ConvDepthwiseGradArgs<T> image = grad.args;
-        image.images = 1;
-        image.in.data += n * image.in.n_stride;
-        image.grad.data += n * image.grad.n_stride;
-        image.sums = mutable_data<Acc<T>>(sums);
-        kernel.planes_weight_grad(image, first, last, rows, conv_scratch<Acc<T>>(kernel.planes_scratch(window, rows)));
+    for (int64_t first = begin; first < end; first += filters) {
+      const int64_t last = std::min(end, first + filters);
+      for (int64_t n = 0; n < shape.images; n += images) {
+        ConvDepthwiseGradArgs<T> part = grad.args;
+        part.images = std::min(images, shape.images - n);
+        before(first, last, n, n + part.images);
+        part.in.data += n * part.in.n_stride;
+        part.grad.data += n * part.grad.n_stride;
+        part.sums = mutable_data<Acc<T>>(sums);
+        kernel.planes_weight_grad(part, first, last, rows, conv_scratch<Acc<T>>(kernel.planes_scratch(window, rows)));
       }
     }
   });
@@ -221,14 +226,17 @@ Tensor depthwise_gradients(const Conv2dShape& shape, const Tensor& dy, const Ten
     });
   }
   const auto blocks_of_classes = plane_blocks(shape, input_grad);
-  return planes_weight_grad(shape, weight_grad, [&](int64_t first, int64_t last, int64_t n) {
-    for (const auto& blocks : blocks_of_classes) {
-      Acc<T>* scratch = conv_scratch<Acc<T>>(blocks.scratch_elements);
-      for (int64_t block = 0; block < blocks.blocks(); ++block) {
-        blocks.run(n * shape.filters + first, n * shape.filters + last, block, scratch);
-      }
-    }
-  });
+  return planes_weight_grad(shape, weight_grad,
+                            [&](int64_t first, int64_t last, int64_t image_begin, int64_t image_end) {
+                              for (const auto& blocks : blocks_of_classes) {
+                                Acc<T>* scratch = conv_scratch<Acc<T>>(blocks.scratch_elements);
+                                for (int64_t n = image_begin; n < image_end; ++n) {
+                                  for (int64_t block = 0; block < blocks.blocks(); ++block) {
+                                    blocks.run(n * shape.filters + first, n * shape.filters + last, block, scratch);
+                                  }
+                                }
+                              }
+                            });
 }
 
 }  // namespace tilewright

@@ -2,6 +2,7 @@
 // of pixels, no edges, rows of any width.
 #pragma once
 #include "cpu/kernels/conv2d_flat.h"
+#include "cpu/kernels/depthwise_planes_window.h"
 
 namespace tilewright {
 namespace {
@@ -43,6 +44,10 @@ void depthwise_planes(const ConvDepthwiseArgs<T>& args, int64_t plane_begin, int
                       int64_t row_end, Acc<T>* scratch) {
   using A = Acc<T>;
   const ConvWindow& window = args.window;
+  if (keeps_width(window, args.in) && args.out.x_stride == 1) {
+    const auto planes = window.rows == 3 ? depthwise_window_planes<T, 3> : depthwise_window_planes<T, 5>;
+    return planes(args, plane_begin, plane_end, row_begin, row_end);
+  }
   const int64_t rows = row_end - row_begin, taps = window.rows * window.cols;
   const PhaseLayout layout(window, rows);
   int32_t* offsets = reinterpret_cast<int32_t*>(scratch);
