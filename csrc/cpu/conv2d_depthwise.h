@@ -20,6 +20,12 @@ inline bool has_column_pairs(const Conv2dShape& shape) {
          shape.kernel[0] > 1 && shape.kernel[1] > 1 && shape.height > 1 && shape.width > 1;
 }
 
+// Whether a large window's planes go straight through their rows, both passes (kernels/depthwise_planes_window.h).
+inline bool centres_window(const Conv2dShape& shape) {
+  const bool is_dense = shape.stride[0] == 1 && shape.stride[1] == 1 && !is_dilated(shape);
+  return is_dense && shape.kernel[0] == 7 && shape.kernel[1] == 7 && shape.padding[1] == 3;
+}
+
 // Groups of 4 or 8 channels and as many filters, whose windows the kernel holds in registers.
 inline bool is_small_groups(const Conv2dShape& shape, at::ScalarType dtype) {
   const int64_t group = shape.channels / shape.groups;

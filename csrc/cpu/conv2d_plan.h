@@ -69,12 +69,14 @@ inline bool prefers_channels_last(const Conv2dShape& shape, ConvPass pass) {
   return K * shape.filters >= worth_a_copy * (shape.channels * shape.stride[0] * shape.stride[1] + filters);
 }
 
-// Large windows share more of what they load across channels than along rows, and the data gradient of strides writes
-// neighbouring channels, not every third pixel of a plane (of stride 2 whole lines: kernels/depthwise_planes_grad.h).
+// Centred windows are summed straight from the rows of a plane (kernels/depthwise_planes_window.h); other large windows
+// share more of what they load across channels than along rows, and the data gradient of strides writes neighbouring
+// channels, not every third pixel of a plane (of stride 2 whole lines: kernels/depthwise_planes_grad.h).
 inline bool depthwise_prefers_last(const Conv2dShape& shape, ConvPass pass) {
   constexpr int64_t kLargeWindow = 49, kVector = 16;
   const bool skips = pass == ConvPass::kInputGrad && shape.stride[1] > 1 && !has_column_pairs(shape);
-  return shape.channels >= kVector && (shape.kernel[0] * shape.kernel[1] >= kLargeWindow || skips);
+  const bool is_large = shape.kernel[0] * shape.kernel[1] >= kLargeWindow && !centres_window(shape);
+  return shape.channels >= kVector && (is_large || skips);
 }
 
 // What is computed as channels_last writes planes as it leaves the cache, but for data gradients of strides: every

@@ -147,9 +147,10 @@ template <typename T>
 void depthwise_planes_weight_grad(const ConvDepthwiseGradArgs<T>& args, int64_t filter_begin, int64_t filter_end,
                                   int64_t rows_per_block, Acc<T>* scratch) {
   const ConvWindow& window = args.window;
-  if (keeps_width(window, args.in) && args.grad.x_stride == 1) {
-    const auto sums = window.rows == 3 ? depthwise_window_weight_grad<T, 3> : depthwise_window_weight_grad<T, 5>;
-    return sums(args, filter_begin, filter_end);
+  if (is_centred_window(window, args.in) && args.grad.x_stride == 1) {
+    return for_centred_window(window, [&](auto side, auto stride) {
+      depthwise_window_weight_grad<T, decltype(side){}, decltype(stride){}>(args, filter_begin, filter_end);
+    });
   }
   const int64_t taps = window.rows * window.cols;
   int32_t* offsets = reinterpret_cast<int32_t*>(scratch);

@@ -1,27 +1,39 @@
-// Depthwise convolution of planes by square windows of stride 1 whose padding keeps the width (3x3 with padding 1, 5x5
-// with 2), straight from the rows: a strip of one or two vectors of pixels goes down the plane. Every row is loaded
-// once for each column of taps and meets all the rows of pixels that it belongs to, whose sums wait in registers:
+// Depthwise convolution of planes by square windows of 3, 5 or 7 that are centred on the pixels (padding 1, 2, 3),
+// straight from the rows: a strip of one or two vectors of pixels goes down the plane. Every row is loaded once for
+// each column of taps and meets all the rows of pixels that it belongs to, whose sums wait in registers:
 //
-//     row of the image    pixels y - 1     y        y + 1
-//     y - 1               weights[1]    weights[0]
-//     y                   weights[2]    weights[1]  weights[0]
-//     y + 1                             weights[2]  weights[1]       <- pixels y are finished
+//     stride 1, row of the image    pixels y - 1     y           y + 1
+//                 y - 1             weights[1]    weights[0]
+//                 y                 weights[2]    weights[1]  weights[0]
+//                 y + 1                           weights[2]  weights[1]       <- pixels y are finished
 //
-// In the weights' gradient the rows of dy wait, and every tap has a sum. Nothing is copied, rows outside of the image
-// are left out, and the columns beside it are lanes of 0. Both ask for the next plane's lines, because a strip's lie a
-// row apart.
+// In general row first_y + stride * step + e belongs to pixels step - u by tap row stride * u + e. In the weights'
+// gradient the rows of dy wait, and every tap has a sum. Nothing is copied, rows outside of the image are left out, and
+// the columns beside it are lanes of 0. Both ask for the next plane's lines, because a strip's lie a row apart.
 #pragma once
 #include "cpu/kernels/conv2d_epilogue.h"
 
 namespace tilewright {
 namespace {
 
-// Of windows this small, the sums or rows that wait fit the registers.
+constexpr bool kManyRegisters = kVectorBytes == 64;  // 32 instead of 16
+
+// The columns left of a strip that is not the first lie in the row. Strides beyond 2 use few of a row's lanes.
 template <typename T>
-inline bool keeps_width(const ConvWindow& window, const ConvImages<const T>& in) {
-  return (window.rows == 3 || window.rows == 5) && window.cols == window.rows && window.stride_y == 1 &&
-         window.stride_x == 1 && window.step_y == 1 && window.step_x == 1 && window.first_x == -(window.cols / 2) &&
-         window.width == in.width && in.x_stride == 1;
+inline bool is_centred_window(const ConvWindow& window, const ConvImages<const T>& in) {
+  const bool is_odd = window.rows == 3 || window.rows == 5 || window.rows == 7;
+  const bool is_near = window.stride_x == 1 || (window.stride_x == 2 && window.rows <= 5);
+  return is_odd && is_near && window.cols == window.rows && window.stride_y == window.stride_x && window.step_y == 1 &&
+         window.step_x == 1 && window.first_x == -(window.cols / 2) && window.cols / 2 <= kLanes<Acc<T>> &&
+         in.x_stride == 1;
+}
+
+// Calls body(side, stride), constants, for such a window.
+template <typename Body>
+inline void for_centred_window(const ConvWindow& window, const Body& body) {
+  if (window.stride_x == 2) return window.cols == 3 ? body(Index<3>{}, Index<2>{}) : body(Index<5>{}, Index<2>{});
+  if (window.cols == 3) return body(Index<3>{}, Index<1>{});
+  window.cols == 5 ? body(Index<5>{}, Index<1>{}) : body(Index<7>{}, Index<1>{});
 }
 
 // Where a strip lies: away from the sides, at the left one, or at the right one (the left one may be the right one,
@@ -41,33 +53,59 @@ inline TILEWRIGHT_INLINE Vec<A> shifted_up(Vec<A> v) {
   return __builtin_shuffle(v, Vec<A>{}, from);
 }
 
-// The positions that the n pixels from `row` on read at every column of taps; the row has `width` pixels from there on.
-template <typename T, int kSide, StripSide kWhere>
+// Elements kOdd, kOdd + 2, ... of the first `count` from p on; behind them 0. kWhole: there are enough.
+template <typename T, int kOdd, bool kWhole>
+inline TILEWRIGHT_INLINE Vec<Acc<T>> load_every_second(const T* p, int64_t count) {
+  using A = Acc<T>;
+  using Lanes = decltype(Vec<A>{} == Vec<A>{});
+  constexpr int64_t kStep = kLanes<A>;
+  Lanes from;
+  for (int lane = 0; lane < kStep; ++lane) from[lane] = 2 * lane + kOdd;
+  if constexpr (kWhole) return __builtin_shuffle(load(p), load(p + kStep), from);
+  const int64_t first = larger(smaller(count, kStep), 0), second = larger(smaller(count - kStep, kStep), 0);
+  return __builtin_shuffle(load(p, first), load(p + kStep, second), from);
+}
+
+// What the n pixels that are centred on `row` and behind it read at every column of taps, 0 in the lanes behind them;
+// the row has `width` elements from there on.
+template <typename T, int kSide, int kStride, StripSide kWhere>
 inline TILEWRIGHT_INLINE void load_columns(const T* row, int64_t width, int64_t n, Vec<Acc<T>> (&columns)[kSide]) {
+  constexpr bool kInside = kWhere == StripSide::kInside;
   unrolled<kSide>([&](auto j) TILEWRIGHT_INLINE {
-    constexpr int kShift = decltype(j){} - kSide / 2;
-    if constexpr (kWhere == StripSide::kInside) {
-      columns[j] = load(row + kShift);
-    } else if constexpr (kWhere == StripSide::kLeft && kShift < 0) {
-      columns[j] = shifted_up<Acc<T>, -kShift>(load(row, larger(n + kShift, 0)));
+    constexpr int kAt = decltype(j){} - kSide / 2, kOdd = kStride == 2 ? kAt & 1 : 0;
+    constexpr int kShift = (kAt - kOdd) / kStride;  // in pixels
+    constexpr bool kFromLeft = kWhere == StripSide::kLeft && kShift < 0;
+    const T* from = kFromLeft ? row : row + kShift * kStride;
+    const int64_t pixels = kFromLeft ? n + kShift : n, there = kFromLeft ? width : width - kShift * kStride;
+    Vec<Acc<T>> column;
+    if constexpr (kStride == 2) {
+      column = load_every_second<T, kOdd, kInside>(from, smaller(2 * pixels, there));
+    } else if constexpr (kInside) {
+      column = load(from);
     } else {
-      columns[j] = load(row + kShift, larger(smaller(n, width - kShift), 0));
+      column = load(from, larger(smaller(pixels, there), 0));
+    }
+    if constexpr (kFromLeft) {
+      columns[j] = shifted_up<Acc<T>, -kShift>(column);
+    } else {
+      columns[j] = column;
     }
   });
 }
 
-// Calls body(side, vectors, x) for the strips of a row; side and vectors are constants.
-template <typename A, int kSide, typename Body>
-inline TILEWRIGHT_INLINE void for_each_strip(int64_t width, const Body& body) {
+// Calls body(side, vectors, x) for the strips of a row of pixels; side and vectors are constants.
+template <typename A, int kSide, int kStride, typename Body>
+inline TILEWRIGHT_INLINE void for_each_strip(int64_t width, int64_t in_width, const Body& body) {
   constexpr int64_t kStep = kLanes<A>;
+  const auto inside = [&](int64_t x, int64_t vectors) {
+    return kStride * (x + vectors * kStep + kSide / 2 / kStride) <= in_width && x + vectors * kStep <= width;
+  };
   body(AtSide<StripSide::kLeft>{}, Index<1>{}, 0);
   int64_t x = kStep;
-  for (; x + 2 * kStep + kSide / 2 <= width; x += 2 * kStep) {
-    body(AtSide<StripSide::kInside>{}, Index<2>{}, x);
+  if constexpr (kManyRegisters || kSide == 3) {
+    for (; inside(x, 2); x += 2 * kStep) body(AtSide<StripSide::kInside>{}, Index<2>{}, x);
   }
-  for (; x + kStep + kSide / 2 <= width; x += kStep) {
-    body(AtSide<StripSide::kInside>{}, Index<1>{}, x);
-  }
+  for (; inside(x, 1); x += kStep) body(AtSide<StripSide::kInside>{}, Index<1>{}, x);
   for (; x < width; x += kStep) body(AtSide<StripSide::kRight>{}, Index<1>{}, x);
 }
 
@@ -80,48 +118,54 @@ struct DepthwisePlane {
   int64_t place, next_in, next_out;
 };
 
-template <typename T, int kSide, StripSide kWhere, int kVectors>
+template <typename T, int kSide, int kStride, StripSide kWhere, int kVectors>
 inline TILEWRIGHT_INLINE void depthwise_window_strip(const ConvDepthwiseArgs<T>& args, const DepthwisePlane<T>& plane,
                                                      int64_t x, int64_t row_begin, int64_t row_end) {
   using A = Acc<T>;
   constexpr int64_t kStep = kLanes<A>;
-  const int64_t left = args.in.width - x, n = kWhere == StripSide::kInside ? kStep : smaller(kStep, left);
+  constexpr int kWaiting = (kSide - 1) / kStride;  // rows of pixels behind the newest
+  const int64_t left = args.in.width - kStride * x;
+  const int64_t n = kWhere == StripSide::kInside ? kStep : smaller(kStep, args.window.width - x);
   Vec<A> weight[kSide * kSide];
   unrolled<kSide * kSide>([&](auto t) TILEWRIGHT_INLINE { weight[t] = broadcast<A>(plane.weight[t]); });
-  Vec<A> sum[kSide][kVectors] = {};  // of the rows of pixels in work, the oldest first
-  const int64_t last = row_end - 1 + args.window.first_y + kSide - 1;
-  for (int64_t row = row_begin + args.window.first_y; row <= last; ++row) {
-    if (row >= 0 && row < args.in.height) {
-      const T* from = plane.in + row * args.in.y_stride + x;
+  Vec<A> sum[kWaiting + 1][kVectors] = {};  // the newest first
+  for (int64_t step = row_begin; step < row_end + kWaiting; ++step) {
+    unrolled<kStride>([&](auto e) TILEWRIGHT_INLINE {
+      const int64_t row = args.window.first_y + kStride * step + e;
+      if (row < 0 || row >= args.in.height) return;
+      const T* from = plane.in + row * args.in.y_stride + kStride * x;
       unrolled<kVectors>([&](auto v) TILEWRIGHT_INLINE {
-        prefetch_line(from + v * kStep + plane.next_in);
+        const T* at = from + kStride * kStep * v;
+        prefetch_lines<kStride>(at + plane.next_in, kStep);
         Vec<A> columns[kSide];
-        load_columns<T, kSide, kWhere>(from + v * kStep, left, n, columns);
-        unrolled<kSide>([&](auto i) TILEWRIGHT_INLINE {
-          unrolled<kSide>([&](auto j) TILEWRIGHT_INLINE {
-            sum[i][v] = fma(columns[j], weight[(kSide - 1 - i) * kSide + j], sum[i][v]);
-          });
+        load_columns<T, kSide, kStride, kWhere>(at, left, n, columns);
+        unrolled<kWaiting + 1>([&](auto u) TILEWRIGHT_INLINE {
+          constexpr int kRow = kStride * decltype(u){} + decltype(e){};
+          if constexpr (kRow < kSide) {
+            unrolled<kSide>(
+                [&](auto j) TILEWRIGHT_INLINE { sum[u][v] = fma(columns[j], weight[kRow * kSide + j], sum[u][v]); });
+          }
         });
       });
-    }
-    const int64_t y = row - args.window.first_y - (kSide - 1);
+    });
+    const int64_t y = step - kWaiting;
     if (y >= row_begin) {
       const int64_t place = plane.place + y * args.out.y_stride + x;
       unrolled<kVectors>([&](auto v) TILEWRIGHT_INLINE {
         const int64_t at = place + v * kStep;
         prefetch_line(args.out.data + at + plane.next_out);
-        ElementTraits<ProductElement<T>>::store_sums(args.out.data + at,
-                                                     finish_vector<T>(args.epilogue, sum[0][v] + plane.bias, at, n), n);
+        ElementTraits<ProductElement<T>>::store_sums(
+            args.out.data + at, finish_vector<T>(args.epilogue, sum[kWaiting][v] + plane.bias, at, n), n);
       });
     }
     unrolled<kVectors>([&](auto v) TILEWRIGHT_INLINE {
-      unrolled<kSide - 1>([&](auto i) TILEWRIGHT_INLINE { sum[i][v] = sum[i + 1][v]; });
-      sum[kSide - 1][v] = Vec<A>{};
+      unrolled<kWaiting>([&](auto u) TILEWRIGHT_INLINE { sum[kWaiting - u][v] = sum[kWaiting - 1 - u][v]; });
+      sum[0][v] = Vec<A>{};
     });
   }
 }
 
-template <typename T, int kSide>
+template <typename T, int kSide, int kStride>
 void depthwise_window_planes(const ConvDepthwiseArgs<T>& args, int64_t plane_begin, int64_t plane_end,
                              int64_t row_begin, int64_t row_end) {
   const int64_t filters = args.channels * args.multiplier;
@@ -139,45 +183,87 @@ void depthwise_window_planes(const ConvDepthwiseArgs<T>& args, int64_t plane_beg
                                   place(p),
                                   source(next) - source(p),
                                   place(next) - place(p)};
-    for_each_strip<Acc<T>, kSide>(args.in.width, [&](auto side, auto vectors, int64_t x) TILEWRIGHT_INLINE {
-      depthwise_window_strip<T, kSide, decltype(side)::value, decltype(vectors){}>(args, plane, x, row_begin, row_end);
-    });
+    for_each_strip<Acc<T>, kSide, kStride>(
+        args.window.width, args.in.width, [&](auto side, auto vectors, int64_t x) TILEWRIGHT_INLINE {
+          depthwise_window_strip<T, kSide, kStride, decltype(side)::value, decltype(vectors){}>(args, plane, x,
+                                                                                                row_begin, row_end);
+        });
   }
 }
 
-// sums[t] += over a strip of x and of dy.
-template <typename T, int kSide, StripSide kWhere>
-inline TILEWRIGHT_INLINE void depthwise_window_grad_strip(const ConvDepthwiseGradArgs<T>& args, const T* in,
-                                                          const T* grad, int64_t next_in, int64_t next_grad, int64_t x,
-                                                          Vec<Acc<T>>* sums) {
+// Rows of taps that one sweep over a strip has sums for: with as many rows of dy and a row of columns they fit the
+// registers.
+template <int kSide>
+constexpr int kGradRows = kManyRegisters || kSide == 3 ? 3
+                          : kSide == 5                 ? 2
+                                                       : 1;
+
+// A plane of x, one of dy, and the distance to the next ones.
+template <typename T>
+struct DepthwiseGradPlane {
+  const T* in;
+  const T* grad;
+  int64_t next_in, next_grad;
+};
+
+// sums[i][j] += over a strip of x and of dy, for kRows rows of taps from the one on that reads at first_y.
+template <typename T, int kRows, int kSide, int kStride, StripSide kWhere>
+inline TILEWRIGHT_INLINE void depthwise_window_grad_strip(const ConvDepthwiseGradArgs<T>& args,
+                                                          const DepthwiseGradPlane<T>& plane, int64_t first_y,
+                                                          int64_t x, Vec<Acc<T>>* sums) {
   using A = Acc<T>;
-  const int64_t left = args.in.width - x, n = kWhere == StripSide::kInside ? kLanes<A> : smaller(kLanes<A>, left);
-  const int64_t height = args.window.height, first_y = args.window.first_y;
-  Vec<A> sum[kSide * kSide];
-  unrolled<kSide * kSide>([&](auto t) TILEWRIGHT_INLINE { sum[t] = sums[t]; });
-  Vec<A> dy[kSide] = {};  // row of dy that meets tap row i of the present row of x
-  for (int64_t row = first_y; row < height + first_y + kSide - 1; ++row) {
-    unrolled<kSide - 1>([&](auto i) TILEWRIGHT_INLINE { dy[kSide - 1 - i] = dy[kSide - 2 - i]; });
-    const int64_t y = row - first_y;
-    if (y < height) {
-      prefetch_line(grad + y * args.grad.y_stride + x + next_grad);
-      dy[0] = load(grad + y * args.grad.y_stride + x, n);
+  constexpr int kWaiting = (kRows - 1) / kStride;
+  const int64_t height = args.window.height, left = args.in.width - kStride * x;
+  const int64_t n = kWhere == StripSide::kInside ? kLanes<A> : smaller(kLanes<A>, args.window.width - x);
+  Vec<A> sum[kRows * kSide];
+  unrolled<kRows * kSide>([&](auto t) TILEWRIGHT_INLINE { sum[t] = sums[t]; });
+  Vec<A> dy[kWaiting + 1] = {};  // the newest first
+  for (int64_t step = 0; step < height + kWaiting; ++step) {
+    unrolled<kWaiting>([&](auto u) TILEWRIGHT_INLINE { dy[kWaiting - u] = dy[kWaiting - 1 - u]; });
+    if (step < height) {
+      const T* from = plane.grad + step * args.grad.y_stride + x;
+      prefetch_line(from + plane.next_grad);
+      dy[0] = load(from, n);
     }
-    if (row < 0 || row >= args.in.height) continue;
-    const T* from = in + row * args.in.y_stride + x;
-    prefetch_line(from + next_in);
-    Vec<A> columns[kSide];
-    load_columns<T, kSide, kWhere>(from, left, n, columns);
-    unrolled<kSide>([&](auto i) TILEWRIGHT_INLINE {
-      if (y - i < 0 || y - i >= height) return;  // no 0 in place of dy, which would meet an Inf
-      unrolled<kSide>([&](auto j)
-                          TILEWRIGHT_INLINE { sum[i * kSide + j] = fma(dy[i], columns[j], sum[i * kSide + j]); });
+    unrolled<kStride>([&](auto e) TILEWRIGHT_INLINE {
+      const int64_t row = first_y + kStride * step + e;
+      if (row < 0 || row >= args.in.height) return;
+      const T* from = plane.in + row * args.in.y_stride + kStride * x;
+      prefetch_lines<kStride>(from + plane.next_in, kLanes<A>);
+      Vec<A> columns[kSide];
+      load_columns<T, kSide, kStride, kWhere>(from, left, n, columns);
+      unrolled<kWaiting + 1>([&](auto u) TILEWRIGHT_INLINE {
+        constexpr int kRow = kStride * decltype(u){} + decltype(e){};
+        if (kRow >= kRows || step - u < 0 || step - u >= height) return;  // no 0 in place of dy: it would meet an Inf
+        if constexpr (kRow < kRows) {
+          unrolled<kSide>(
+              [&](auto j) TILEWRIGHT_INLINE { sum[kRow * kSide + j] = fma(dy[u], columns[j], sum[kRow * kSide + j]); });
+        }
+      });
     });
   }
-  unrolled<kSide * kSide>([&](auto t) TILEWRIGHT_INLINE { sums[t] = sum[t]; });
+  unrolled<kRows * kSide>([&](auto t) TILEWRIGHT_INLINE { sums[t] = sum[t]; });
 }
 
-template <typename T, int kSide>
+// All rows of taps from kFirst on.
+template <typename T, int kSide, int kStride, int kFirst = 0>
+inline void depthwise_window_grad_plane(const ConvDepthwiseGradArgs<T>& args, const DepthwiseGradPlane<T>& plane,
+                                        Vec<Acc<T>>* sums) {
+  using A = Acc<T>;
+  if constexpr (kFirst < kSide) {
+    constexpr int kRows = kSide - kFirst < kGradRows<kSide> ? kSide - kFirst : kGradRows<kSide>;
+    for_each_strip<A, kSide, kStride>(
+        args.window.width, args.in.width, [&](auto side, auto vectors, int64_t x) TILEWRIGHT_INLINE {
+          unrolled<decltype(vectors){}>([&](auto v) TILEWRIGHT_INLINE {
+            depthwise_window_grad_strip<T, kRows, kSide, kStride, decltype(side)::value>(
+                args, plane, args.window.first_y + kFirst, x + v * kLanes<A>, sums + kFirst * kSide);
+          });
+        });
+    depthwise_window_grad_plane<T, kSide, kStride, kFirst + kRows>(args, plane, sums);
+  }
+}
+
+template <typename T, int kSide, int kStride>
 void depthwise_window_weight_grad(const ConvDepthwiseGradArgs<T>& args, int64_t filter_begin, int64_t filter_end) {
   using A = Acc<T>;
   constexpr int kTaps = kSide * kSide;
@@ -187,17 +273,13 @@ void depthwise_window_weight_grad(const ConvDepthwiseGradArgs<T>& args, int64_t 
   for (int64_t f = filter_begin; f < filter_end; ++f) {
     Vec<A> sums[kTaps] = {};
     for (int64_t n = 0; n < args.images; ++n) {
-      const T* in = args.in.data + source(f, n);
-      const T* grad = args.grad.data + n * args.grad.n_stride + f * args.grad.c_stride;
       const bool more = n + 1 < args.images;  // else the next filter follows, from the first image on
-      const int64_t next_in = more ? args.in.n_stride : source(f + 1, 0) - source(f, n);
-      const int64_t next_grad = more ? args.grad.n_stride : args.grad.c_stride - n * args.grad.n_stride;
-      for_each_strip<A, kSide>(args.in.width, [&](auto side, auto vectors, int64_t x) TILEWRIGHT_INLINE {
-        unrolled<decltype(vectors){}>([&](auto v) TILEWRIGHT_INLINE {
-          depthwise_window_grad_strip<T, kSide, decltype(side)::value>(args, in, grad, next_in, next_grad,
-                                                                       x + v * kLanes<A>, sums);
-        });
-      });
+      depthwise_window_grad_plane<T, kSide, kStride>(
+          args,
+          {args.in.data + source(f, n), args.grad.data + n * args.grad.n_stride + f * args.grad.c_stride,
+           more ? args.in.n_stride : source(f + 1, 0) - source(f, n),
+           more ? args.grad.n_stride : args.grad.c_stride - n * args.grad.n_stride},
+          sums);
     }
     for (int t = 0; t < kTaps; ++t) args.sums[f * kTaps + t] += reduce_add<A>(sums[t]);
   }
