@@ -2,6 +2,7 @@
 // other windows, class by class) and the weights' gradient.
 #pragma once
 #include "cpu/kernels/depthwise_planes.h"
+#include "cpu/kernels/depthwise_planes_window_grad.h"
 
 namespace tilewright {
 namespace {
@@ -56,27 +57,16 @@ int64_t depthwise_classes_scratch(const ConvWindow* classes, int64_t rows) {
   return ClassesScratch<A>(window_of_classes(classes), most_taps(classes), rows).size;
 }
 
-// out[2 x], out[2 x + 1] = even[x], odd[x], `width` elements in all.
-template <typename T>
-void store_columns(const Acc<T>* even, const Acc<T>* odd, int64_t width, T* out) {
-  using A = Acc<T>;
-  constexpr int64_t kStep = kLanes<A>;
-  using Index = decltype(Vec<A>{} == Vec<A>{});
-  Index first;
-  for (int lane = 0; lane < kStep; ++lane) first[lane] = lane / 2 + lane % 2 * kStep;
-  for (int64_t x = 0; 2 * x < width; x += kStep) {
-    const Vec<A> above = load(even + x), below = load(odd + x);
-    store(out + 2 * x, __builtin_shuffle(above, below, first), smaller(width - 2 * x, kStep));
-    if (width - 2 * x <= kStep) break;
-    const Vec<A> rest = __builtin_shuffle(above, below, first + static_cast<int>(kStep / 2));
-    store(out + 2 * x + kStep, rest, smaller(width - 2 * x - kStep, kStep));
-  }
-}
-
 template <typename T>
 void depthwise_planes_classes(const ConvDepthwiseClasses<T>& args, int64_t plane_begin, int64_t plane_end,
                               int64_t row_begin, int64_t row_end, Acc<T>* memory) {
   using A = Acc<T>;
+  if (args.grad.x_stride == 1 && is_centred_gradient<3>(args.windows)) {
+    return depthwise_window_classes<T, 3>(args, plane_begin, plane_end, row_begin, row_end);
+  }
+  if (args.grad.x_stride == 1 && is_centred_gradient<5>(args.windows)) {
+    return depthwise_window_classes<T, 5>(args, plane_begin, plane_end, row_begin, row_end);
+  }
   const ConvWindow all = window_of_classes(args.windows);
   const ClassesScratch<A> scratch(all, most_taps(args.windows), row_end - row_begin);
   const int64_t pitch = scratch.layout.pitch;
@@ -105,8 +95,11 @@ void depthwise_planes_classes(const ConvDepthwiseClasses<T>& args, int64_t plane
                   (rows - 1) * pitch + args.windows[at].width, flat[i]);
       }
       for (int64_t y = 0; y < rows; ++y) {
-        store_columns(flat[0] + y * pitch, flat[1] + y * pitch, args.out.width,
-                      dx + (2 * (row_begin + y) + residue) * args.out.y_stride);
+        T* out = dx + (2 * (row_begin + y) + residue) * args.out.y_stride;
+        for (int64_t x = 0; 2 * x < args.out.width; x += kLanes<A>) {
+          store_columns(load(flat[0] + y * pitch + x), load(flat[1] + y * pitch + x), args.out.width - 2 * x,
+                        out + 2 * x);
+        }
       }
     }
   }

@@ -7,9 +7,9 @@
 //                 y                 weights[2]    weights[1]  weights[0]
 //                 y + 1                           weights[2]  weights[1]       <- pixels y are finished
 //
-// In general row first_y + stride * step + e belongs to pixels step - u by tap row stride * u + e. In the weights'
-// gradient the rows of dy wait, and every tap has a sum. Nothing is copied, rows outside of the image are left out, and
-// the columns beside it are lanes of 0. Both ask for the next plane's lines, because a strip's lie a row apart.
+// In general row first_y + stride * step + e belongs to pixels step - u by tap row stride * u + e. Nothing is copied,
+// rows outside of the image are left out, and the columns beside it are lanes of 0. Strips ask for the next plane's
+// lines, because a strip's lie a row apart.
 #pragma once
 #include "cpu/kernels/conv2d_epilogue.h"
 
@@ -188,100 +188,6 @@ void depthwise_window_planes(const ConvDepthwiseArgs<T>& args, int64_t plane_beg
           depthwise_window_strip<T, kSide, kStride, decltype(side)::value, decltype(vectors){}>(args, plane, x,
                                                                                                 row_begin, row_end);
         });
-  }
-}
-
-// Rows of taps that one sweep over a strip has sums for: with as many rows of dy and a row of columns they fit the
-// registers.
-template <int kSide>
-constexpr int kGradRows = kManyRegisters || kSide == 3 ? 3
-                          : kSide == 5                 ? 2
-                                                       : 1;
-
-// A plane of x, one of dy, and the distance to the next ones.
-template <typename T>
-struct DepthwiseGradPlane {
-  const T* in;
-  const T* grad;
-  int64_t next_in, next_grad;
-};
-
-// sums[i][j] += over a strip of x and of dy, for kRows rows of taps from the one on that reads at first_y.
-template <typename T, int kRows, int kSide, int kStride, StripSide kWhere>
-inline TILEWRIGHT_INLINE void depthwise_window_grad_strip(const ConvDepthwiseGradArgs<T>& args,
-                                                          const DepthwiseGradPlane<T>& plane, int64_t first_y,
-                                                          int64_t x, Vec<Acc<T>>* sums) {
-  using A = Acc<T>;
-  constexpr int kWaiting = (kRows - 1) / kStride;
-  const int64_t height = args.window.height, left = args.in.width - kStride * x;
-  const int64_t n = kWhere == StripSide::kInside ? kLanes<A> : smaller(kLanes<A>, args.window.width - x);
-  Vec<A> sum[kRows * kSide];
-  unrolled<kRows * kSide>([&](auto t) TILEWRIGHT_INLINE { sum[t] = sums[t]; });
-  Vec<A> dy[kWaiting + 1] = {};  // the newest first
-  for (int64_t step = 0; step < height + kWaiting; ++step) {
-    unrolled<kWaiting>([&](auto u) TILEWRIGHT_INLINE { dy[kWaiting - u] = dy[kWaiting - 1 - u]; });
-    if (step < height) {
-      const T* from = plane.grad + step * args.grad.y_stride + x;
-      prefetch_line(from + plane.next_grad);
-      dy[0] = load(from, n);
-    }
-    unrolled<kStride>([&](auto e) TILEWRIGHT_INLINE {
-      const int64_t row = first_y + kStride * step + e;
-      if (row < 0 || row >= args.in.height) return;
-      const T* from = plane.in + row * args.in.y_stride + kStride * x;
-      prefetch_lines<kStride>(from + plane.next_in, kLanes<A>);
-      Vec<A> columns[kSide];
-      load_columns<T, kSide, kStride, kWhere>(from, left, n, columns);
-      unrolled<kWaiting + 1>([&](auto u) TILEWRIGHT_INLINE {
-        constexpr int kRow = kStride * decltype(u){} + decltype(e){};
-        if (kRow >= kRows || step - u < 0 || step - u >= height) return;  // no 0 in place of dy: it would meet an Inf
-        if constexpr (kRow < kRows) {
-          unrolled<kSide>(
-              [&](auto j) TILEWRIGHT_INLINE { sum[kRow * kSide + j] = fma(dy[u], columns[j], sum[kRow * kSide + j]); });
-        }
-      });
-    });
-  }
-  unrolled<kRows * kSide>([&](auto t) TILEWRIGHT_INLINE { sums[t] = sum[t]; });
-}
-
-// All rows of taps from kFirst on.
-template <typename T, int kSide, int kStride, int kFirst = 0>
-inline void depthwise_window_grad_plane(const ConvDepthwiseGradArgs<T>& args, const DepthwiseGradPlane<T>& plane,
-                                        Vec<Acc<T>>* sums) {
-  using A = Acc<T>;
-  if constexpr (kFirst < kSide) {
-    constexpr int kRows = kSide - kFirst < kGradRows<kSide> ? kSide - kFirst : kGradRows<kSide>;
-    for_each_strip<A, kSide, kStride>(
-        args.window.width, args.in.width, [&](auto side, auto vectors, int64_t x) TILEWRIGHT_INLINE {
-          unrolled<decltype(vectors){}>([&](auto v) TILEWRIGHT_INLINE {
-            depthwise_window_grad_strip<T, kRows, kSide, kStride, decltype(side)::value>(
-                args, plane, args.window.first_y + kFirst, x + v * kLanes<A>, sums + kFirst * kSide);
-          });
-        });
-    depthwise_window_grad_plane<T, kSide, kStride, kFirst + kRows>(args, plane, sums);
-  }
-}
-
-template <typename T, int kSide, int kStride>
-void depthwise_window_weight_grad(const ConvDepthwiseGradArgs<T>& args, int64_t filter_begin, int64_t filter_end) {
-  using A = Acc<T>;
-  constexpr int kTaps = kSide * kSide;
-  const auto source = [&](int64_t f, int64_t n) {
-    return n * args.in.n_stride + f / args.multiplier * args.in.c_stride;
-  };
-  for (int64_t f = filter_begin; f < filter_end; ++f) {
-    Vec<A> sums[kTaps] = {};
-    for (int64_t n = 0; n < args.images; ++n) {
-      const bool more = n + 1 < args.images;  // else the next filter follows, from the first image on
-      depthwise_window_grad_plane<T, kSide, kStride>(
-          args,
-          {args.in.data + source(f, n), args.grad.data + n * args.grad.n_stride + f * args.grad.c_stride,
-           more ? args.in.n_stride : source(f + 1, 0) - source(f, n),
-           more ? args.grad.n_stride : args.grad.c_stride - n * args.grad.n_stride},
-          sums);
-    }
-    for (int t = 0; t < kTaps; ++t) args.sums[f * kTaps + t] += reduce_add<A>(sums[t]);
   }
 }
 
