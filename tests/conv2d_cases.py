@@ -134,6 +134,20 @@ CASES: dict[str, Shapes] = {
     "depthwise 9 columns": ((1, 18, 9, 21), (18, 1, 2, 9), {"padding": (1, 4), "groups": 18}),
     "depthwise multiplier": ((2, 6, 9, 9), (18, 1, 3, 3), {"padding": 1, "groups": 6, "stride": 2}),
     "depthwise in row blocks": ((1, 3, 90, 150), (3, 1, 3, 3), {"padding": 1, "groups": 3}),
+    "depthwise strips": ((2, 35, 19, 53), (35, 1, 3, 3), {"padding": 1, "groups": 35}),
+    "depthwise strips, 5x5": ((3, 20, 11, 37), (20, 1, 5, 5), {"padding": 2, "groups": 20}),
+    "depthwise strips, 7x7": ((2, 17, 12, 70), (17, 1, 7, 7), {"padding": 3, "groups": 17}),
+    "depthwise strips, stride 2": ((2, 33, 17, 75), (33, 1, 3, 3), {"padding": 1, "groups": 33, "stride": 2}),
+    "depthwise strips, 5x5, stride 2": ((2, 18, 14, 84), (18, 1, 5, 5), {"padding": 2, "groups": 18, "stride": 2}),
+    "depthwise strips, uneven padding": ((2, 20, 9, 33), (20, 1, 5, 5), {"padding": (4, 2), "groups": 20}),
+    "depthwise strips, no rows of padding": ((2, 20, 9, 33), (20, 1, 3, 3), {"padding": (0, 1), "groups": 20}),
+    "depthwise strips, multiplier": ((2, 8, 9, 40), (24, 1, 3, 3), {"padding": 1, "groups": 8}),
+    "depthwise windows beyond the image": ((2, 17, 2, 3), (17, 1, 7, 7), {"padding": 3, "groups": 17}),
+    "depthwise windows beyond the image, stride 2": (
+        (2, 17, 2, 3),
+        (17, 1, 5, 5),
+        {"padding": 2, "groups": 17, "stride": 2},
+    ),
 }
 
 # Those that minimal filtering by six points computes in 32 bits (csrc/cpu/conv2d_winograd_plan.h): they have a bar of

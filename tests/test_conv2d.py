@@ -166,12 +166,29 @@ def test_filters_of_a_channel_are_summed_before_rounding(isa, memory_format, dty
     torch.testing.assert_close(dx, exact.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-5)
 
 
+# Both gradients are one sweep, of which each has the bits that it has alone.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("case", [name for name in CASES if name.startswith("depthwise")])
+def test_both_depthwise_gradients_are_those_of_each_alone(isa, case, memory_format, dtype):
+    x, weight, _, options = make(case, dtype, FORMATS[memory_format])
+    leaves = [x.requires_grad_(), weight.requires_grad_()]
+    out = TF.conv2d(*leaves, **options)
+    dy = torch.randn_like(out)
+    both = torch.autograd.grad(out, leaves, dy, retain_graph=True)
+    alone = [torch.autograd.grad(out, leaf, dy, retain_graph=True)[0] for leaf in leaves]
+    assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(both, alone, strict=True))
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_not_finite_like_native(isa, memory_format, value):
     for case in (
         "3x3",
         "depthwise",
+        "depthwise strips",
+        "depthwise strips, 7x7",
+        "depthwise strips, 5x5, stride 2",
         "1x1",
         "minimal filtering, tails",
         "minimal filtering, many channels",
@@ -249,6 +266,8 @@ def test_same_bits_for_any_thread_count():
         "several blocks of k, filters and pixels",
         "stem",
         "depthwise 7x7",
+        "depthwise strips",
+        "depthwise strips, 5x5, stride 2",
         "24 groups",
         "5x5 kernel on one channel",
         "minimal filtering, many tiles",

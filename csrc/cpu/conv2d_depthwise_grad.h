@@ -102,9 +102,9 @@ void depthwise_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tens
 
 // --- the weights' gradient: one accumulator per tap ---
 
-// Of dy, which both gradients read: beside what they read and write around it (128 KB of float32; half or twice of it
-// is 5 % slower).
-constexpr int64_t kElementsInL2 = 32768;
+// Of dy, which both gradients read, beside what they read and write around it (128 and 256 KB of float32). A band of
+// rows reads the rows beside it again, and has twice as many.
+constexpr int64_t kElementsInL2 = 32768, kRowElementsInL2 = 65536;
 
 template <typename T>
 struct DepthwiseWeightGrad {
@@ -172,7 +172,7 @@ inline Cut row_chunks(const Conv2dShape& shape) {
 template <typename T, typename After>
 Tensor last_weight_grad(const Conv2dShape& shape, const DepthwiseWeightGrad<T>& grad, const After& after) {
   const int64_t F = shape.filters, group = grad.args.group, sums_of_filter = group * grad.taps;
-  const int64_t height = shape.out[0], band = std::max<int64_t>(1, kElementsInL2 / (shape.out[1] * F));
+  const int64_t height = shape.out[0], band = std::max<int64_t>(1, kRowElementsInL2 / (shape.out[1] * F));
   const Cut chunks = row_chunks(shape);
   Tensor sums = at::zeros({chunks.pieces, sums_of_filter, F}, grad.options);
   parallel_for_cost(chunks.pieces, chunks.size / chunks.pieces * F * grad.row_cost, [&](int64_t begin, int64_t end) {

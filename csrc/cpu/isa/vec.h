@@ -70,6 +70,13 @@ inline V rounded(V v) {
   return v;
 }
 
+// v in a register: the compiler would rather read what several operations share from memory for each, and loads are as
+// dear as they. Emits no instruction.
+template <typename V>
+inline V in_register(V v) {
+  return rounded(v);
+}
+
 template <typename To, typename From>
 inline To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From));

@@ -17,7 +17,7 @@
 //   groups of 4      position    a0 a1 a2 a3 b0 b1 b2 b3 ...
 //                    channel 1   a1 a1 a1 a1 b1 b1 b1 b1 ...   * weights of channel 1 [filters]
 #pragma once
-#include "cpu/kernels/conv2d.h"
+#include "cpu/kernels/depthwise_last_window.h"
 
 namespace tilewright {
 namespace {
@@ -89,7 +89,7 @@ inline TILEWRIGHT_INLINE void depthwise_last_pixels_at(const ConvDepthwiseArgs<T
         for (int j = 0; j < kCols; ++j) weight[j] = load(args.weight + ((i * kCols + j) * kGroup + g) * C + c, n);
         unrolled<kPositions>([&](auto u) TILEWRIGHT_INLINE {
           if (!kInside && (ix + u < 0 || ix + u >= width)) return;
-          const Vec<A> position = load_spread<kGroup>(row + u * x_stride, g, n);
+          const Vec<A> position = in_register(load_spread<kGroup>(row + u * x_stride, g, n));
           unrolled<kPixels>([&](auto p) TILEWRIGHT_INLINE {
             constexpr int kTap = decltype(u){} - decltype(p){} * kStride;
             if constexpr (kTap >= 0 && kTap < kCols) sum[p] = fma(position, weight[kTap], sum[p]);
@@ -159,28 +159,22 @@ void depthwise_last_pixel(const ConvDepthwiseArgs<T>& args, const T* image, int6
 template <typename T, int kGroup>
 void depthwise_last_tiles(const ConvDepthwiseArgs<T>& args, int64_t n, int64_t begin, int64_t end) {
   constexpr int64_t kSmallWindow = 9;
-  constexpr int kHalf = kGroup == 1 ? kDepthwisePixels / 2 : kDepthwisePixels;  // groups have one width: half the code
   const ConvWindow& window = args.window;
-  const bool dense = window.stride_x == 1, small = kGroup == 1 && window.rows * window.cols <= kSmallWindow;
-  const auto whole = dense ? depthwise_last_pixels_for<T, kGroup, kDepthwisePixels, 1>(window.cols)
-                           : depthwise_last_pixels_for<T, kGroup, kDepthwisePixels, 2>(window.cols);
-  const auto half = dense ? depthwise_last_pixels_for<T, kGroup, kHalf, 1>(window.cols)
-                          : depthwise_last_pixels_for<T, kGroup, kHalf, 2>(window.cols);
+  const bool small = kGroup == 1 && window.rows * window.cols <= kSmallWindow;
+  const auto pixels = window.stride_x == 1 ? depthwise_last_pixels_for<T, kGroup, kDepthwisePixels, 1>(window.cols)
+                                           : depthwise_last_pixels_for<T, kGroup, kDepthwisePixels, 2>(window.cols);
   const T* image = args.in.data + n * args.in.n_stride;
   const int64_t channels = small ? args.channels : (kGroup == 1 ? 4 : 1) * kLanes<Acc<T>>;
   const int64_t height = small ? 1 : end - begin;
   for (int64_t top = begin; top < end; top += height) {
-    for (int64_t x = 0; x < window.width;) {
-      const int64_t left = window.width - x, step = left > kHalf ? kDepthwisePixels : kHalf;
-      const auto pixels = left > kHalf ? whole : half;
+    for (int64_t x = 0; x < window.width; x += kDepthwisePixels) {
+      const int64_t count = smaller(window.width - x, kDepthwisePixels);
+      const int64_t place = n * args.out.n_stride + x * args.out.x_stride;
       for (int64_t c = 0; c < args.channels; c += channels) {
         for (int64_t y = top; y < top + height; ++y) {
-          pixels(args, image, y, x, smaller(left, step),
-                 n * args.out.n_stride + y * args.out.y_stride + x * args.out.x_stride, c,
-                 smaller(args.channels, c + channels));
+          pixels(args, image, y, x, count, place + y * args.out.y_stride, c, smaller(args.channels, c + channels));
         }
       }
-      x += step;
     }
   }
 }
@@ -189,6 +183,13 @@ void depthwise_last_tiles(const ConvDepthwiseArgs<T>& args, int64_t n, int64_t b
 template <typename T, int kGroup>
 void depthwise_last_rows(const ConvDepthwiseArgs<T>& args, int64_t n, int64_t begin, int64_t end) {
   const ConvWindow& window = args.window;
+  if constexpr (kGroup == 1 && kHasStrips<T>) {
+    if (is_small_window(window)) {
+      return for_small_window(window, [&](auto side, auto stride) {
+        depthwise_last_window<T, decltype(side){}, decltype(stride){}>(args, n, begin, end);
+      });
+    }
+  }
   if (kGroup > 1 || (window.step_x == 1 && window.stride_x <= 2 && window.cols <= kMostCols)) {
     return depthwise_last_tiles<T, kGroup>(args, n, begin, end);
   }

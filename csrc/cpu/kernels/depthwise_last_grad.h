@@ -79,6 +79,17 @@ inline LastGradRow<T> last_grad_row(int64_t taps) {
 template <typename T, int kGroup>
 void depthwise_last_weight_grad_of(const ConvDepthwiseGradArgs<T>& args, int64_t row_begin, int64_t row_end) {
   const ConvWindow& window = args.window;
+  if constexpr (kGroup == 1 && kHasStrips<T>) {
+    if (is_small_window(window)) {
+      return for_small_window(window, [&](auto side, auto stride) {
+        for (int64_t r = row_begin, rows; r < row_end; r += rows) {
+          const int64_t y = r % window.height;
+          rows = smaller(row_end - r, window.height - y);
+          depthwise_last_window_grad<T, decltype(side){}, decltype(stride){}>(args, r / window.height, y, y + rows);
+        }
+      });
+    }
+  }
   const ConvImages<const T>& in = args.in;
   int64_t inner_begin, inner_end;
   inner_pixels(window, in.width, inner_begin, inner_end);

@@ -44,11 +44,13 @@ void depthwise_planes(const ConvDepthwiseArgs<T>& args, int64_t plane_begin, int
                       int64_t row_end, Acc<T>* scratch) {
   using A = Acc<T>;
   const ConvWindow& window = args.window;
-  if (is_centred_window(window, args.in) && args.out.x_stride == 1) {
-    return for_centred_window(window, [&](auto side, auto stride) {
-      depthwise_window_planes<T, decltype(side){}, decltype(stride){}>(args, plane_begin, plane_end, row_begin,
-                                                                       row_end);
-    });
+  if constexpr (kHasStrips<T>) {
+    if (is_centred_window(window, args.in) && args.out.x_stride == 1) {
+      return for_centred_window(window, [&](auto side, auto stride) {
+        depthwise_window_planes<T, decltype(side){}, decltype(stride){}>(args, plane_begin, plane_end, row_begin,
+                                                                         row_end);
+      });
+    }
   }
   const int64_t rows = row_end - row_begin, taps = window.rows * window.cols;
   const PhaseLayout layout(window, rows);

@@ -61,11 +61,13 @@ template <typename T>
 void depthwise_planes_classes(const ConvDepthwiseClasses<T>& args, int64_t plane_begin, int64_t plane_end,
                               int64_t row_begin, int64_t row_end, Acc<T>* memory) {
   using A = Acc<T>;
-  if (args.grad.x_stride == 1 && is_centred_gradient<3>(args.windows)) {
-    return depthwise_window_classes<T, 3>(args, plane_begin, plane_end, row_begin, row_end);
-  }
-  if (args.grad.x_stride == 1 && is_centred_gradient<5>(args.windows)) {
-    return depthwise_window_classes<T, 5>(args, plane_begin, plane_end, row_begin, row_end);
+  if constexpr (kHasStrips<T>) {
+    if (args.grad.x_stride == 1 && is_centred_gradient<3>(args.windows)) {
+      return depthwise_window_classes<T, 3>(args, plane_begin, plane_end, row_begin, row_end);
+    }
+    if (args.grad.x_stride == 1 && is_centred_gradient<5>(args.windows)) {
+      return depthwise_window_classes<T, 5>(args, plane_begin, plane_end, row_begin, row_end);
+    }
   }
   const ConvWindow all = window_of_classes(args.windows);
   const ClassesScratch<A> scratch(all, most_taps(args.windows), row_end - row_begin);
@@ -140,10 +142,12 @@ template <typename T>
 void depthwise_planes_weight_grad(const ConvDepthwiseGradArgs<T>& args, int64_t filter_begin, int64_t filter_end,
                                   int64_t rows_per_block, Acc<T>* scratch) {
   const ConvWindow& window = args.window;
-  if (is_centred_window(window, args.in) && args.grad.x_stride == 1) {
-    return for_centred_window(window, [&](auto side, auto stride) {
-      depthwise_window_weight_grad<T, decltype(side){}, decltype(stride){}>(args, filter_begin, filter_end);
-    });
+  if constexpr (kHasStrips<T>) {
+    if (is_centred_window(window, args.in) && args.grad.x_stride == 1) {
+      return for_centred_window(window, [&](auto side, auto stride) {
+        depthwise_window_weight_grad<T, decltype(side){}, decltype(stride){}>(args, filter_begin, filter_end);
+      });
+    }
   }
   const int64_t taps = window.rows * window.cols;
   int32_t* offsets = reinterpret_cast<int32_t*>(scratch);

@@ -93,8 +93,8 @@ inline TILEWRIGHT_INLINE void load_columns(const T* row, int64_t width, int64_t 
   });
 }
 
-// Calls body(side, vectors, x) for the strips of a row of pixels; side and vectors are constants.
-template <typename A, int kSide, int kStride, typename Body>
+// Calls body(side, vectors, x) for the strips of a row of pixels; side and vectors, up to kWidest, are constants.
+template <typename A, int kSide, int kStride, int kWidest, typename Body>
 inline TILEWRIGHT_INLINE void for_each_strip(int64_t width, int64_t in_width, const Body& body) {
   constexpr int64_t kStep = kLanes<A>;
   const auto inside = [&](int64_t x, int64_t vectors) {
@@ -102,8 +102,8 @@ inline TILEWRIGHT_INLINE void for_each_strip(int64_t width, int64_t in_width, co
   };
   body(AtSide<StripSide::kLeft>{}, Index<1>{}, 0);
   int64_t x = kStep;
-  if constexpr (kManyRegisters || kSide == 3) {
-    for (; inside(x, 2); x += 2 * kStep) body(AtSide<StripSide::kInside>{}, Index<2>{}, x);
+  if constexpr (kWidest > 1) {
+    for (; inside(x, kWidest); x += kWidest * kStep) body(AtSide<StripSide::kInside>{}, Index<kWidest>{}, x);
   }
   for (; inside(x, 1); x += kStep) body(AtSide<StripSide::kInside>{}, Index<1>{}, x);
   for (; x < width; x += kStep) body(AtSide<StripSide::kRight>{}, Index<1>{}, x);
@@ -168,6 +168,7 @@ inline TILEWRIGHT_INLINE void depthwise_window_strip(const ConvDepthwiseArgs<T>&
 template <typename T, int kSide, int kStride>
 void depthwise_window_planes(const ConvDepthwiseArgs<T>& args, int64_t plane_begin, int64_t plane_end,
                              int64_t row_begin, int64_t row_end) {
+  constexpr int kWidest = kManyRegisters || kSide == 3 ? 2 : 1;
   const int64_t filters = args.channels * args.multiplier;
   const auto source = [&](int64_t plane) {
     return plane / filters * args.in.n_stride + plane % filters / args.multiplier * args.in.c_stride;
@@ -183,7 +184,7 @@ void depthwise_window_planes(const ConvDepthwiseArgs<T>& args, int64_t plane_beg
                                   place(p),
                                   source(next) - source(p),
                                   place(next) - place(p)};
-    for_each_strip<Acc<T>, kSide, kStride>(
+    for_each_strip<Acc<T>, kSide, kStride, kWidest>(
         args.window.width, args.in.width, [&](auto side, auto vectors, int64_t x) TILEWRIGHT_INLINE {
           depthwise_window_strip<T, kSide, kStride, decltype(side)::value, decltype(vectors){}>(args, plane, x,
                                                                                                 row_begin, row_end);

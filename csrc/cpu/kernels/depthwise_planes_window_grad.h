@@ -70,13 +70,11 @@ inline void depthwise_window_grad_plane(const ConvDepthwiseGradArgs<T>& args, co
   using A = Acc<T>;
   if constexpr (kFirst < kSide) {
     constexpr int kRows = kSide - kFirst < kGradRows<kSide> ? kSide - kFirst : kGradRows<kSide>;
-    for_each_strip<A, kSide, kStride>(
-        args.window.width, args.in.width, [&](auto side, auto vectors, int64_t x) TILEWRIGHT_INLINE {
-          unrolled<decltype(vectors){}>([&](auto v) TILEWRIGHT_INLINE {
-            depthwise_window_grad_strip<T, kRows, kSide, kStride, decltype(side)::value>(
-                args, plane, args.window.first_y + kFirst, x + v * kLanes<A>, sums + kFirst * kSide);
-          });
-        });
+    for_each_strip<A, kSide, kStride, 1>(args.window.width, args.in.width,
+                                         [&](auto side, auto, int64_t x) TILEWRIGHT_INLINE {
+                                           depthwise_window_grad_strip<T, kRows, kSide, kStride, decltype(side)::value>(
+                                               args, plane, args.window.first_y + kFirst, x, sums + kFirst * kSide);
+                                         });
     depthwise_window_grad_plane<T, kSide, kStride, kFirst + kRows>(args, plane, sums);
   }
 }
@@ -210,13 +208,11 @@ void depthwise_window_classes(const ConvDepthwiseClasses<T>& args, int64_t plane
                                   place(args.out, p),
                                   place(args.grad, next) - place(args.grad, p),
                                   place(args.out, next) - place(args.out, p)};
-    for_each_strip<Acc<T>, 3, 1>(args.windows[0].width, args.grad.width,
-                                 [&](auto side, auto vectors, int64_t x) TILEWRIGHT_INLINE {
-                                   unrolled<decltype(vectors){}>([&](auto v) TILEWRIGHT_INLINE {
-                                     depthwise_window_classes_strip<T, kSide, decltype(side)::value>(
-                                         args, plane, p % args.channels, x + v * kLanes<Acc<T>>, row_begin, row_end);
-                                   });
-                                 });
+    for_each_strip<Acc<T>, 3, 1, 1>(args.windows[0].width, args.grad.width,
+                                    [&](auto side, auto, int64_t x) TILEWRIGHT_INLINE {
+                                      depthwise_window_classes_strip<T, kSide, decltype(side)::value>(
+                                          args, plane, p % args.channels, x, row_begin, row_end);
+                                    });
   }
 }
 
