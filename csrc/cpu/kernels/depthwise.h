@@ -2,6 +2,7 @@
 //
 //   channels_last   a vector of channels; a few pixels of a row at once share weights and positions (depthwise_last.h)
 //   planes          a vector of pixels of one channel (depthwise_planes.h)
+//   small windows   strips that go down the image, of either (depthwise_last_window.h, depthwise_planes_window.h)
 // Data gradients are the same sums over dy with other windows. Weight gradients keep one accumulator per tap.
 #pragma once
 #include "cpu/kernels/depthwise_last_grad.h"

@@ -8,8 +8,8 @@
 //                                        pixel 2            w0  w1  w2
 //                                        pixel 3                w0  w1  w2
 //
-// Positions outside the image are left out. Windows of up to kMostCols columns without dilation; others
-// take one tap after the other.
+// Positions outside the image are left out. Windows of up to kMostCols columns without dilation, but for those that
+// depthwise_last_window.h has; others take one tap after the other.
 //
 // Groups of 4 or 8 channels, as many filters each, in float32, are the same sums once for every channel of a group,
 // which is spread over its group's lanes:
