@@ -142,6 +142,9 @@ CASES: dict[str, Shapes] = {
     "depthwise strips, uneven padding": ((2, 20, 9, 33), (20, 1, 5, 5), {"padding": (4, 2), "groups": 20}),
     "depthwise strips, no rows of padding": ((2, 20, 9, 33), (20, 1, 3, 3), {"padding": (0, 1), "groups": 20}),
     "depthwise strips, multiplier": ((2, 8, 9, 40), (24, 1, 3, 3), {"padding": 1, "groups": 8}),
+    "depthwise strips, chunks of an image": ((1, 64, 41, 24), (64, 1, 3, 3), {"padding": 1, "groups": 64}),
+    "depthwise strips, many images, 5x5": ((32, 16, 28, 28), (16, 1, 5, 5), {"padding": 2, "groups": 16}),
+    "depthwise strips, many images, 7x7": ((32, 16, 28, 28), (16, 1, 7, 7), {"padding": 3, "groups": 16}),
     "depthwise windows beyond the image": ((2, 17, 2, 3), (17, 1, 7, 7), {"padding": 3, "groups": 17}),
     "depthwise windows beyond the image, stride 2": (
         (2, 17, 2, 3),

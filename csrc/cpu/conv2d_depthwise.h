@@ -21,8 +21,9 @@ inline bool has_column_pairs(const Conv2dShape& shape) {
 }
 
 // Whether a large window's planes go straight through their rows, both passes (kernels/depthwise_planes_window.h).
-inline bool centres_window(const Conv2dShape& shape) {
-  const bool is_dense = shape.stride[0] == 1 && shape.stride[1] == 1 && !is_dilated(shape);
+inline bool centres_window(const Conv2dShape& shape, at::ScalarType dtype) {
+  const bool is_dense =
+      accumulation_dtype(dtype) == at::kFloat && shape.stride[0] == 1 && shape.stride[1] == 1 && !is_dilated(shape);
   return is_dense && shape.kernel[0] == 7 && shape.kernel[1] == 7 && shape.padding[1] == 3;
 }
 
@@ -72,14 +73,13 @@ void run_planes(int64_t planes, const PlaneBlocks<A>& sums) {
   });
 }
 
-// args outlive it.
 template <typename T>
 PlaneBlocks<Acc<T>> plane_blocks(const ConvDepthwiseArgs<T>& args) {
   const int64_t rows = plane_rows<T>(args.window);
   const int64_t cost = rows * args.window.width * (args.window.rows * args.window.cols + 4) / 8;
   const auto& kernel = kernels<T>().depthwise;
   return {args.window.height, rows, cost, kernel.planes_scratch(args.window, rows),
-          [&](auto... block) { kernel.planes(args, block...); }};
+          [args, &kernel](auto... block) { kernel.planes(args, block...); }};
 }
 
 template <typename T>

@@ -7,8 +7,8 @@ namespace tilewright {
 
 // --- the data gradient: sums over dy, class by class of pixels (conv2d_windows.h) ---
 
-// dx of [N, filters, H, W]: one plane per filter; the caller sums those of one channel. Not to be copied: the arguments
-// point at the weights.
+// dx of [N, filters, H, W]: one plane per filter; the caller sums those of one channel. The arguments point at
+// the weights.
 template <typename T>
 struct DepthwiseInputGrad {
   ConvImages<T> dx;

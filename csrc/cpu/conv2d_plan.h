@@ -72,10 +72,10 @@ inline bool prefers_channels_last(const Conv2dShape& shape, ConvPass pass) {
 // Centred windows are summed straight from the rows of a plane (kernels/depthwise_planes_window.h); other large windows
 // share more of what they load across channels than along rows, and the data gradient of strides writes neighbouring
 // channels, not every third pixel of a plane (of stride 2 whole lines: kernels/depthwise_planes_grad.h).
-inline bool depthwise_prefers_last(const Conv2dShape& shape, ConvPass pass) {
+inline bool depthwise_prefers_last(const Conv2dShape& shape, at::ScalarType dtype, ConvPass pass) {
   constexpr int64_t kLargeWindow = 49, kVector = 16;
   const bool skips = pass == ConvPass::kInputGrad && shape.stride[1] > 1 && !has_column_pairs(shape);
-  const bool is_large = shape.kernel[0] * shape.kernel[1] >= kLargeWindow && !centres_window(shape);
+  const bool is_large = shape.kernel[0] * shape.kernel[1] >= kLargeWindow && !centres_window(shape, dtype);
   return shape.channels >= kVector && (is_large || skips);
 }
 
@@ -91,7 +91,8 @@ inline at::MemoryFormat written_format(const Conv2dShape& shape, ConvPass pass) 
 inline ConvPlan choose_plan(const Conv2dShape& shape, at::ScalarType dtype, ConvPass pass, bool adds_twice = false) {
   constexpr auto kLast = at::MemoryFormat::ChannelsLast;
   const auto in = [](ConvWay way, at::MemoryFormat format) { return ConvPlan{way, format, format}; };
-  if (is_depthwise(shape)) return in(ConvWay::kDepthwise, depthwise_prefers_last(shape, pass) ? kLast : shape.format);
+  if (is_depthwise(shape))
+    return in(ConvWay::kDepthwise, depthwise_prefers_last(shape, dtype, pass) ? kLast : shape.format);
   const bool filters_minimally = winograd_suits(shape, dtype, pass);
   const at::MemoryFormat written = written_format(shape, pass);
   if (!filters_minimally && split_suits(shape, dtype, pass, written)) {

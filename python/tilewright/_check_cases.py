@@ -126,6 +126,11 @@ CASES: dict[str, Callable[[], list[Case]]] = {
         _conv("same, dilation 2", (1, 4, 12, 10), (6, 4, 3, 3), 1, "same", 2, 1),
         _conv("groups 2", (2, 6, 8, 8), (10, 3, 3, 3), 1, 0, 1, 2),
         _conv("depthwise", (2, 19, 10, 9), (19, 1, 3, 3), 1, 1, 1, 19),
+        _conv("depthwise, wide", (2, 19, 10, 53), (19, 1, 3, 3), 1, 1, 1, 19),
+        _conv("depthwise 5x5, stride 2", (2, 5, 14, 84), (5, 1, 5, 5), 2, 2, 1, 5),
+        _conv("depthwise 7x7", (1, 5, 9, 70), (5, 1, 7, 7), 1, 3, 1, 5),
+        _conv("depthwise, channels_last", (2, 35, 9, 11), (35, 1, 3, 3), 1, 1, 1, 35, last=True),
+        _conv("depthwise 5x5, stride 2, channels_last", (2, 35, 9, 14), (35, 1, 5, 5), 2, 2, 1, 35, last=True),
     ],
     "linear": lambda: [
         Case("13x37 -> 19", _draw((13, 37), (19, 37), (19,)), lambda f, x, w, b: f.linear(x, w, b)),

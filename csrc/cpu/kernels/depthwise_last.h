@@ -2,9 +2,9 @@
 // of the rows they read is loaded once and meets all taps that reach it, the weights of a row of taps wait in
 // registers:
 //
-//   kPixels = 4, 3 taps, stride 1        position   0   1   2   3   4   5
+//   4 pixels, 3 taps, stride 1           position   0   1   2   3   4   5
 //                                        pixel 0    w0  w1  w2
-//                                        pixel 1        w0  w1  w2            sums of kPixels pixels in registers
+//                                        pixel 1        w0  w1  w2            sums of all pixels in registers
 //                                        pixel 2            w0  w1  w2
 //                                        pixel 3                w0  w1  w2
 //
@@ -57,14 +57,14 @@ inline TILEWRIGHT_INLINE void for_group(int64_t group, const Body& body) {
 // out, and ask for nothing ahead.
 inline bool reads_all_rows(const ConvWindow& window) { return window.stride_y <= 2 && window.stride_x <= 2; }
 
-// kPixels pixels of a row of the output from (y, x) on, of which `count` are there; kCols taps, kStride apart. kInside:
-// all columns lie inside the image.
-template <bool kInside, typename T, int kGroup, int kPixels, int kCols, int kStride>
+// kDepthwisePixels pixels of a row of the output from (y, x) on, of which `count` are there; kCols taps, kStride apart.
+// kInside: all columns lie inside the image.
+template <bool kInside, typename T, int kGroup, int kCols, int kStride>
 inline TILEWRIGHT_INLINE void depthwise_last_pixels_at(const ConvDepthwiseArgs<T>& args, const T* image, int64_t y,
                                                        int64_t x, int64_t count, int64_t place, int64_t c_begin,
                                                        int64_t c_end) {
   using A = Acc<T>;
-  constexpr int kPositions = (kPixels - 1) * kStride + kCols;
+  constexpr int kPositions = (kDepthwisePixels - 1) * kStride + kCols;
   const ConvWindow& window = args.window;
   const ConvImages<const T>& in = args.in;
   const int64_t C = args.channels, ix = x * kStride + window.first_x, iy = y * window.stride_y + window.first_y;
@@ -73,12 +73,13 @@ inline TILEWRIGHT_INLINE void depthwise_last_pixels_at(const ConvDepthwiseArgs<T
     const int64_t c = c_begin + at_channel;
     // What the next row reads and writes, in lines that lie a pixel apart.
     const T* below = image + (iy + (window.rows - 1) * window.step_y + 1) * in.y_stride + ix * x_stride + c;
-    for (int64_t i = 0; i < new_rows; ++i) prefetch_lines<kPixels * kStride>(below + i * in.y_stride, x_stride);
-    prefetch_lines<kPixels>(args.out.data + place + args.out.y_stride + c, args.out.x_stride);
+    for (int64_t i = 0; i < new_rows; ++i)
+      prefetch_lines<kDepthwisePixels * kStride>(below + i * in.y_stride, x_stride);
+    prefetch_lines<kDepthwisePixels>(args.out.data + place + args.out.y_stride + c, args.out.x_stride);
     const Vec<A> bias = args.epilogue.bias != nullptr ? load(args.epilogue.bias + c, n) : Vec<A>{};
-    Vec<A> sum[kPixels];
+    Vec<A> sum[kDepthwisePixels];
 #pragma GCC unroll 8
-    for (int p = 0; p < kPixels; ++p) sum[p] = bias;
+    for (int p = 0; p < kDepthwisePixels; ++p) sum[p] = bias;
     for (int64_t i = 0; i < window.rows; ++i) {
       const int64_t at = iy + i * window.step_y;
       if (at < 0 || at >= in.height) continue;
@@ -90,7 +91,7 @@ inline TILEWRIGHT_INLINE void depthwise_last_pixels_at(const ConvDepthwiseArgs<T
         unrolled<kPositions>([&](auto u) TILEWRIGHT_INLINE {
           if (!kInside && (ix + u < 0 || ix + u >= width)) return;
           const Vec<A> position = in_register(load_spread<kGroup>(row + u * x_stride, g, n));
-          unrolled<kPixels>([&](auto p) TILEWRIGHT_INLINE {
+          unrolled<kDepthwisePixels>([&](auto p) TILEWRIGHT_INLINE {
             constexpr int kTap = decltype(u){} - decltype(p){} * kStride;
             if constexpr (kTap >= 0 && kTap < kCols) sum[p] = fma(position, weight[kTap], sum[p]);
           });
@@ -98,7 +99,7 @@ inline TILEWRIGHT_INLINE void depthwise_last_pixels_at(const ConvDepthwiseArgs<T
       }
     }
 #pragma GCC unroll 8
-    for (int p = 0; p < kPixels; ++p) {
+    for (int p = 0; p < kDepthwisePixels; ++p) {
       if (p >= count) break;
       const int64_t offset = place + p * args.out.x_stride + c;
       store(args.out.data + offset, finish_vector<T>(args.epilogue, sum[p], offset, n), n);
@@ -106,26 +107,25 @@ inline TILEWRIGHT_INLINE void depthwise_last_pixels_at(const ConvDepthwiseArgs<T
   });
 }
 
-template <typename T, int kGroup, int kPixels, int kCols, int kStride>
+template <typename T, int kGroup, int kCols, int kStride>
 void depthwise_last_pixels(const ConvDepthwiseArgs<T>& args, const T* image, int64_t y, int64_t x, int64_t count,
                            int64_t place, int64_t c_begin, int64_t c_end) {
   const int64_t ix = x * kStride + args.window.first_x;
-  choose(ix >= 0 && ix + (kPixels - 1) * kStride + kCols <= args.in.width, [&](auto inside) TILEWRIGHT_INLINE {
-    depthwise_last_pixels_at<inside.value, T, kGroup, kPixels, kCols, kStride>(args, image, y, x, count, place, c_begin,
-                                                                               c_end);
+  choose(ix >= 0 && ix + (kDepthwisePixels - 1) * kStride + kCols <= args.in.width, [&](auto inside) TILEWRIGHT_INLINE {
+    depthwise_last_pixels_at<inside.value, T, kGroup, kCols, kStride>(args, image, y, x, count, place, c_begin, c_end);
   });
 }
 
 template <typename T>
 using DepthwiseLastPixels = void (*)(const ConvDepthwiseArgs<T>&, const T*, int64_t, int64_t, int64_t, int64_t, int64_t,
                                      int64_t);
-template <typename T, int kGroup, int kPixels, int kStride, int kCols = kGroup == 1 ? kMostCols : kMostGroupCols>
+template <typename T, int kGroup, int kStride, int kCols = kGroup == 1 ? kMostCols : kMostGroupCols>
 inline DepthwiseLastPixels<T> depthwise_last_pixels_for(int64_t cols) {
   if constexpr (kCols == 1) {
-    return depthwise_last_pixels<T, kGroup, kPixels, 1, kStride>;
+    return depthwise_last_pixels<T, kGroup, 1, kStride>;
   } else {
-    return cols == kCols ? depthwise_last_pixels<T, kGroup, kPixels, kCols, kStride>
-                         : depthwise_last_pixels_for<T, kGroup, kPixels, kStride, kCols - 1>(cols);
+    return cols == kCols ? depthwise_last_pixels<T, kGroup, kCols, kStride>
+                         : depthwise_last_pixels_for<T, kGroup, kStride, kCols - 1>(cols);
   }
 }
 
@@ -161,8 +161,8 @@ void depthwise_last_tiles(const ConvDepthwiseArgs<T>& args, int64_t n, int64_t b
   constexpr int64_t kSmallWindow = 9;
   const ConvWindow& window = args.window;
   const bool small = kGroup == 1 && window.rows * window.cols <= kSmallWindow;
-  const auto pixels = window.stride_x == 1 ? depthwise_last_pixels_for<T, kGroup, kDepthwisePixels, 1>(window.cols)
-                                           : depthwise_last_pixels_for<T, kGroup, kDepthwisePixels, 2>(window.cols);
+  const auto pixels = window.stride_x == 1 ? depthwise_last_pixels_for<T, kGroup, 1>(window.cols)
+                                           : depthwise_last_pixels_for<T, kGroup, 2>(window.cols);
   const T* image = args.in.data + n * args.in.n_stride;
   const int64_t channels = small ? args.channels : (kGroup == 1 ? 4 : 1) * kLanes<Acc<T>>;
   const int64_t height = small ? 1 : end - begin;

@@ -16,12 +16,17 @@ constexpr int kGradRows = kManyRegisters || kSide == 3 ? 3
                           : kSide == 5                 ? 2
                                                        : 1;
 
-// A plane of x, one of dy, and the distance to the next ones.
+// Rows of dy that one accumulator runs through, and accumulators that another one adds up: short chains, whose errors
+// are native's and less (a chain through 32768 elements had six times those).
+constexpr int64_t kGradBand = 64, kGradSums = 64;
+
+// A plane of x, rows [row_begin, row_end) of one of dy, and the distance to the next ones.
 template <typename T>
 struct DepthwiseGradPlane {
   const T* in;
   const T* grad;
   int64_t next_in, next_grad;
+  int64_t row_begin, row_end;
 };
 
 // sums[i][j] += over a strip of x and of dy, for kRows rows of taps from the one on that reads at first_y.
@@ -31,14 +36,13 @@ inline TILEWRIGHT_INLINE void depthwise_window_grad_strip(const ConvDepthwiseGra
                                                           int64_t x, Vec<Acc<T>>* sums) {
   using A = Acc<T>;
   constexpr int kWaiting = (kRows - 1) / kStride;
-  const int64_t height = args.window.height, left = args.in.width - kStride * x;
+  const int64_t left = args.in.width - kStride * x;
   const int64_t n = kWhere == StripSide::kInside ? kLanes<A> : smaller(kLanes<A>, args.window.width - x);
-  Vec<A> sum[kRows * kSide];
-  unrolled<kRows * kSide>([&](auto t) TILEWRIGHT_INLINE { sum[t] = sums[t]; });
+  Vec<A> sum[kRows * kSide] = {};
   Vec<A> dy[kWaiting + 1] = {};  // the newest first
-  for (int64_t step = 0; step < height + kWaiting; ++step) {
+  for (int64_t step = plane.row_begin; step < plane.row_end + kWaiting; ++step) {
     unrolled<kWaiting>([&](auto u) TILEWRIGHT_INLINE { dy[kWaiting - u] = dy[kWaiting - 1 - u]; });
-    if (step < height) {
+    if (step < plane.row_end) {
       const T* from = plane.grad + step * args.grad.y_stride + x;
       prefetch_line(from + plane.next_grad);
       dy[0] = load(from, n);
@@ -52,15 +56,15 @@ inline TILEWRIGHT_INLINE void depthwise_window_grad_strip(const ConvDepthwiseGra
       load_columns<T, kSide, kStride, kWhere>(from, left, n, columns);
       unrolled<kWaiting + 1>([&](auto u) TILEWRIGHT_INLINE {
         constexpr int kRow = kStride * decltype(u){} + decltype(e){};
-        if (kRow >= kRows || step - u < 0 || step - u >= height) return;  // no 0 in place of dy: it would meet an Inf
         if constexpr (kRow < kRows) {
+          if (step - u < plane.row_begin || step - u >= plane.row_end) return;  // no 0 for dy: it would meet an Inf
           unrolled<kSide>(
               [&](auto j) TILEWRIGHT_INLINE { sum[kRow * kSide + j] = fma(dy[u], columns[j], sum[kRow * kSide + j]); });
         }
       });
     });
   }
-  unrolled<kRows * kSide>([&](auto t) TILEWRIGHT_INLINE { sums[t] = sum[t]; });
+  unrolled<kRows * kSide>([&](auto t) TILEWRIGHT_INLINE { sums[t] += sum[t]; });
 }
 
 // All rows of taps from kFirst on.
@@ -86,18 +90,29 @@ void depthwise_window_weight_grad(const ConvDepthwiseGradArgs<T>& args, int64_t 
   const auto source = [&](int64_t f, int64_t n) {
     return n * args.in.n_stride + f / args.multiplier * args.in.c_stride;
   };
+  const int64_t height = args.window.height, strips = (args.window.width + kLanes<A> - 1) / kLanes<A>;
   for (int64_t f = filter_begin; f < filter_end; ++f) {
     Vec<A> sums[kTaps] = {};
+    int64_t added = 0;
+    const auto add_up = [&] {
+      for (int t = 0; t < kTaps; ++t) args.sums[f * kTaps + t] += reduce_add<A>(sums[t]), sums[t] = Vec<A>{};
+      added = 0;
+    };
     for (int64_t n = 0; n < args.images; ++n) {
       const bool more = n + 1 < args.images;  // else the next filter follows, from the first image on
-      depthwise_window_grad_plane<T, kSide, kStride>(
-          args,
-          {args.in.data + source(f, n), args.grad.data + n * args.grad.n_stride + f * args.grad.c_stride,
-           more ? args.in.n_stride : source(f + 1, 0) - source(f, n),
-           more ? args.grad.n_stride : args.grad.c_stride - n * args.grad.n_stride},
-          sums);
+      for (int64_t row = 0; row < height; row += kGradBand) {
+        depthwise_window_grad_plane<T, kSide, kStride>(
+            args,
+            {args.in.data + source(f, n), args.grad.data + n * args.grad.n_stride + f * args.grad.c_stride,
+             more ? args.in.n_stride : source(f + 1, 0) - source(f, n),
+             more ? args.grad.n_stride : args.grad.c_stride - n * args.grad.n_stride, row,
+             smaller(row + kGradBand, height)},
+            sums);
+        added += strips;
+        if (added >= kGradSums) add_up();
+      }
     }
-    for (int t = 0; t < kTaps; ++t) args.sums[f * kTaps + t] += reduce_add<A>(sums[t]);
+    add_up();
   }
 }
 
@@ -154,14 +169,14 @@ inline TILEWRIGHT_INLINE void depthwise_window_classes_strip(const ConvDepthwise
   using A = Acc<T>;
   constexpr int kFirst = first_shift<kSide>(0), kLast = last_shift<kSide>(1), kWaiting = kLast - kFirst;
   const ConvImages<const T>& grad = args.grad;
-  const int64_t left = grad.width - x, n = smaller(kLanes<A>, args.windows[0].width - x);
+  const int64_t left = grad.width - x, n = smaller(kLanes<A>, left);  // dx has twice as many columns, or one less
   Vec<A> sum[kWaiting + 1][2][2] = {};
   for (int64_t step = row_begin + kFirst; step < row_end + kLast; ++step) {
     if (step >= 0 && step < grad.height) {
       const T* from = plane.in + step * grad.y_stride + x;
       prefetch_line(from + plane.next_in);
       Vec<A> columns[3];
-      load_columns<T, 3, 1, kWhere>(from, left, larger(n, smaller(left, kLanes<A>)), columns);
+      load_columns<T, 3, 1, kWhere>(from, left, n, columns);
       unrolled<kWaiting + 1>([&](auto u) TILEWRIGHT_INLINE {
         unrolled<4>([&](auto residue) TILEWRIGHT_INLINE {
           constexpr int i = decltype(residue){} / 2, j = decltype(residue){} % 2, kRowShift = decltype(u){} + kFirst;
