@@ -125,11 +125,15 @@ Tensor input_gradient(const ConvPlan& plan, const Conv2dShape& shape, const Tens
   return dx;
 }
 
+Tensor weight_gradient_result(const Conv2dShape& shape, const Tensor& weight, at::MemoryFormat promised) {
+  const auto format = conv2d_weight_grad_format(shape, weight, promised);
+  return at::empty(weight.sizes(), weight.options().memory_format(format));
+}
+
 // And the bias's, in the accumulation type, where it is wanted and costs nothing; undefined otherwise.
 std::tuple<Tensor, Tensor> weight_gradient(ConvWay way, const Conv2dShape& shape, const Tensor& dy, const Tensor& input,
                                            const Tensor& weight, at::MemoryFormat promised, bool wants_bias) {
-  const auto format = conv2d_weight_grad_format(shape, weight, promised);
-  Tensor dweight = at::empty(weight.sizes(), weight.options().memory_format(format));
+  Tensor dweight = weight_gradient_result(shape, weight, promised);
   if (way == ConvWay::kPointwise) {
     const Tensor dbias = pointwise_weight_grad(shape, dy, input, dweight, wants_bias);
     return {dweight, dbias};
@@ -161,8 +165,7 @@ std::tuple<Tensor, Tensor> weight_gradient(ConvWay way, const Conv2dShape& shape
 // dx and dweight.
 std::tuple<Tensor, Tensor> both_depthwise_gradients(const Conv2dShape& shape, const Tensor& dy, const Tensor& input,
                                                     const Tensor& weight, at::MemoryFormat promised) {
-  const auto format = conv2d_weight_grad_format(shape, weight, promised);
-  const Tensor dweight = at::empty(weight.sizes(), weight.options().memory_format(format));
+  const Tensor dweight = weight_gradient_result(shape, weight, promised);
   const Tensor dx = input_gradient_result(shape, shape.channels, dy, shape.format);
   const Tensor x = readable(input, shape.format, /*dense=*/false);
   dispatch_floating(dy.scalar_type(), "conv2d_backward", [&](auto element) {
@@ -191,10 +194,10 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cpu(const Tensor& grad_output
     return readable(grad_output, plan.format, reads_dense_gradient(plan.way));
   };
   Tensor dy;
-  const bool is_depthwise = dx_plan.way == ConvWay::kDepthwise && plan.way == ConvWay::kDepthwise;
+  const bool both_depthwise = dx_plan.way == ConvWay::kDepthwise && plan.way == ConvWay::kDepthwise;
   shape.format = dx_plan.format;
   const bool sweeps =
-      output_mask[0] && output_mask[1] && is_depthwise && plan.format == dx_plan.format && sweeps_both(shape);
+      output_mask[0] && output_mask[1] && both_depthwise && plan.format == dx_plan.format && sweeps_both(shape);
   if (sweeps) {
     dy = read(plan);
     std::tie(dx, dweight) = both_depthwise_gradients(shape, dy, input, weight, promised);

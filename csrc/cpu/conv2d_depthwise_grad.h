@@ -214,7 +214,8 @@ template <typename T>
 Tensor depthwise_gradients(const Conv2dShape& shape, const Tensor& dy, const Tensor& x, const Tensor& weight,
                            const Tensor& dx) {
   const DepthwiseInputGrad<T> input_grad(shape, dy, weight, dx);
-  const DepthwiseWeightGrad<T> weight_grad(shape, dy, x);
+  DepthwiseWeightGrad<T> weight_grad(shape, dy, x);
+  weight_grad.row_cost *= 2;  // the data gradient has as many sums
   if (shape.format == at::MemoryFormat::ChannelsLast) {
     // Rows of dx beside a band of dy, which all bands together cover once.
     return last_weight_grad(shape, weight_grad, [&](int64_t n, int64_t row_begin, int64_t row_end) {

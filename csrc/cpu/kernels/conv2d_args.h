@@ -66,11 +66,6 @@ constexpr int64_t kMostGroupCols = 3, kMostGroupStride = 2;
 // Taps of a depthwise weight gradient in one sweep: a 3x3 kernel's; 9 accumulators fit every ISA's registers.
 constexpr int kGradTaps = 9;
 
-// Whether small windows have strips (kernels/depthwise_*_window.h). float64 has none: they would make that code a third
-// longer, for gradcheck's sake.
-template <typename T>
-constexpr bool kHasStrips = sizeof(Acc<T>) == sizeof(float);
-
 // Depthwise: one channel in, one filter, for every group. Weights are [taps][channels] for channels_last and
 // [channels][taps] for planes. channels_last also has groups of as many filters as channels (4 or 8, at most a
 // vector's lanes; float32): weights [taps][channel in the group][filters].

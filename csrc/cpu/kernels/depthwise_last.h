@@ -184,8 +184,8 @@ template <typename T, int kGroup>
 void depthwise_last_rows(const ConvDepthwiseArgs<T>& args, int64_t n, int64_t begin, int64_t end) {
   const ConvWindow& window = args.window;
   if constexpr (kGroup == 1 && kHasStrips<T>) {
-    if (is_small_window(window)) {
-      return for_small_window(window, [&](auto side, auto stride) {
+    if (has_strips<kLargestLastWindow>(window)) {
+      return for_strip_window<kLargestLastWindow>(window, [&](auto side, auto stride) {
         depthwise_last_window<T, decltype(side){}, decltype(stride){}>(args, n, begin, end);
       });
     }

@@ -80,8 +80,8 @@ template <typename T, int kGroup>
 void depthwise_last_weight_grad_of(const ConvDepthwiseGradArgs<T>& args, int64_t row_begin, int64_t row_end) {
   const ConvWindow& window = args.window;
   if constexpr (kGroup == 1 && kHasStrips<T>) {
-    if (is_small_window(window)) {
-      return for_small_window(window, [&](auto side, auto stride) {
+    if (has_strips<kLargestLastWindow>(window)) {
+      return for_strip_window<kLargestLastWindow>(window, [&](auto side, auto stride) {
         for (int64_t r = row_begin, rows; r < row_end; r += rows) {
           const int64_t y = r % window.height;
           rows = smaller(row_end - r, window.height - y);

@@ -46,7 +46,7 @@ void depthwise_planes(const ConvDepthwiseArgs<T>& args, int64_t plane_begin, int
   const ConvWindow& window = args.window;
   if constexpr (kHasStrips<T>) {
     if (is_centred_window(window, args.in) && args.out.x_stride == 1) {
-      return for_centred_window(window, [&](auto side, auto stride) {
+      return for_strip_window<kLargestPlanesWindow>(window, [&](auto side, auto stride) {
         depthwise_window_planes<T, decltype(side){}, decltype(stride){}>(args, plane_begin, plane_end, row_begin,
                                                                          row_end);
       });

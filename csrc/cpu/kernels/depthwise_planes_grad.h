@@ -144,7 +144,7 @@ void depthwise_planes_weight_grad(const ConvDepthwiseGradArgs<T>& args, int64_t 
   const ConvWindow& window = args.window;
   if constexpr (kHasStrips<T>) {
     if (is_centred_window(window, args.in) && args.grad.x_stride == 1) {
-      return for_centred_window(window, [&](auto side, auto stride) {
+      return for_strip_window<kLargestPlanesWindow>(window, [&](auto side, auto stride) {
         depthwise_window_weight_grad<T, decltype(side){}, decltype(stride){}>(args, filter_begin, filter_end);
       });
     }

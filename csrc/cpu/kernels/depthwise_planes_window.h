@@ -1,39 +1,21 @@
-// Depthwise convolution of planes by square windows of 3, 5 or 7 that are centred on the pixels (padding 1, 2, 3),
-// straight from the rows: a strip of one or two vectors of pixels goes down the plane. Every row is loaded once for
-// each column of taps and meets all the rows of pixels that it belongs to, whose sums wait in registers:
-//
-//     stride 1, row of the image    pixels y - 1     y           y + 1
-//                 y - 1             weights[1]    weights[0]
-//                 y                 weights[2]    weights[1]  weights[0]
-//                 y + 1                           weights[2]  weights[1]       <- pixels y are finished
-//
-// In general row first_y + stride * step + e belongs to pixels step - u by tap row stride * u + e. Nothing is copied,
-// rows outside of the image are left out, and the columns beside it are lanes of 0. Strips ask for the next plane's
-// lines, because a strip's lie a row apart.
+// Depthwise convolution of planes by windows of 3, 5 or 7 that are centred on the pixels (padding 1, 2, 3), in strips
+// (depthwise_window.h) of one or two vectors of pixels. A row is loaded once for each column of taps; the columns
+// beside the image are lanes of 0.
 #pragma once
 #include "cpu/kernels/conv2d_epilogue.h"
+#include "cpu/kernels/depthwise_window.h"
 
 namespace tilewright {
 namespace {
 
 constexpr bool kManyRegisters = kVectorBytes == 64;  // 32 instead of 16
+constexpr int kLargestPlanesWindow = 7;
 
-// The columns left of a strip that is not the first lie in the row. Strides beyond 2 use few of a row's lanes.
+// The columns left of a strip that is not the first lie in the row.
 template <typename T>
 inline bool is_centred_window(const ConvWindow& window, const ConvImages<const T>& in) {
-  const bool is_odd = window.rows == 3 || window.rows == 5 || window.rows == 7;
-  const bool is_near = window.stride_x == 1 || (window.stride_x == 2 && window.rows <= 5);
-  return is_odd && is_near && window.cols == window.rows && window.stride_y == window.stride_x && window.step_y == 1 &&
-         window.step_x == 1 && window.first_x == -(window.cols / 2) && window.cols / 2 <= kLanes<Acc<T>> &&
-         in.x_stride == 1;
-}
-
-// Calls body(side, stride), constants, for such a window.
-template <typename Body>
-inline void for_centred_window(const ConvWindow& window, const Body& body) {
-  if (window.stride_x == 2) return window.cols == 3 ? body(Index<3>{}, Index<2>{}) : body(Index<5>{}, Index<2>{});
-  if (window.cols == 3) return body(Index<3>{}, Index<1>{});
-  window.cols == 5 ? body(Index<5>{}, Index<1>{}) : body(Index<7>{}, Index<1>{});
+  return has_strips<kLargestPlanesWindow>(window) && window.first_x == -(window.cols / 2) &&
+         window.cols / 2 <= kLanes<Acc<T>> && in.x_stride == 1;
 }
 
 // Where a strip lies: away from the sides, at the left one, or at the right one (the left one may be the right one,
