@@ -1,8 +1,8 @@
 """Convolutions of published networks, as data: bench_conv2d.py measures them in float32 in both layouts.
 
-The most telling layers of each: left out are those that another network has too, and of two layers of a network with the
-same kernel and stride that differ in one size alone, one. The networks' own sizes, not rounded ones: 27 pixels, 112
-channels or 2 filters are what a kernel's tiles do not divide.
+The most telling layers of each: left out are those that another network has too, and one of two in a network whose
+kernel and stride are the same and of which one size alone differs. The networks' own sizes, not rounded ones: 27
+pixels, 112 channels or 2 filters are what a kernel's tiles do not divide.
 """
 
 from dataclasses import dataclass
