@@ -1,5 +1,6 @@
 // Depthwise convolution on the CPU (kernels/depthwise.h), and groups of a few channels, which are summed the same way:
-// rows of all images over threads for channels_last, planes for contiguous images. Gradients: conv2d_depthwise_grad.h.
+// rows of all images over threads for channels_last, planes for contiguous images. Gradients:
+// conv2d_depthwise_input_grad.h, conv2d_depthwise_grad.h.
 #pragma once
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/repeat_interleave.h>
@@ -25,6 +26,15 @@ inline bool centres_window(const Conv2dShape& shape, at::ScalarType dtype) {
   const bool is_dense =
       accumulation_dtype(dtype) == at::kFloat && shape.stride[0] == 1 && shape.stride[1] == 1 && !is_dilated(shape);
   return is_dense && shape.kernel[0] == 7 && shape.kernel[1] == 7 && shape.padding[1] == 3;
+}
+
+// Whether the data gradient of stride 2 in channels_last has strips (kernels/depthwise_last_window_grad.h), but
+// for float64.
+inline bool centres_gradient(const Conv2dShape& shape) {
+  const int64_t side = shape.kernel[0];
+  const bool is_small = (side == 3 || side == 5) && shape.kernel[1] == side && !is_dilated(shape);
+  return is_depthwise(shape) && has_column_pairs(shape) && is_small && shape.padding[0] == side / 2 &&
+         shape.padding[1] == side / 2;
 }
 
 // Groups of 4 or 8 channels and as many filters, whose windows the kernel holds in registers.
@@ -118,6 +128,7 @@ void depthwise_forward(const Conv2dShape& shape, const Tensor& x_in, const Tenso
                                   images_of(output, mutable_data<T>(output), shape.format),
                                   forward_window(shape),
                                   shape.images,
+                                  shape.filters / multiplier,
                                   shape.filters / multiplier,
                                   weight_in.size(1),
                                   multiplier,

@@ -1,104 +1,9 @@
-// Gradients of depthwise convolutions on the CPU, and of groups of a few channels: each alone, or both in one sweep
-// over the images, which finds dy in the cache the second time.
+// Weight gradients of depthwise convolutions on the CPU, and of groups of a few channels, alone or with the data's: one
+// sweep over the images, which finds dy in the cache the second time.
 #pragma once
-#include "cpu/conv2d_depthwise.h"
+#include "cpu/conv2d_depthwise_input_grad.h"
 
 namespace tilewright {
-
-// --- the data gradient: sums over dy, class by class of pixels (conv2d_windows.h) ---
-
-// dx of [N, filters, H, W]: one plane per filter; the caller sums those of one channel. The arguments point at
-// the weights.
-template <typename T>
-struct DepthwiseInputGrad {
-  ConvImages<T> dx;
-  std::vector<Tensor> weights;
-  std::vector<ConvDepthwiseArgs<T>> classes;  // those that have taps: elsewhere dx is zero
-
-  DepthwiseInputGrad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight_in, const Tensor& dx_out)
-      : dx(images_of(dx_out, mutable_data<T>(dx_out), shape.format)) {
-    for (const GradientClass& part : gradient_classes(shape)) {
-      if (part.taps() == 0) continue;
-      std::vector<int64_t> taps;
-      for (int64_t i = 0; i < part.y.count; ++i) {
-        for (int64_t j = 0; j < part.x.count; ++j) {
-          taps.push_back(part.y.kernel_index(i) * shape.kernel[1] + part.x.kernel_index(j));
-        }
-      }
-      weights.push_back(depthwise_weights(shape, weight_in, taps));
-      classes.push_back({images_of(dy, const_data<T>(dy), shape.format),
-                         images_of_class(shape, part, dx_out, mutable_data<T>(dx_out), shape.format),
-                         part.window(),
-                         shape.images,
-                         shape.filters,
-                         weight_in.size(1),
-                         1,
-                         const_data<Acc<T>>(weights.back()),
-                         {}});
-    }
-  }
-};
-
-// The four classes of stride 2, where each has pixels and taps.
-template <typename T>
-PlaneBlocks<Acc<T>> plane_blocks_of_classes(const DepthwiseInputGrad<T>& grad) {
-  const auto& classes = grad.classes;
-  TORCH_INTERNAL_ASSERT(classes.size() == 4, "conv2d_backward: ", classes.size(), " classes of pixels, expected 4");
-  ConvDepthwiseClasses<T> args{classes[0].in, grad.dx, {}, classes[0].images, classes[0].channels, {}};
-  int64_t taps = 0;
-  for (int i = 0; i < 4; ++i) {
-    args.windows[i] = classes[i].window;
-    args.weights[i] = classes[i].weight;
-    taps += classes[i].window.rows * classes[i].window.cols;
-  }
-  const auto& kernel = kernels<T>().depthwise;
-  const int64_t height = args.windows[0].height;
-  const int64_t rows =
-      plane_rows(height, [&](int64_t rows) { return kernel.planes_classes_scratch(args.windows, rows); });
-  const int64_t cost = rows * args.windows[0].width * (taps + 8) / 8;
-  return {height, rows, cost, kernel.planes_classes_scratch(args.windows, rows),
-          [args, &kernel](auto... block) { kernel.planes_classes(args, block...); }};
-}
-
-template <typename T>
-std::vector<PlaneBlocks<Acc<T>>> plane_blocks(const Conv2dShape& shape, const DepthwiseInputGrad<T>& grad) {
-  if (has_column_pairs(shape)) return {plane_blocks_of_classes(grad)};
-  std::vector<PlaneBlocks<Acc<T>>> blocks;
-  for (const auto& args : grad.classes) blocks.push_back(plane_blocks(args));
-  return blocks;
-}
-
-// The data gradient of strides: bands of rows of all classes of pixels in turn, so that dy is read from memory once.
-template <typename T>
-void run_last(const std::vector<ConvDepthwiseArgs<T>>& classes) {
-  if (classes.empty()) return;
-  if (classes.size() == 1) return run_last(classes.front());
-  int64_t height = 0, row_cost = 0;
-  for (const auto& args : classes) {
-    height = std::max(height, args.window.height);
-    row_cost += args.window.width * args.channels * (args.group * args.window.rows * args.window.cols + 4) / 8;
-  }
-  // Enough items for many threads, though every band reads the rows around it as well.
-  constexpr int64_t kItems = 16, kMostRows = 8;
-  const int64_t images = classes.front().images;
-  const int64_t rows = std::min(kMostRows, divide_up(height * images, kItems)), bands = divide_up(height, rows);
-  parallel_for_cost(images * bands, rows * row_cost, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      for (const auto& args : classes) {
-        const int64_t first = i / bands * args.window.height, row = i % bands * rows;
-        const int64_t last = std::min(args.window.height, row + rows);
-        if (row < last) kernels<T>().depthwise.last(args, first + row, first + last);
-      }
-    }
-  });
-}
-
-template <typename T>
-void depthwise_input_grad(const Conv2dShape& shape, const Tensor& dy, const Tensor& weight, const Tensor& dx) {
-  const DepthwiseInputGrad<T> grad(shape, dy, weight, dx);
-  if (shape.format == at::MemoryFormat::ChannelsLast) return run_last(grad.classes);
-  for (const auto& blocks : plane_blocks(shape, grad)) run_planes(shape.images * shape.filters, blocks);
-}
 
 // --- the weights' gradient: one accumulator per tap ---
 
@@ -121,6 +26,7 @@ struct DepthwiseWeightGrad {
             images_of(dy, const_data<T>(dy), shape.format),
             forward_window(shape),
             shape.images,
+            x.size(1),
             x.size(1),
             group,
             multiplier,
@@ -160,34 +66,55 @@ Tensor planes_weight_grad(const Conv2dShape& shape, const DepthwiseWeightGrad<T>
   return sums;
 }
 
-// Chunks of rows that have sums of their own: enough for many threads.
-inline Cut row_chunks(const Conv2dShape& shape) {
-  constexpr int64_t kChunks = 16, kMinElements = 16384;
-  const int64_t rows = shape.images * shape.out[0], elements = rows * shape.out[1] * shape.filters;
-  return {rows, std::min({kChunks, rows, divide_up(elements, kMinElements)}), 1};
+template <typename T>
+ConvDepthwiseGradArgs<T> some_channels(ConvDepthwiseGradArgs<T> args, int64_t begin, int64_t end) {
+  args.in.data += begin, args.grad.data += begin, args.sums += begin;
+  args.channels = end - begin;
+  return args;
 }
 
-// Sums [filters, channels of a group, taps]. after(image, first row, last) is called as a thread is through with a band
-// of rows of dy.
+// Items of channels_last, enough for many threads: blocks of channels, and pieces of all images' rows, whole images if
+// there are enough, that have sums of their own. Every piece reads the rows beside it again.
+struct LastItems {
+  Cut rows, channels;
+  int64_t count() const { return rows.pieces * channels.pieces; }
+};
+inline LastItems last_items(const Conv2dShape& shape) {
+  constexpr int64_t kItems = 16, kBlocks = 4, kMinElements = 16384;
+  constexpr int64_t kUnit = 32;  // two lines of float32
+  const int64_t rows = shape.images * shape.out[0], elements = rows * shape.out[1] * shape.filters;
+  const int64_t blocks = std::min(kBlocks, divide_up(shape.filters, kUnit));
+  const int64_t pieces = std::min({divide_up(kItems, blocks), rows, divide_up(elements, kMinElements)});
+  return {{rows, pieces, shape.images >= pieces ? shape.out[0] : 1}, {shape.filters, blocks, kUnit}};
+}
+
+// Sums [filters, channels of a group, taps]. after(first channel, last, image, first row, last) is called as a thread
+// is through with a band of rows of dy.
 template <typename T, typename After>
 Tensor last_weight_grad(const Conv2dShape& shape, const DepthwiseWeightGrad<T>& grad, const After& after) {
   const int64_t F = shape.filters, group = grad.args.group, sums_of_filter = group * grad.taps;
-  const int64_t height = shape.out[0], band = std::max<int64_t>(1, kRowElementsInL2 / (shape.out[1] * F));
-  const Cut chunks = row_chunks(shape);
-  Tensor sums = at::zeros({chunks.pieces, sums_of_filter, F}, grad.options);
-  parallel_for_cost(chunks.pieces, chunks.size / chunks.pieces * F * grad.row_cost, [&](int64_t begin, int64_t end) {
-    for (int64_t chunk = begin; chunk < end; ++chunk) {
+  const int64_t height = shape.out[0];
+  const LastItems items = last_items(shape);
+  const Cut& pieces = items.rows;
+  Tensor sums = at::zeros({pieces.pieces, sums_of_filter, F}, grad.options);
+  parallel_for_cost(items.count(), pieces.size * F / items.count() * grad.row_cost, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t piece = item / items.channels.pieces, block = item % items.channels.pieces;
+      const int64_t c_begin = items.channels.at(block), c_end = items.channels.at(block + 1);
       ConvDepthwiseGradArgs<T> part = grad.args;
-      part.sums = mutable_data<Acc<T>>(sums) + chunk * sums_of_filter * F;
-      for (int64_t row = chunks.at(chunk), rows; row < chunks.at(chunk + 1); row += rows) {
+      part.sums = mutable_data<Acc<T>>(sums) + piece * sums_of_filter * F;
+      part = some_channels(part, c_begin, c_end);
+      const int64_t most = std::max<int64_t>(1, kRowElementsInL2 / (shape.out[1] * part.channels));
+      const int64_t band = divide_up(height, divide_up(height, most));
+      for (int64_t row = pieces.at(piece), rows; row < pieces.at(piece + 1); row += rows) {
         const int64_t y = row % height;
-        rows = std::min({band, height - y, chunks.at(chunk + 1) - row});
+        rows = std::min({band, height - y, pieces.at(piece + 1) - row});
         kernels<T>().depthwise.last_weight_grad(part, row, row + rows);
-        after(row / height, y, y + rows);
+        after(c_begin, c_end, row / height, y, y + rows);
       }
     }
   });
-  return (chunks.pieces > 1 ? sums.sum(0) : sums[0]).view({grad.taps, group, F}).permute({2, 1, 0});
+  return (pieces.pieces > 1 ? sums.sum(0) : sums[0]).view({grad.taps, group, F}).permute({2, 1, 0});
 }
 
 // [filters, channels of a group, taps] in the accumulation type.
@@ -201,12 +128,12 @@ Tensor depthwise_weight_grad(const Conv2dShape& shape, const Tensor& dy, const T
 
 // --- both ---
 
-// Whether one sweep has work for all threads: planes and chunks of rows are its items, of which each gradient alone has
+// Whether one sweep has work for all threads: planes and pieces of rows are its items, of which each gradient alone has
 // more. Several filters of a channel have data gradients of their own, which are summed.
 inline bool sweeps_both(const Conv2dShape& shape) {
   const bool last = shape.format == at::MemoryFormat::ChannelsLast;
   return shape.filters == shape.channels &&
-         (last ? row_chunks(shape).pieces : shape.filters) >= 2 * at::get_num_threads();
+         (last ? last_items(shape).count() : shape.filters) >= 2 * at::get_num_threads();
 }
 
 // Writes dx, returns the weights' gradient; every sum is that of one gradient alone, bit for bit.
@@ -218,13 +145,11 @@ Tensor depthwise_gradients(const Conv2dShape& shape, const Tensor& dy, const Ten
   weight_grad.row_cost *= 2;  // the data gradient has as many sums
   if (shape.format == at::MemoryFormat::ChannelsLast) {
     // Rows of dx beside a band of dy, which all bands together cover once.
-    return last_weight_grad(shape, weight_grad, [&](int64_t n, int64_t row_begin, int64_t row_end) {
-      for (const auto& args : input_grad.classes) {
-        const int64_t height = args.window.height, first = n * height;
-        kernels<T>().depthwise.last(args, first + row_begin * height / shape.out[0],
-                                    first + row_end * height / shape.out[0]);
-      }
-    });
+    const LastInputGrad<T> data(shape, input_grad);
+    return last_weight_grad(shape, weight_grad,
+                            [&](int64_t c_begin, int64_t c_end, int64_t n, int64_t row_begin, int64_t row_end) {
+                              data.run(c_begin, c_end, n, row_begin, row_end, shape.out[0]);
+                            });
   }
   const auto blocks_of_classes = plane_blocks(shape, input_grad);
   return planes_weight_grad(shape, weight_grad,

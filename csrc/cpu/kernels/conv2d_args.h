@@ -75,6 +75,7 @@ struct ConvDepthwiseArgs {
   ConvImages<T> out;
   ConvWindow window;
   int64_t images, channels;
+  int64_t pitch;       // of rows of weights: channels, or all where those are some of them; channels_last only
   int64_t group;       // channels of one, channels_last only
   int64_t multiplier;  // planes only: filters per channel read (forward); plane f reads channel f / multiplier
   const Acc<T>* weight;
@@ -86,19 +87,19 @@ struct ConvDepthwiseGradArgs {
   ConvImages<const T> in;
   ConvImages<const T> grad;
   ConvWindow window;
-  int64_t images, channels, group, multiplier;
-  Acc<T>* sums;  // [taps][channel in the group][channels] for channels_last, [channels][taps] for planes
+  int64_t images, channels, pitch, group, multiplier;
+  Acc<T>* sums;  // [taps][channel in the group][pitch] for channels_last, [channels][taps] for planes
 };
 
-// The data gradient of stride 2 in planes whose x_stride is 1: pixels (2 y + i, 2 x + j) of `out` are those of window
-// and weights 2 i + j, of as many channels as there are filters.
+// The data gradient of stride 2: pixels (2 y + i, 2 x + j) of `out` are those of window and weights 2 i + j, of as many
+// channels as there are filters. Planes: of x_stride 1.
 template <typename T>
 struct ConvDepthwiseClasses {
   ConvImages<const T> grad;
   ConvImages<T> out;
   ConvWindow windows[4];
-  int64_t images, channels;
-  const Acc<T>* weights[4];  // [channels][taps]
+  int64_t images, channels, pitch;
+  const Acc<T>* weights[4];  // [taps][pitch] for channels_last, [channels][taps] for planes
 };
 
 // Blocks of the product: a block of patches (pixels x k) and of output stay in L2 (1 MB; 32-bit: 122 KB + 112 KB), one
@@ -163,6 +164,8 @@ struct DepthwiseKernels {
   // channels_last: rows count through all images
   void (*last)(const ConvDepthwiseArgs<T>&, int64_t row_begin, int64_t row_end);
   void (*last_weight_grad)(const ConvDepthwiseGradArgs<T>&, int64_t row_begin, int64_t row_end);
+  // Centred windows of 3 and 5 without dilation, not in float64; rows of dy
+  void (*last_classes)(const ConvDepthwiseClasses<T>&, int64_t row_begin, int64_t row_end);
   // planes: plane (n, f) = n * channels + f; output rows row_begin .. row_end of each
   int64_t (*planes_scratch)(const ConvWindow&, int64_t rows);  // elements
   void (*planes)(const ConvDepthwiseArgs<T>&, int64_t plane_begin, int64_t plane_end, int64_t row_begin,

@@ -67,7 +67,7 @@ inline TILEWRIGHT_INLINE void depthwise_last_pixels_at(const ConvDepthwiseArgs<T
   constexpr int kPositions = (kDepthwisePixels - 1) * kStride + kCols;
   const ConvWindow& window = args.window;
   const ConvImages<const T>& in = args.in;
-  const int64_t C = args.channels, ix = x * kStride + window.first_x, iy = y * window.stride_y + window.first_y;
+  const int64_t ix = x * kStride + window.first_x, iy = y * window.stride_y + window.first_y;
   const int64_t x_stride = in.x_stride, width = in.width, new_rows = reads_all_rows(window) ? window.stride_y : 0;
   for_each_vector<A>(c_end - c_begin, [&](int64_t at_channel, int64_t n) TILEWRIGHT_INLINE {
     const int64_t c = c_begin + at_channel;
@@ -87,7 +87,8 @@ inline TILEWRIGHT_INLINE void depthwise_last_pixels_at(const ConvDepthwiseArgs<T
       for (int64_t g = 0; g < kGroup; ++g) {
         Vec<A> weight[kCols];
 #pragma GCC unroll 8
-        for (int j = 0; j < kCols; ++j) weight[j] = load(args.weight + ((i * kCols + j) * kGroup + g) * C + c, n);
+        for (int j = 0; j < kCols; ++j)
+          weight[j] = load(args.weight + ((i * kCols + j) * kGroup + g) * args.pitch + c, n);
         unrolled<kPositions>([&](auto u) TILEWRIGHT_INLINE {
           if (!kInside && (ix + u < 0 || ix + u >= width)) return;
           const Vec<A> position = in_register(load_spread<kGroup>(row + u * x_stride, g, n));
@@ -135,8 +136,8 @@ void depthwise_last_pixel(const ConvDepthwiseArgs<T>& args, const T* image, int6
   using A = Acc<T>;
   const ConvWindow& window = args.window;
   const ConvImages<const T>& in = args.in;
-  const int64_t C = args.channels, ix = x * window.stride_x + window.first_x, iy = y * window.stride_y + window.first_y;
-  for_each_vector<A>(C, [&](int64_t c, int64_t n) TILEWRIGHT_INLINE {
+  const int64_t ix = x * window.stride_x + window.first_x, iy = y * window.stride_y + window.first_y;
+  for_each_vector<A>(args.channels, [&](int64_t c, int64_t n) TILEWRIGHT_INLINE {
     // Two chains, of even and of odd taps.
     Vec<A> sum[2] = {args.epilogue.bias != nullptr ? load(args.epilogue.bias + c, n) : Vec<A>{}, Vec<A>{}};
     for (int64_t i = 0; i < window.rows; ++i) {
@@ -146,7 +147,7 @@ void depthwise_last_pixel(const ConvDepthwiseArgs<T>& args, const T* image, int6
         const int64_t col = ix + j * window.step_x;
         if (col < 0 || col >= in.width) continue;
         sum[j % 2] = fma(load(image + row * in.y_stride + col * in.x_stride + c, n),
-                         load(args.weight + (i * window.cols + j) * C + c, n), sum[j % 2]);
+                         load(args.weight + (i * window.cols + j) * args.pitch + c, n), sum[j % 2]);
       }
     }
     store(args.out.data + place + c, finish_vector<T>(args.epilogue, sum[0] + sum[1], place + c, n), n);

@@ -2,6 +2,7 @@
 // channels.
 #pragma once
 #include "cpu/kernels/depthwise_last.h"
+#include "cpu/kernels/depthwise_last_window_grad.h"
 
 namespace tilewright {
 namespace {
@@ -58,7 +59,7 @@ void depthwise_last_grad_row(const ConvDepthwiseGradArgs<T>& args, const GradTap
           const Vec<A> position = load_spread<kGroup>(taps[t].from + x * x_step + c, g, n);
           sum[t] = fma(load(dy + x * dy_step + c, n), position, sum[t]);
         }
-        A* total = args.sums + (taps[t].index * kGroup + g) * args.channels + c;
+        A* total = args.sums + (taps[t].index * kGroup + g) * args.pitch + c;
         store(total, load(total, n) + sum[t], n);
       }
     }

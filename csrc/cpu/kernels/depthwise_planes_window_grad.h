@@ -117,21 +117,6 @@ void depthwise_window_weight_grad(const ConvDepthwiseGradArgs<T>& args, int64_t 
 }
 
 // --- the data gradient of stride 2 ---
-//
-// Pixel 2 y + i of dx is a sum over rows y + s of dy, where s goes from first_shift(i) to last_shift(i); columns
-// likewise:
-//
-//     window of 3   i = 0: s = 0           window of 5   i = 0: s = -1, 0, 1
-//                   i = 1: s = 0, 1                      i = 1: s = 0, 1
-
-template <int kSide>
-constexpr int first_shift(int i) {
-  return -((kSide / 2 - i) / 2);
-}
-template <int kSide>
-constexpr int last_shift(int i) {
-  return (kSide / 2 + i) / 2;
-}
 
 // Whether the four classes (csrc/cpu/conv2d_windows.h: their positions ascend) are those of a centred window.
 template <int kSide>
@@ -140,8 +125,8 @@ bool is_centred_gradient(const ConvWindow* classes) {
   for (int i = 0; i < 4; ++i) {
     const ConvWindow& window = classes[i];
     const int top = first_shift<kSide>(i / 2), left = first_shift<kSide>(i % 2);
-    all = all && window.first_y == top && window.rows == last_shift<kSide>(i / 2) - top + 1 && window.step_y == 1 &&
-          window.first_x == left && window.cols == last_shift<kSide>(i % 2) - left + 1 && window.step_x == 1;
+    all = all && window.first_y == top && window.rows == shifts<kSide>(i / 2) && window.step_y == 1 &&
+          window.first_x == left && window.cols == shifts<kSide>(i % 2) && window.step_x == 1;
   }
   return all;
 }
@@ -181,7 +166,7 @@ inline TILEWRIGHT_INLINE void depthwise_window_classes_strip(const ConvDepthwise
         unrolled<4>([&](auto residue) TILEWRIGHT_INLINE {
           constexpr int i = decltype(residue){} / 2, j = decltype(residue){} % 2, kRowShift = decltype(u){} + kFirst;
           constexpr int kTop = first_shift<kSide>(i), kLeft = first_shift<kSide>(j);
-          constexpr int kCols = last_shift<kSide>(j) - kLeft + 1;
+          constexpr int kCols = shifts<kSide>(j);
           if constexpr (kRowShift >= kTop && kRowShift <= last_shift<kSide>(i)) {
             const A* weight =
                 args.weights[residue] + c * args.windows[residue].rows * kCols + (kRowShift - kTop) * kCols;

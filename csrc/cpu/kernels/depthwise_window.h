@@ -40,5 +40,23 @@ inline void for_strip_window(const ConvWindow& window, const Body& body) {
   window.stride_x == 1 ? body(Index<5>{}, Index<1>{}) : body(Index<5>{}, Index<2>{});
 }
 
+// The data gradient of stride 2 by a centred window without dilation: pixel 2 y + i of dx is a sum over rows y + s of
+// dy, where s goes from first_shift(i) to last_shift(i), `shifts` in all; columns likewise:
+//
+//     window of 3   i = 0: s = 0           window of 5   i = 0: s = -1, 0, 1
+//                   i = 1: s = 0, 1                      i = 1: s = 0, 1
+template <int kSide>
+constexpr int first_shift(int i) {
+  return -((kSide / 2 - i) / 2);
+}
+template <int kSide>
+constexpr int last_shift(int i) {
+  return (kSide / 2 + i) / 2;
+}
+template <int kSide>
+constexpr int shifts(int i) {
+  return last_shift<kSide>(i) - first_shift<kSide>(i) + 1;
+}
+
 }  // namespace
 }  // namespace tilewright
