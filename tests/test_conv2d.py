@@ -196,6 +196,7 @@ def test_not_finite_in_bfloat16(isa, memory_format, value):
         "two groups of 16 channels",
         "channels that do not fill a step",
         "stem",
+        "minimal filtering of 4 x 4, many tiles",
     ):
         x, weight, bias, options = make(case, torch.bfloat16, FORMATS[memory_format])
         x[0, 2, 3, 4] = value
