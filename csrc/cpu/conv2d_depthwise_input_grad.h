@@ -87,7 +87,7 @@ std::vector<PlaneBlocks<Acc<T>>> plane_blocks(const Conv2dShape& shape, const De
   return blocks;
 }
 
-// Channels [begin, end) of channels_last.
+// Channels [begin, end) of channels_last; of gradients, which have no epilogue.
 template <typename T>
 ConvDepthwiseArgs<T> some_channels(ConvDepthwiseArgs<T> args, int64_t begin, int64_t end) {
   args.in.data += begin, args.out.data += begin, args.weight += begin;
@@ -101,6 +101,7 @@ ConvDepthwiseClasses<T> some_channels(ConvDepthwiseClasses<T> args, int64_t begi
   args.channels = end - begin;
   return args;
 }
+
 // The data gradient in channels_last: strips of all four classes of stride 2 where they serve, else class by class.
 template <typename T>
 class LastInputGrad {
