@@ -4,6 +4,7 @@
 // block grows. Not for kernel units (they see no std header): the callers in cpu/ fetch it and hand the pointer over.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -15,11 +16,20 @@ namespace tilewright {
 
 constexpr int kScratchSlots = 8;
 
+// Pages of malloc, or `mapped` bytes of the system's.
+struct FreePages {
+  size_t mapped = 0;
+  void operator()(char* pages) const {
+#if defined(__linux__)
+    if (mapped > 0) return static_cast<void>(munmap(pages, mapped));
+#endif
+    std::free(pages);
+  }
+};
+using ScratchPages = std::unique_ptr<char, FreePages>;
+
 struct ScratchBlock {
-  struct Free {
-    void operator()(void* pages) const { std::free(pages); }
-  };
-  std::unique_ptr<char, Free> pages;
+  ScratchPages pages;
   size_t first = 0, size = 0;  // bytes before the data, and of it
   void* data() const { return pages.get() + first; }
 };
@@ -28,6 +38,23 @@ struct ScratchBlock {
 // images are read at tens of places at a time, MBs apart, and on virtual machines a miss of the TLB walks two tables
 // (convolutions of 256 and 512 channels: 0 to 15 %).
 constexpr size_t kHugeScratch = size_t{1} << 20;
+constexpr size_t kHugePage = size_t{2} << 20;
+
+#if defined(MADV_HUGEPAGE) && !defined(__SANITIZE_ADDRESS__)
+// `size` bytes, whole huge pages, straight from the system: memory that malloc hands out again has small pages already,
+// and keeps them whatever is asked for. Null where there is none.
+inline ScratchPages map_huge_pages(size_t size) {
+  const size_t mapped = size + kHugePage;  // what lies before the first one and behind the last is given back
+  void* const all = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (all == MAP_FAILED) return {};
+  char* const begin = static_cast<char*>(all);
+  const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(begin) % kHugePage) % kHugePage;
+  if (before > 0) munmap(begin, before);
+  munmap(begin + before + size, kHugePage - before);
+  madvise(begin + before, size, MADV_HUGEPAGE);  // a wish: systems without them refuse
+  return ScratchPages(begin + before, FreePages{size});
+}
+#endif
 
 // At least `bytes` bytes, aligned to 64: from 64-byte line `line` of a page on. What is read together wants lines of
 // its own: operands that all begin with a page share sets of L1 (1x1 of 1024 channels in parts of bfloat16: 6 %
@@ -35,17 +62,24 @@ constexpr size_t kHugeScratch = size_t{1} << 20;
 inline ScratchBlock allocate_scratch(size_t bytes, size_t line) {
   constexpr size_t kLine = 64;
 #if defined(__SANITIZE_ADDRESS__)  // which looks behind the last line that was asked for
-  constexpr size_t kPage = kLine, kHugePage = kLine;
+  constexpr size_t kPage = kLine;
 #else
-  constexpr size_t kPage = 4096, kHugePage = size_t{2} << 20;
+  constexpr size_t kPage = 4096;
 #endif
-  const size_t page = bytes < kHugeScratch ? kPage : kHugePage, first = line * kLine;
-  const size_t size = (first + bytes + page - 1) / page * page;
-  std::unique_ptr<char, ScratchBlock::Free> pages(static_cast<char*>(std::aligned_alloc(page, size)));
+  const size_t first = line * kLine;
+  ScratchPages pages;
+  size_t size = 0;
+#if defined(MADV_HUGEPAGE) && !defined(__SANITIZE_ADDRESS__)
+  if (bytes >= kHugeScratch) {
+    size = (first + bytes + kHugePage - 1) / kHugePage * kHugePage;
+    pages = map_huge_pages(size);
+  }
+#endif
+  if (pages == nullptr) {
+    size = (first + bytes + kPage - 1) / kPage * kPage;
+    pages.reset(static_cast<char*>(std::aligned_alloc(kPage, size)));
+  }
   if (pages == nullptr) throw std::bad_alloc();
-#if defined(MADV_HUGEPAGE)
-  if (bytes >= kHugeScratch) madvise(pages.get(), size, MADV_HUGEPAGE);  // a wish: systems without them refuse
-#endif
   return {std::move(pages), first, size - first};
 }
 

@@ -60,8 +60,9 @@ inline Tensor scratch_tensor(at::IntArrayRef sizes, const at::TensorOptions& opt
   ScratchBlock block = ScratchPool::of_thread().take(bytes);
   void* const data = block.data();
   // The deleter is copied, so it cannot own the block.
-  const auto give_back = [pages = block.pages.release(), first = block.first, size = block.size](void*) {
-    ScratchPool::of_thread().give_back({std::unique_ptr<char, ScratchBlock::Free>(pages), first, size});
+  const auto give_back = [free = block.pages.get_deleter(), pages = block.pages.release(), first = block.first,
+                          size = block.size](void*) {
+    ScratchPool::of_thread().give_back({ScratchPages(pages, free), first, size});
   };
   return at::from_blob(data, sizes, give_back, options);
 }
