@@ -87,19 +87,21 @@ inline at::MemoryFormat written_format(const Conv2dShape& shape, ConvPass pass) 
 }
 
 // Whether Winograd's products, in float32, take less time than bfloat16's own, which run at twice the rate: 3x3 by
-// F(4x4), a quarter of the products where tiles fill the image. Up to 1.5 times as fast from kFewestTiles on (Zen 4);
-// tile units have 16 times the rate.
+// F(4x4), a quarter of the products where tiles fill the image. Up to 1.5 times as fast (Zen 4); tile units have 16
+// times the rate.
 inline bool winograd_beats_pairs(const Conv2dShape& shape, ConvPass pass) {
-  constexpr int64_t kFewestTiles = 190, kFewestChannels = 24;
+  constexpr int64_t kFewestTiles = 49, kFewestUnfilled = 190, kFewestChannels = 24;
   const WinogradForm form = winograd_form(shape, pass);
   if (has_tile_unit<BF16>() || shape.groups > 1 || form.pixels != 4 ||
       std::min(shape.channels, shape.filters) < kFewestChannels) {
     return false;
   }
   const int64_t tiles = divide_up(shape.out[0], form.pixels) * divide_up(shape.out[1], form.pixels);
-  // Half of them where tiles fit; beyond two thirds (images of 13 pixels) the transforms outweigh the rest.
+  // Half of them where tiles fit. Of two thirds (images of 14 pixels) it takes more tiles to repay the weights'
+  // transform, and beyond (of 13) nothing does.
   const int64_t products = tiles * form.points(), plain = shape.out[0] * shape.out[1] * form.taps * form.taps;
-  return shape.images * tiles >= kFewestTiles && 3 * products <= 2 * plain;
+  const int64_t fewest = 5 * products <= 3 * plain ? kFewestTiles : kFewestUnfilled;
+  return shape.images * tiles >= fewest && 3 * products <= 2 * plain;
 }
 
 // A function of the shape, the dtype, the pass, the instruction set and the switches (Winograd's, split's). adds_twice:
