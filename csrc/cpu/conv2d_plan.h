@@ -97,11 +97,11 @@ inline bool winograd_beats_pairs(const Conv2dShape& shape, ConvPass pass) {
     return false;
   }
   const int64_t tiles = divide_up(shape.out[0], form.pixels) * divide_up(shape.out[1], form.pixels);
-  // Half of them where tiles fit. Of two thirds (images of 14 pixels) it takes more tiles to repay the weights'
-  // transform, and beyond (of 13) nothing does.
+  // A quarter where tiles fit. Of a third (images of 14 pixels) it takes more tiles to repay the weights' transform,
+  // and beyond (of 13) nothing does.
   const int64_t products = tiles * form.points(), plain = shape.out[0] * shape.out[1] * form.taps * form.taps;
-  const int64_t fewest = 5 * products <= 3 * plain ? kFewestTiles : kFewestUnfilled;
-  return shape.images * tiles >= fewest && 3 * products <= 2 * plain;
+  const int64_t fewest = 10 * products <= 3 * plain ? kFewestTiles : kFewestUnfilled;
+  return shape.images * tiles >= fewest && 3 * products <= plain;
 }
 
 // A function of the shape, the dtype, the pass, the instruction set and the switches (Winograd's, split's). adds_twice:
