@@ -129,7 +129,8 @@ class LastInputGrad {
   void run() const {
     if (classes_.empty()) return;
     if (classes_.size() == 1) return run_last(classes_.front());
-    // Enough items for many threads, though every band reads the rows around it as well.
+    // Enough items for many threads, though every band reads the rows around it as well; short ones keep dy in the
+    // cache from class to class, which strips of all classes read once anyhow.
     constexpr int64_t kItems = 16, kMostRows = 8;
     const int64_t images = classes_.front().images, channels = classes_.front().channels;
     const int64_t rows =
