@@ -28,8 +28,8 @@ inline bool centres_window(const Conv2dShape& shape, at::ScalarType dtype) {
   return is_dense && shape.kernel[0] == 7 && shape.kernel[1] == 7 && shape.padding[1] == 3;
 }
 
-// Whether the data gradient of stride 2 in channels_last has strips (kernels/depthwise_last_window_grad.h), but
-// for float64.
+// Whether the data gradient of stride 2 in channels_last has strips (kernels/depthwise_last_window_grad.h) where the
+// table has that kernel.
 inline bool centres_gradient(const Conv2dShape& shape) {
   const int64_t side = shape.kernel[0];
   const bool is_small = (side == 3 || side == 5) && shape.kernel[1] == side && !is_dilated(shape);

@@ -107,7 +107,7 @@ template <typename T>
 class LastInputGrad {
  public:
   LastInputGrad(const Conv2dShape& shape, const DepthwiseInputGrad<T>& grad) : classes_(grad.classes) {
-    if (sizeof(Acc<T>) == sizeof(float) && centres_gradient(shape)) joined_ = joined_classes(grad);
+    if (kernels<T>().depthwise.last_classes != nullptr && centres_gradient(shape)) joined_ = joined_classes(grad);
     for (const auto& args : classes_) {
       height_ = std::max(height_, args.window.height);
       row_cost_ += args.window.width * args.channels * (args.group * args.window.rows * args.window.cols + 4) / 8;

@@ -14,7 +14,7 @@ namespace {
 template <typename T>
 void fill_depthwise(TypedKernels<T>& table) {
   table.depthwise = {depthwise_last<T>,           depthwise_last_weight_grad<T>,
-                     depthwise_last_classes<T>,   depthwise_planes_scratch<Acc<T>>,
+                     last_classes_kernel<T>(),    depthwise_planes_scratch<Acc<T>>,
                      depthwise_planes<T>,         depthwise_classes_scratch<Acc<T>>,
                      depthwise_planes_classes<T>, depthwise_planes_weight_grad<T>};
 }

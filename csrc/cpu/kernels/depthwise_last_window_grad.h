@@ -148,20 +148,28 @@ inline TILEWRIGHT_INLINE void depthwise_last_classes_strip(const ConvDepthwiseCl
 // Rows count through all images of dy.
 template <typename T>
 void depthwise_last_classes(const ConvDepthwiseClasses<T>& args, int64_t row_begin, int64_t row_end) {
+  const auto run = [&](auto side) {
+    constexpr int kSide = decltype(side){}, kFirst = first_shift<kSide>(0), kPixels = kClassPixels<kSide>;
+    for (int64_t r = row_begin, rows; r < row_end; r += rows) {
+      const int64_t y = r % args.grad.height;
+      rows = smaller(row_end - r, args.grad.height - y);
+      for_each_last_strip<T, kPixels, kPixels + last_shift<kSide>(1) - kFirst, 1>(
+          args.grad.width, kFirst, args.grad, 2 * args.out.x_stride, args.channels,
+          [&](auto inside, const DepthwiseLastStrip& strip) TILEWRIGHT_INLINE {
+            depthwise_last_classes_strip<inside.value, T, kSide>(args, strip, r / args.grad.height, y, y + rows);
+          });
+    }
+  };
+  args.windows[0].cols == 1 ? run(Index<3>{}) : run(Index<5>{});
+}
+
+// Null for types without strips.
+template <typename T>
+constexpr auto last_classes_kernel() -> void (*)(const ConvDepthwiseClasses<T>&, int64_t, int64_t) {
   if constexpr (kHasStrips<T>) {
-    const auto run = [&](auto side) {
-      constexpr int kSide = decltype(side){}, kFirst = first_shift<kSide>(0), kPixels = kClassPixels<kSide>;
-      for (int64_t r = row_begin, rows; r < row_end; r += rows) {
-        const int64_t y = r % args.grad.height;
-        rows = smaller(row_end - r, args.grad.height - y);
-        for_each_last_strip<T, kPixels, kPixels + last_shift<kSide>(1) - kFirst, 1>(
-            args.grad.width, kFirst, args.grad, 2 * args.out.x_stride, args.channels,
-            [&](auto inside, const DepthwiseLastStrip& strip) TILEWRIGHT_INLINE {
-              depthwise_last_classes_strip<inside.value, T, kSide>(args, strip, r / args.grad.height, y, y + rows);
-            });
-      }
-    };
-    args.windows[0].cols == 1 ? run(Index<3>{}) : run(Index<5>{});
+    return depthwise_last_classes<T>;
+  } else {
+    return nullptr;
   }
 }
 
