@@ -45,6 +45,19 @@ inline TILEWRIGHT_INLINE void for_each_last_strip(int64_t width, int64_t first_x
   }
 }
 
+// Calls body(which of kPositions, its values) for those of a row that lie in the image, from column first_x on, where
+// `from` points. The next strip's lines are asked for ahead, of the first kNew, which the pixels beside do not share.
+template <bool kInside, int kPositions, int kNew, typename T, typename Body>
+inline TILEWRIGHT_INLINE void for_each_position(const ConvImages<const T>& in, const T* from, int64_t first_x,
+                                                const DepthwiseLastStrip& strip, int64_t n, const Body& body) {
+  unrolled<kPositions>([&](auto at) TILEWRIGHT_INLINE {
+    if (!kInside && (first_x + at < 0 || first_x + at >= in.width)) return;
+    const T* position = from + at * in.x_stride;
+    if constexpr (decltype(at){} < kNew) prefetch_line(position + strip.next_in);
+    body(at, in_register(load(position, n)));
+  });
+}
+
 // A strip of image n.
 template <bool kInside, typename T, int kSide, int kStride>
 inline TILEWRIGHT_INLINE void depthwise_last_strip(const ConvDepthwiseArgs<T>& args, const DepthwiseLastStrip& strip,
@@ -67,21 +80,18 @@ inline TILEWRIGHT_INLINE void depthwise_last_strip(const ConvDepthwiseArgs<T>& a
       const int64_t row = args.window.first_y + kStride * step + e;
       if (row < 0 || row >= in.height) return;
       const T* from = first + row * in.y_stride;
-      unrolled<kPositions>([&](auto at) TILEWRIGHT_INLINE {
-        if (!kInside && (first_x + at < 0 || first_x + at >= in.width)) return;
-        const T* position = from + at * in.x_stride;
-        if constexpr (decltype(at){} < kStripPixels * kStride) prefetch_line(position + strip.next_in);
-        const Vec<A> value = in_register(load(position, n));
-        unrolled<kWaiting + 1>([&](auto u) TILEWRIGHT_INLINE {
-          constexpr int kRow = kStride * decltype(u){} + decltype(e){};
-          unrolled<kStripPixels>([&](auto p) TILEWRIGHT_INLINE {
-            constexpr int kCol = decltype(at){} - kStride * decltype(p){};
-            if constexpr (kRow < kSide && kCol >= 0 && kCol < kSide) {
-              sum[u][p] = fma(value, weight[kRow * kSide + kCol], sum[u][p]);
-            }
+      for_each_position<kInside, kPositions, kStripPixels * kStride>(
+          in, from, first_x, strip, n, [&](auto at, Vec<A> value) TILEWRIGHT_INLINE {
+            unrolled<kWaiting + 1>([&](auto u) TILEWRIGHT_INLINE {
+              constexpr int kRow = kStride * decltype(u){} + decltype(e){};
+              unrolled<kStripPixels>([&](auto p) TILEWRIGHT_INLINE {
+                constexpr int kCol = decltype(at){} - kStride * decltype(p){};
+                if constexpr (kRow < kSide && kCol >= 0 && kCol < kSide) {
+                  sum[u][p] = fma(value, weight[kRow * kSide + kCol], sum[u][p]);
+                }
+              });
+            });
           });
-        });
-      });
     });
     const int64_t y = step - kWaiting;
     unrolled<kStripPixels>([&](auto p) TILEWRIGHT_INLINE {

@@ -41,23 +41,20 @@ inline TILEWRIGHT_INLINE void depthwise_last_grad_strip(const ConvDepthwiseGradA
       const T* from = first + row * in.y_stride;
       // No 0 in place of a row of dy, or of a pixel behind the last one: it would meet an Inf.
       const bool all_rows = step - kWaiting >= row_begin && step < row_end;
-      unrolled<kPositions>([&](auto at) TILEWRIGHT_INLINE {
-        if (!kInside && (first_x + at < 0 || first_x + at >= in.width)) return;
-        const T* position = from + at * in.x_stride;
-        if constexpr (decltype(at){} < kStripPixels * kStride) prefetch_line(position + strip.next_in);
-        const Vec<A> value = in_register(load(position, n));
-        unrolled<kWaiting + 1>([&](auto u) TILEWRIGHT_INLINE {
-          constexpr int kRow = kStride * decltype(u){} + decltype(e){};
-          if (!all_rows && (step - u < row_begin || step - u >= row_end)) return;
-          unrolled<kStripPixels>([&](auto p) TILEWRIGHT_INLINE {
-            constexpr int kCol = decltype(at){} - kStride * decltype(p){};
-            if constexpr (kRow < kRows && kCol >= 0 && kCol < kSide) {
-              if (!kInside && p >= strip.count) return;
-              sum[kRow * kSide + kCol] = fma(value, dy[u][p], sum[kRow * kSide + kCol]);
-            }
+      for_each_position<kInside, kPositions, kStripPixels * kStride>(
+          in, from, first_x, strip, n, [&](auto at, Vec<A> value) TILEWRIGHT_INLINE {
+            unrolled<kWaiting + 1>([&](auto u) TILEWRIGHT_INLINE {
+              constexpr int kRow = kStride * decltype(u){} + decltype(e){};
+              if (!all_rows && (step - u < row_begin || step - u >= row_end)) return;
+              unrolled<kStripPixels>([&](auto p) TILEWRIGHT_INLINE {
+                constexpr int kCol = decltype(at){} - kStride * decltype(p){};
+                if constexpr (kRow < kRows && kCol >= 0 && kCol < kSide) {
+                  if (!kInside && p >= strip.count) return;
+                  sum[kRow * kSide + kCol] = fma(value, dy[u][p], sum[kRow * kSide + kCol]);
+                }
+              });
+            });
           });
-        });
-      });
     });
   }
   for (int t = 0; t < kRows * kSide; ++t) {
@@ -108,27 +105,24 @@ inline TILEWRIGHT_INLINE void depthwise_last_classes_strip(const ConvDepthwiseCl
   });
   Vec<A> sum[2][kLast - kFirst + 1][2][kPixels] = {};
   for (int64_t step = row_begin + kFirst; step < row_end + kLast; ++step) {
-    const bool there = step >= 0 && step < grad.height;
-    Vec<A> position[kPositions];
-    unrolled<kPositions>([&](auto at) TILEWRIGHT_INLINE {
-      if (!there || (!kInside && (first_x + at < 0 || first_x + at >= grad.width))) return;
-      const T* from = first + step * grad.y_stride + at * grad.x_stride;
-      if constexpr (decltype(at){} < kPixels) prefetch_line(from + strip.next_in);
-      position[at] = load(from, n);
-    });
+    if (step >= 0 && step < grad.height) {
+      const T* from = first + step * grad.y_stride;
+      for_each_position<kInside, kPositions, kPixels>(
+          grad, from, first_x, strip, n, [&](auto at, Vec<A> value) TILEWRIGHT_INLINE {
+            unrolled<4 * kPixels>([&](auto index) TILEWRIGHT_INLINE {
+              constexpr int i = decltype(index){} / (2 * kPixels), j = decltype(index){} / kPixels % 2;
+              constexpr int p = decltype(index){} % kPixels, kCols = shifts<kSide>(j);
+              constexpr int kCol = decltype(at){} + kFirst - p - first_shift<kSide>(j);
+              if constexpr (kCol >= 0 && kCol < kCols) {
+                unrolled<shifts<kSide>(i)>([&](auto u) TILEWRIGHT_INLINE {
+                  sum[i][u][j][p] = fma(value, weight[2 * i + j][u * kCols + kCol], sum[i][u][j][p]);
+                });
+              }
+            });
+          });
+    }
     unrolled<2>([&](auto i) TILEWRIGHT_INLINE {
-      constexpr int kRows = shifts<kSide>(i), kOldest = kRows - 1;
-      unrolled<kPositions>([&](auto at) TILEWRIGHT_INLINE {
-        if (!there || (!kInside && (first_x + at < 0 || first_x + at >= grad.width))) return;
-        unrolled<kRows * 2 * kPixels>([&](auto index) TILEWRIGHT_INLINE {
-          constexpr int u = decltype(index){} / (2 * kPixels), j = decltype(index){} / kPixels % 2;
-          constexpr int p = decltype(index){} % kPixels, kCols = shifts<kSide>(j);
-          constexpr int kCol = decltype(at){} + kFirst - p - first_shift<kSide>(j);
-          if constexpr (kCol >= 0 && kCol < kCols) {
-            sum[i][u][j][p] = fma(position[at], weight[2 * i + j][u * kCols + kCol], sum[i][u][j][p]);
-          }
-        });
-      });
+      constexpr int kOldest = shifts<kSide>(i) - 1;
       const int64_t y = step - last_shift<kSide>(i), row = 2 * y + i;
       const bool stores = y >= row_begin && y < row_end && row < args.out.height;
       unrolled<2 * kPixels>([&](auto x) TILEWRIGHT_INLINE {
