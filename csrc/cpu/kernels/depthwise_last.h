@@ -25,6 +25,8 @@ namespace {
 // 8 chains of fmas: 2 ports x latency 4.
 constexpr int kDepthwisePixels = 8;
 constexpr int kMostCols = 7;
+// Of the image, that strips go down at a time: what one asks for ahead, up to 9 KB, then waits in L1 for the next.
+constexpr int64_t kBandRows = 16;
 
 // Channel `c` of every group in the lanes of its group; `from` are the n channels of a vector.
 template <int kGroup, typename T>
@@ -187,7 +189,10 @@ void depthwise_last_rows(const ConvDepthwiseArgs<T>& args, int64_t n, int64_t be
   if constexpr (kGroup == 1 && kHasStrips<T>) {
     if (has_strips<kLargestLastWindow>(window)) {
       return for_strip_window<kLargestLastWindow>(window, [&](auto side, auto stride) {
-        depthwise_last_window<T, decltype(side){}, decltype(stride){}>(args, n, begin, end);
+        constexpr int64_t kRows = kBandRows / decltype(stride){};
+        for (int64_t y = begin; y < end; y += kRows) {
+          depthwise_last_window<T, decltype(side){}, decltype(stride){}>(args, n, y, smaller(end, y + kRows));
+        }
       });
     }
   }
